@@ -1,0 +1,1 @@
+"""Checkpoint -> ONNX graphs -> engines, and the checks between them."""
