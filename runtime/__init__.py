@@ -1,0 +1,1 @@
+"""The light runtime of DVPD: waveform in, enhanced waveform out; NumPy and one engine."""
