@@ -1,0 +1,184 @@
+"""Configuration: frozen dataclasses read from TOML; unknown and missing keys are errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .runtime.errors import InputError
+from .runtime.schedule import SdeSpec
+from .runtime.spec import SamplerSpec, SignalSpec
+from .train_config import DataConfig, TrainConfig
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib  # type: ignore[no-redef]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture of both branches. The paper's ablations are values of these fields.
+
+    Attributes:
+        name: Name of the model, as shipped.
+        channels: C, channels of the outer U-Net level; 2C and 4C below. A multiple of 4.
+        blocks: ODAM blocks a stage, 1 or 2.
+        ffn_factor: Hidden channels of the feed-forward part over its channels.
+        state: Slots of the linear attention, or state size of the SSD, for each axis.
+        heads: Heads of the SSD scan (the linear form has one).
+        decoder_channels: Channels of the FANC decoder at full frequency resolution.
+        embedding: Width of the time embedding, even.
+        encoder: "fanc", or "uniform" (one convolution of F-stride 3).
+        local: "lisa", or "dual_path" in its place.
+        scan: "linear" attention, or "ssd" (state-space duality).
+        fi_gate: Whether the interaction has its frequency prior.
+        norm: "batch" (folds into the convolutions), or "layer" (over channels).
+    """
+
+    name: str = "dvpd-base"
+    channels: int = 24
+    blocks: int = 2
+    ffn_factor: float = 2.0
+    state: int = 16
+    heads: int = 4
+    decoder_channels: int = 8
+    embedding: int = 64
+    encoder: str = "fanc"
+    local: str = "lisa"
+    scan: str = "linear"
+    fi_gate: bool = True
+    norm: str = "batch"
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no network."""
+        choices = {
+            "encoder": ("fanc", "uniform"),
+            "local": ("lisa", "dual_path"),
+            "scan": ("linear", "ssd"),
+            "norm": ("batch", "layer"),
+            "blocks": (1, 2),
+        }
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise InputError(f"model.{name} is {value!r}; expected one of {allowed}")
+        for name in ("channels", "state", "heads", "decoder_channels", "embedding"):
+            if getattr(self, name) < 1:
+                raise InputError(f"model.{name} is {getattr(self, name)}; expected at least 1")
+        if self.channels % 4 or self.channels % self.heads:
+            raise InputError(
+                f"model.channels is {self.channels}; expected a multiple of 4 (LISA's groups) "
+                f"and of heads ({self.heads})"
+            )
+        if self.embedding % 2:
+            raise InputError(f"model.embedding is {self.embedding}; expected an even number")
+        if not self.ffn_factor > 0:
+            raise InputError(f"model.ffn_factor is {self.ffn_factor}; expected more than 0")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that defines a model and its training; a checkpoint carries all of it."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    signal: SignalSpec = field(default_factory=SignalSpec)
+    sde: SdeSpec = field(default_factory=SdeSpec)
+    sampler: SamplerSpec = field(default_factory=SamplerSpec)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
+    """Build the dataclass ``cls`` from a table, nested ones too.
+
+    Integers are taken where floats are expected, and lists where tuples are.
+
+    Raises:
+        InputError: A key is unknown, has the wrong type, or its value is refused; the
+            message names it.
+    """
+    if not isinstance(values, Mapping):
+        raise InputError(f"{where} is {values!r}; expected a table")
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise InputError(f"unknown key {where}.{unknown[0]}; known keys: {', '.join(known)}")
+    kwargs = {k: _convert(hints[k], v, f"{where}.{k}") for k, v in values.items()}
+    try:
+        return cls(**kwargs)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return from_dict(kind, value, where)  # type: ignore[arg-type]
+    origin = typing.get_origin(kind)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        inner = typing.get_args(kind)
+        if len(inner) == 2 and inner[1] is Ellipsis:
+            return tuple(_convert(inner[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+        if len(inner) != len(value):
+            raise InputError(f"{where} has {len(value)} values; expected {len(inner)}")
+        pairs = enumerate(zip(inner, value, strict=True))
+        return tuple(_convert(t, v, f"{where}[{i}]") for i, (t, v) in pairs)
+    if origin is dict and isinstance(value, Mapping):
+        inner = typing.get_args(kind)
+        return {str(k): _convert(inner[1], v, f"{where}.{k}") for k, v in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    plain = origin or kind
+    if isinstance(plain, type):
+        wrong_bool = isinstance(value, bool) and plain is not bool
+        if wrong_bool or not isinstance(value, plain):
+            raise InputError(f"{where} is {value!r}; expected {getattr(kind, '__name__', kind)}")
+    return value
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The dataclass as plain tables, as `from_dict` reads them."""
+    return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(config))))
+
+
+def complete_from_dict(values: Mapping[str, Any]) -> Config:
+    """Like `from_dict` for a whole `Config`, but every key must be there (checkpoints).
+
+    Raises:
+        InputError: A key is unknown or missing.
+    """
+    _require_all(to_dict(Config()), values, "config")
+    return from_dict(Config, values)
+
+
+def _require_all(model: Mapping[str, Any], values: Any, where: str) -> None:
+    for key, default in model.items():
+        if not isinstance(values, Mapping) or key not in values:
+            raise InputError(f"missing key {where}.{key}")
+        # tables with free keys (weights by source) are complete as they stand
+        if isinstance(default, Mapping) and default and where == "config":
+            _require_all(default, values[key], f"{where}.{key}")
+
+
+def load_toml(path: str | Path) -> Config:
+    """Read a config file; keys left out keep their defaults.
+
+    Raises:
+        InputError: The file cannot be read, is no TOML, or holds an unknown key.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            values = tomllib.load(file)
+    except OSError as error:
+        raise InputError(f"config {path}: {error.strerror or error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"config {path} is no valid TOML: {error}") from error
+    return from_dict(Config, values)

@@ -1,0 +1,126 @@
+"""LISA: lightweight image-based spectro-awareness, the local part of a stage (paper Eq. 2).
+
+Three branches with dilations d = 3, 5, 7, each a dynamic stripe along frequency, then one along
+time; the taps come from the global mean of the module's input, one kernel for each of four groups
+of channels (paper: W_d = tanh(Conv1x1(GAP(E)))). A stripe is
+
+    L(x) = sum_k w_k shift(x, (k - 1) d)         reflect padding
+    y = l1 * L(x) + l2 * x                       per channel
+
+so with the weights known everything is linear, and all scalars (group kernels, l1, l2, the join's
+gamma) are multiplied together before they meet the map. The axis means of the public reference
+are linear too; they enter once, with one learned weight a channel and axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .layers import ConvNorm
+
+DILATIONS = (3, 5, 7)
+TAPS = 3
+GROUPS = 4
+LEAK = 0.2
+
+
+class LISA(nn.Module):
+    """Dynamic stripes, joined, 1x1, norm, leaky ReLU: [B, C, T, F] -> same shape."""
+
+    def __init__(self, channels: int, norm: str) -> None:
+        """Make the module; ``channels`` must be a multiple of 4."""
+        super().__init__()
+        if channels % GROUPS:
+            raise ValueError(f"LISA needs a multiple of {GROUPS} channels, got {channels}")
+        n = len(DILATIONS)
+        self.kernels = nn.Linear(channels, n * 2 * TAPS * GROUPS)
+        self.l1 = nn.Parameter(torch.full((n, 2, 1, channels), 0.5))  # [d, (F, T), tap, C]
+        self.l2 = nn.Parameter(torch.ones(n, 2, 1, channels))
+        self.gamma = nn.Parameter(torch.zeros(n, 1, channels))
+        self.beta = nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.mean_weight = nn.Parameter(torch.zeros(2, 1, channels, 1, 1))  # of mean over F, T
+        self.register_buffer("centre", torch.tensor([[0.0], [1.0], [0.0]]), persistent=False)
+        self.out = ConvNorm(channels, channels, norm=norm)
+
+    def taps(self, x: Tensor) -> Tensor:
+        """Dynamic taps [18, B, C] of ``x`` [B, C, T, F], every scalar folded in.
+
+        The first axis runs over dilation, then (F, T), then tap.
+        """
+        mean = x.float().mean((2, 3)).to(x.dtype)
+        w = torch.tanh(self.kernels(mean)).unflatten(1, (-1, GROUPS, 1))  # [B, 18, G, 1]
+        # per-channel constants [18, 1, G, C / G]; gamma belongs to the second stripe (along T)
+        join = torch.stack([torch.ones_like(self.gamma), self.gamma], dim=1)  # [d, 2, 1, C]
+        scale = (join * self.l1).expand(-1, -1, TAPS, -1).reshape(-1, 1, GROUPS, self._width)
+        shift = (join * self.l2 * self.centre).reshape(-1, 1, GROUPS, self._width)
+        return (scale * w.transpose(0, 1) + shift).flatten(2)
+
+    @property
+    def _width(self) -> int:
+        return self.gamma.shape[-1] // GROUPS
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the module to ``x`` [B, C, T, F]."""
+        taps = self.taps(x).unsqueeze(-1).unsqueeze(-1)  # [18, B, C, 1, 1]
+        mean_f = x.float().mean(3, keepdim=True).to(x.dtype)  # [B, C, T, 1]
+        mean_t = x.float().mean(2, keepdim=True).to(x.dtype)  # [B, C, 1, F]
+        y = self.beta * x + (self.mean_weight[0] * mean_f + self.mean_weight[1] * mean_t)
+        y = stripes(x, taps.unbind(0), y) if not self.training else stripes_conv(x, taps, y)
+        return nn.functional.leaky_relu(self.out(y), LEAK)
+
+
+def stripes(x: Tensor, taps: Sequence[Tensor], y: Tensor) -> Tensor:
+    """Add the three branches' stripes of ``x`` [B, C, T, F] to ``y``, as shifted multiply-adds.
+
+    ``taps`` are 18 tensors [B, C, 1, 1] in the order of `LISA.taps`. This form has a dynamic batch
+    in ONNX, where a convolution fixes its number of groups.
+    """
+    n_bins, reach = x.shape[-1], DILATIONS[-1]
+    padded = nn.functional.pad(x, (reach,) * 4, mode="reflect")  # [B, C, T + 14, F + 14]
+    centre = padded[..., reach : reach + n_bins]
+    for i, d in enumerate(DILATIONS):
+        w = taps[6 * i : 6 * i + 6]
+        left = padded[..., reach - d : reach - d + n_bins]
+        right = padded[..., reach + d : reach + d + n_bins]
+        z = w[0] * left + w[1] * centre + w[2] * right  # [B, C, T + 14, F]
+        later = z[:, :, reach + d : d - reach] if d < reach else z[:, :, reach + d :]
+        y = y + w[3] * z[:, :, reach - d : -reach - d]
+        y = y + w[4] * z[:, :, reach:-reach] + w[5] * later
+    return y
+
+
+def stripes_conv(x: Tensor, taps: Tensor, y: Tensor) -> Tensor:
+    """The same as `stripes` by one dilated depthwise convolution a branch; ``taps`` [18, B, C, 1, 1].
+
+    A stripe along T after one along F is the outer product of their taps.
+    """
+    b, c = x.shape[:2]
+    kernels = taps.unflatten(0, (len(DILATIONS), 2, TAPS)).flatten(3)  # [d, 2, tap, B C]
+    for i, d in enumerate(DILATIONS):
+        along_f, along_t = kernels[i].movedim(-1, 1)  # [B C, tap] each
+        kernel = (along_t.unsqueeze(-1) * along_f.unsqueeze(-2)).unsqueeze(1)  # [B C, 1, T, F]
+        padded = nn.functional.pad(x, (d,) * 4, mode="reflect").reshape(
+            1, b * c, -1, x.shape[-1] + 2 * d
+        )
+        y = y + nn.functional.conv2d(padded, kernel, dilation=d, groups=b * c).reshape(x.shape)
+    return y
+
+
+class DualPath(nn.Module):
+    """The ablation in LISA's place: a plain depthwise pass along frequency, then along time."""
+
+    def __init__(self, channels: int, norm: str) -> None:
+        """Make the module."""
+        super().__init__()
+        self.intra = ConvNorm(channels, channels, (1, 7), groups=channels, norm=norm)
+        self.inter = ConvNorm(channels, channels, (7, 1), groups=channels, norm=norm)
+        self.out = ConvNorm(channels, channels, norm=norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the module to ``x`` [B, C, T, F]."""
+        y = x + torch.relu(self.intra(x))
+        y = y + torch.relu(self.inter(y))
+        return nn.functional.leaky_relu(self.out(y), LEAK)

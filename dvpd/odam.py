@@ -1,0 +1,207 @@
+"""ODAM: omni-directional attention, the global part of a stage (paper section 3.3).
+
+The published block scans with Mamba in raster orders; a serial scan of T x F steps exports to
+nothing. Two matrix forms stand in for it, both bidirectional along each axis, behind one interface
+(u [B, T, F, C], channels last -> same shape):
+
+- ``LinearScan``: gated linear attention (cf. arXiv 2405.16605). The keys are normalised along the
+  axis rather than at every output, so M_n = sum_l k_nl v_l / sum_l k_nl are weighted means of the
+  values (bounded, safe in half precision) and the output is sum_n q_n M_n: no division per point,
+  no L x L matrix, no exponent.
+- ``SSDScan``: state-space duality (Mamba-2, arXiv 2405.21060) in chunks, equal to the recurrence.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .layers import ConvNorm
+
+KEY_FLOOR = 1e-4  # keeps a mean over no keys at zero instead of 0 / 0
+
+
+class LinearScan(nn.Module):
+    """Linear attention along frequency within each frame and along time within each band.
+
+    Along frequency every point has its own key and query. Along time keys and queries belong to the
+    frame (from its mean over frequency) and the state is kept for every band and channel: what a
+    slot holds is a weighted mean spectrum, for example of the frames without speech. Both work on
+    the channels-last view, where keys are plain products and nothing is transposed in between;
+    measured against keys at every point along time, in NCHW, a block costs half on OpenVINO.
+    """
+
+    def __init__(self, channels: int, state: int) -> None:
+        """Make the scan with ``state`` slots an axis."""
+        super().__init__()
+        self.freq_key = nn.Linear(channels, state)
+        self.freq_query = nn.Linear(channels, state)
+        self.time_key = nn.Linear(channels, state)
+        self.time_query = nn.Linear(channels, state)
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Mix ``u`` [B, T, F, C] along both axes and sum the two results, [B, T, F, C]."""
+        return self._along_frequency(u) + self._along_time(u)
+
+    def _along_frequency(self, v: Tensor) -> Tensor:
+        k = torch.sigmoid(self.freq_key(v))  # [B, T, F, N]
+        q = torch.sigmoid(self.freq_query(v))  # [B, T, F, N]
+        total = k.float().sum(2).unsqueeze(-1) + KEY_FLOOR  # [B, T, N, 1]
+        mean = ((k.transpose(-1, -2) @ v).float() / total).to(v.dtype)  # [B, T, N, C]
+        return q @ mean
+
+    def _along_time(self, v: Tensor) -> Tensor:
+        n_bins = v.shape[2]
+        frame = v.float().mean(2).to(v.dtype)  # [B, T, C]
+        k = torch.sigmoid(self.time_key(frame)).float()  # [B, T, N]
+        k = (k / (k.sum(1, keepdim=True) + KEY_FLOOR)).to(v.dtype)
+        q = torch.sigmoid(self.time_query(frame))
+        mean = k.transpose(-1, -2) @ v.flatten(2)  # [B, N, F C]
+        return (q @ mean).unflatten(2, (n_bins, -1))
+
+
+def ssd_recurrence(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """The plain recurrence, the reference of `ssd_chunked`; see there for the shapes."""
+    h = x.new_zeros(*x.shape[:-3], x.shape[-2], b.shape[-1], x.shape[-1])  # [..., H, N, P]
+    out = []
+    for i in range(x.shape[-3]):
+        decay = torch.exp(dt[..., i, :] * a)[..., None, None]
+        write = b[..., i, None, :, None] * (dt[..., i, :, None] * x[..., i, :, :])[..., None, :]
+        h = decay * h + write
+        out.append((c[..., i, None, None, :] @ h).squeeze(-2))
+    return torch.stack(out, dim=-3)
+
+
+def ssd_chunked(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, chunk: int = 32) -> Tensor:
+    """h_l = exp(dt_l A) h_{l-1} + dt_l B_l x_l^T, y_l = C_l^T h_l, as products within chunks.
+
+    Args:
+        x: values [..., L, H, P].
+        dt: step sizes >= 0 [..., L, H].
+        a: decay rates <= 0 [H].
+        b: input maps [..., L, N], shared by the heads.
+        c: output maps [..., L, N].
+        chunk: steps a chunk; L is padded up to a multiple (with dt = 0: no effect).
+
+    Returns:
+        y [..., L, H, P]. All exponents are <= 0. Source: arXiv 2405.21060, section 6.
+    """
+    length = x.shape[-3]
+    extra = -length % chunk
+    x = nn.functional.pad(x, (0, 0, 0, 0, 0, extra)).unflatten(-3, (-1, chunk))  # [..., K, Q, H, P]
+    dt = nn.functional.pad(dt, (0, 0, 0, extra)).unflatten(-2, (-1, chunk))  # [..., K, Q, H]
+    b = nn.functional.pad(b, (0, 0, 0, extra)).unflatten(-2, (-1, chunk))  # [..., K, Q, N]
+    c = nn.functional.pad(c, (0, 0, 0, extra)).unflatten(-2, (-1, chunk))
+    log = torch.cumsum(dt * a, dim=-2).movedim(-1, -2)  # [..., K, H, Q], decreasing, <= 0
+    xdt = (x * dt.unsqueeze(-1)).movedim(-2, -3)  # [..., K, H, Q, P]
+    # within a chunk: L[i, j] = exp(log_i - log_j) for j <= i
+    keep = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).tril()
+    gap = (log.unsqueeze(-1) - log.unsqueeze(-2)).masked_fill(~keep, float("-inf"))
+    inner = torch.exp(gap) * (c @ b.transpose(-1, -2)).unsqueeze(-3)  # [..., K, H, Q, Q]
+    y = inner @ xdt
+    # what each chunk leaves behind, carried over the chunks before it
+    left = torch.exp(log[..., -1:] - log).unsqueeze(-1) * xdt  # [..., K, H, Q, P]
+    states = b.unsqueeze(-3).transpose(-1, -2) @ left  # [..., K, H, N, P]
+    total = torch.cumsum(log[..., -1], dim=-2).movedim(-1, -2)  # [..., H, K], to each chunk's end
+    before = nn.functional.pad(total[..., :-1], (1, 0))  # [..., H, K], to each chunk's start
+    n = total.shape[-1]
+    past = torch.ones(n, n, dtype=torch.bool, device=x.device).tril(-1)
+    carry = (before.unsqueeze(-1) - total.unsqueeze(-2)).masked_fill(~past, float("-inf"))
+    moved = states.movedim(-4, -3).flatten(-2)  # [..., H, K, N P]
+    start = (torch.exp(carry) @ moved).unflatten(-1, states.shape[-2:]).movedim(-3, -4)
+    y = y + torch.exp(log).unsqueeze(-1) * (c.unsqueeze(-3) @ start)
+    return y.movedim(-3, -2).flatten(-4, -3)[..., :length, :, :]
+
+
+class SSDScan(nn.Module):
+    """Selective scan by state-space duality along four directions, summed."""
+
+    def __init__(self, channels: int, state: int, heads: int, chunk: int = 32) -> None:
+        """Make the scan; decays start between 1/16 and 1 a step."""
+        super().__init__()
+        if channels % heads:
+            raise ValueError(f"channels ({channels}) must be a multiple of heads ({heads})")
+        self.heads, self.state, self.chunk = heads, state, chunk
+        self.project = nn.ModuleList(nn.Linear(channels, 2 * state + heads) for _ in range(2))
+        self.log_a = nn.Parameter(torch.log(torch.linspace(1 / 16, 1, heads)).repeat(4, 1))
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Scan ``u`` [B, T, F, C] forward and backward along F and along T; the sum, same shape."""
+        rows = (u, u.transpose(1, 2))  # [B, T, F, C], [B, F, T, C]
+        out = []
+        for axis, row in enumerate(rows):
+            b, c, dt = self.project[axis](row).split([self.state, self.state, self.heads], dim=-1)
+            dt = nn.functional.softplus(dt.float())
+            x = row.unflatten(-1, (self.heads, -1)).float()
+            args = (x, dt, b.float(), c.float())
+            total = torch.zeros_like(x)
+            for backward in (False, True):
+                a = -torch.exp(self.log_a[2 * axis + backward].float())
+                v, d, bb, cc = (t.flip(s) if backward else t
+                                for t, s in zip(args, (-3, -2, -2, -2), strict=True))  # fmt: skip
+                y = ssd_chunked(v, d, a, bb, cc, self.chunk)
+                total = total + (y.flip(-3) if backward else y)
+            out.append(total.flatten(-2).to(u.dtype))
+        return out[0] + out[1].transpose(1, 2)
+
+
+class Mixer(nn.Module):
+    """1x1 to u and gate z; depthwise 3x3; scans; times sigmoid(z); channel attention; 1x1 out."""
+
+    def __init__(self, channels: int, state: int, heads: int, scan: str, norm: str) -> None:
+        """Make the mixer; ``scan`` is "linear" or "ssd"."""
+        super().__init__()
+        self.value = nn.Conv2d(channels, channels, 1, bias=False)
+        self.local = ConvNorm(channels, channels, 3, groups=channels, norm=norm)
+        self.gate = ConvNorm(channels, channels, norm=norm)
+        if scan == "linear":
+            self.scan = LinearScan(channels, state)
+        elif scan == "ssd":
+            self.scan = SSDScan(channels, state, heads)
+        else:
+            raise ValueError(f"scan is {scan!r}; it must be 'linear' or 'ssd'")
+        self.attention = nn.Conv2d(channels, channels, 1)
+        self.out = ConvNorm(channels, channels, norm=norm, zero_init=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix ``x`` [B, C, T, F]."""
+        u = torch.relu(self.local(self.value(x)))
+        v = u.permute(0, 2, 3, 1)  # [B, T, F, C], a view
+        y = (self.scan(v) + v).permute(0, 3, 1, 2) * torch.sigmoid(self.gate(x))
+        mean = y.float().mean((2, 3), keepdim=True).to(y.dtype)  # [B, C, 1, 1]
+        return self.out(y * torch.sigmoid(self.attention(mean)))
+
+
+class FeedForward(nn.Module):
+    """Gated depthwise-3x3 feed-forward: out(dw(a) * sigmoid(dw(b)))."""
+
+    def __init__(self, channels: int, hidden: int, norm: str) -> None:
+        """Make the layer with ``hidden`` channels inside."""
+        super().__init__()
+        self.value = nn.Conv2d(channels, hidden, 1, bias=False)
+        self.gate = nn.Conv2d(channels, hidden, 1, bias=False)
+        self.value_local = ConvNorm(hidden, hidden, 3, groups=hidden, norm=norm)
+        self.gate_local = ConvNorm(hidden, hidden, 3, groups=hidden, norm=norm)
+        self.out = ConvNorm(hidden, channels, norm=norm, zero_init=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform ``x`` [B, C, T, F]."""
+        gate = torch.sigmoid(self.gate_local(self.gate(x)))
+        return self.out(self.value_local(self.value(x)) * gate)
+
+
+class ODAM(nn.Module):
+    """x + mixer(x), then x + feed-forward(x); [B, C, T, F] -> same shape."""
+
+    def __init__(
+        self, channels: int, hidden: int, state: int, heads: int, scan: str, norm: str
+    ) -> None:
+        """Make the block with ``hidden`` channels in the feed-forward part."""
+        super().__init__()
+        self.mixer = Mixer(channels, state, heads, scan, norm)
+        self.ffn = FeedForward(channels, hidden, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply both residual steps to ``x`` [B, C, T, F]."""
+        x = x + self.mixer(x)
+        return x + self.ffn(x)

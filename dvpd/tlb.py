@@ -1,0 +1,35 @@
+"""TLB: the training-free lossless boost, eight scalars that reach into the diffusion branch.
+
+Paper section 3.4 and Alg. 1, lines 12-22. ``tlb_skip`` and ``tlb_backbone`` are [2 levels, 2 bands]:
+row 0 is the outer level (24 channels), column 0 is below 2 kHz. All ones change nothing, exactly.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLAT_MAP_FLOOR = 1e-6  # a map without contrast is normalised to zeros
+
+
+def _by_band(factors: Tensor, n_bins: int, split: int) -> Tensor:
+    """Per-bin factors [n_bins] of ``factors`` [2] = (low, high)."""
+    low = (torch.arange(n_bins, device=factors.device) < split).to(factors.dtype)
+    return factors[0] * low + factors[1] * (1 - low)
+
+
+def scale_skip(skip: Tensor, factors: Tensor, split: int) -> Tensor:
+    """Multiply a copy of the skip tensor [B, C, T, F] by s_low below ``split`` and s_high above."""
+    return skip * _by_band(factors.float(), skip.shape[-1], split).to(skip.dtype)
+
+
+def scale_backbone(x: Tensor, factors: Tensor, split: int) -> Tensor:
+    """Multiply the decoder tensor ``x`` [B, C, T, F] by (b - 1) m + 1.
+
+    m [B, 1, T, F] is the mean over channels, min-max normalised over the map of each item.
+    """
+    mean = x.float().mean(1, keepdim=True)
+    low, high = mean.amin((2, 3), keepdim=True), mean.amax((2, 3), keepdim=True)
+    m = (mean - low) / (high - low).clamp_min(FLAT_MAP_FLOOR)
+    gain = (_by_band(factors.float(), x.shape[-1], split) - 1) * m + 1
+    return x * gain.to(x.dtype)
