@@ -1,1 +1,41 @@
-"""The light runtime of DVPD: waveform in, enhanced waveform out; NumPy and one engine."""
+"""The light runtime of DVPD: waveform in, enhanced waveform out; NumPy and one engine.
+
+The names below load on first use, so that training and export can read ``dvpd.runtime.spec`` and
+``dvpd.runtime.schedule`` without the audio libraries.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .errors import BackendError, DvpdError, InputError, ManifestError, ParityError
+
+if TYPE_CHECKING:
+    from .enhancer import Enhanced, EnhancedFile, Enhancer
+    from .spec import Manifest, TlbFactors
+
+__all__ = [
+    "BackendError",
+    "DvpdError",
+    "Enhanced",
+    "EnhancedFile",
+    "Enhancer",
+    "InputError",
+    "Manifest",
+    "ManifestError",
+    "ParityError",
+    "TlbFactors",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import Enhancer and its companions on first use."""
+    if name in ("Enhanced", "EnhancedFile", "Enhancer"):
+        from . import enhancer
+
+        return getattr(enhancer, name)
+    if name in ("Manifest", "TlbFactors"):
+        from . import spec
+
+        return getattr(spec, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -100,8 +100,8 @@ def istft(spec: NDArray[np.complexfloating], n_samples: int, signal: SignalSpec)
     half = signal.n_fft // 2
     cut = slice(half, half + n_samples)
     # The last n_samples % hop samples sit under the tail of the last windows, never at norm 0.
-    wav = total.reshape(-1)[cut] / norm.reshape(-1)[cut]
-    return wav.astype(np.float32)
+    wav: FloatArray = (total.reshape(-1)[cut] / norm.reshape(-1)[cut]).astype(np.float32)
+    return wav
 
 
 def compress(spec: NDArray[np.complexfloating], signal: SignalSpec) -> FloatArray:
@@ -138,6 +138,8 @@ def decompress(spec_ri: NDArray[np.floating], signal: SignalSpec) -> ComplexArra
     mag = np.sqrt(real**2 + imag**2)
     # |X| / mag = f^(-1/p) mag^(1/p - 1): no division by the magnitude, so 0 needs no guard.
     inverse = 1.0 / signal.compress_exponent
-    gain = signal.compress_factor**-inverse * mag ** (inverse - 1.0)
-    spec: ComplexArray = ((real + 1j * imag) * gain).astype(np.complex64)
+    # Values beyond float32 become infinite here and are refused by the caller.
+    with np.errstate(over="ignore", invalid="ignore"):
+        gain = signal.compress_factor**-inverse * mag ** (inverse - 1.0)
+        spec: ComplexArray = ((real + 1j * imag) * gain).astype(np.complex64)
     return spec

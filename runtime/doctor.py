@@ -1,0 +1,305 @@
+"""What this machine has, what it can run, and the cure for what is missing.
+
+Nothing heavy is imported: torch is only looked up, engines are asked for their devices.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from .backend import BACKENDS, cpu_quota, cuda_device_count, installed, ort_conflict
+from .engines import find_engines
+from .errors import DvpdError
+from .spec import Manifest
+
+# Import name -> distributions that may provide it, in order.
+PACKAGES: dict[str, tuple[str, ...]] = {
+    "numpy": ("numpy",),
+    "soundfile": ("soundfile",),
+    "soxr": ("soxr",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
+    "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
+    "cuda": ("cuda-python", "cuda-bindings"),
+    "pycuda": ("pycuda",),
+    "onnx": ("onnx",),
+    "torch": ("torch",),
+}
+_REQUIRED = ("numpy", "soundfile", "soxr")
+_CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "sve", "fphp")
+
+
+def _version(module: str) -> str | None:
+    """Version of a package that can be imported, "unknown" without metadata, None if absent."""
+    try:
+        if importlib.util.find_spec(module) is None:
+            return None
+    except (ImportError, ValueError):
+        return None
+    for name in PACKAGES[module]:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").replace("\0", " ").strip()
+    except OSError:
+        return ""
+
+
+def _cpu() -> dict[str, Any]:
+    text = _read("/proc/cpuinfo")
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    have = set(flags[1].split()) if flags else set()
+    return {
+        "name": model[1] if model else platform.processor() or platform.machine(),
+        "architecture": platform.machine(),
+        "logical_cores": os.cpu_count() or 1,
+        "usable_cores": cpu_quota(),
+        "features": [name for name in _CPU_FEATURES if name in have],
+    }
+
+
+def _memory() -> dict[str, float | None]:
+    text = _read("/proc/meminfo")
+    found = {key: int(kib) / 2**20 for key, kib in re.findall(r"^(\w+):\s+(\d+) kB", text, re.M)}
+    total = found.get("MemTotal")
+    if total is None and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return {"total_gib": total, "available_gib": found.get("MemAvailable")}
+
+
+def _gpus() -> list[dict[str, str]]:
+    """NVIDIA GPUs as nvidia-smi lists them; empty where it is missing or fails."""
+    keys = ("name", "driver_version", "memory.total", "compute_cap")
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return []
+    try:
+        done = subprocess.run(
+            [command, f"--query-gpu={','.join(keys)}", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
+    return [dict(zip(keys, row, strict=True)) for row in rows if len(row) == len(keys)]
+
+
+def _jetson() -> dict[str, str] | None:
+    model = _read("/proc/device-tree/model")
+    release = _read("/etc/nv_tegra_release").splitlines()
+    if "NVIDIA" not in model and not release:
+        return None
+    return {"model": model, "l4t": release[0] if release else ""}
+
+
+def _sound_library() -> str | None:
+    try:
+        import soundfile
+    except (ImportError, OSError):  # OSError: the shared library is missing
+        return None
+    return str(soundfile.__libsndfile_version__)
+
+
+def _ort_providers() -> list[str]:
+    try:
+        import onnxruntime
+
+        return list(onnxruntime.get_available_providers())
+    except Exception:  # a damaged install raises whatever it likes; reported as not usable
+        return []
+
+
+def _openvino_devices() -> list[str]:
+    try:
+        import openvino
+
+        return [str(name).lower() for name in openvino.Core().available_devices]
+    except Exception:  # likewise
+        return []
+
+
+def _backends(n_gpus: int) -> list[dict[str, Any]]:
+    """Each backend and device: can it run, and if not, what cures it."""
+    rows: list[dict[str, Any]] = []
+
+    def add(backend: str, device: str, missing: str | None, cure: str | None) -> None:
+        rows.append(
+            {
+                "backend": backend,
+                "device": device,
+                "usable": missing is None,
+                "missing": missing,
+                "cure": cure,
+            }
+        )
+
+    conflict = ort_conflict()
+    providers = _ort_providers() if installed("ort") else []
+    if not installed("ort"):
+        cpu = ("onnxruntime is not installed", f"pip install '{BACKENDS['ort'][1]}'")
+    elif conflict:
+        cpu = (conflict.split(": ", 1)[0], conflict.split(": ", 1)[1])
+    elif "CPUExecutionProvider" not in providers:
+        cpu = ("onnxruntime does not import", "pip install --force-reinstall onnxruntime")
+    else:
+        cpu = None
+    add("ort", "cpu", *(cpu or (None, None)))
+    if n_gpus == 0:
+        add("ort", "cuda", "no NVIDIA GPU with a working driver", "a machine with one")
+    elif conflict and cpu:
+        add("ort", "cuda", *cpu)
+    elif "CUDAExecutionProvider" not in providers:
+        cure = "pip uninstall -y onnxruntime, then pip install 'dvpd[gpu]'"
+        add("ort", "cuda", "this onnxruntime has no CUDA provider", cure)
+    else:
+        add("ort", "cuda", None, None)
+    if not installed("openvino"):
+        cure = f"pip install '{BACKENDS['openvino'][1]}'"
+        add("openvino", "cpu", "openvino is not installed", cure)
+    else:
+        devices = _openvino_devices()
+        if not devices:
+            cure = "pip install --force-reinstall openvino"
+            add("openvino", "cpu", "openvino does not import or finds no device", cure)
+        for device in devices:
+            add("openvino", device, None, None)
+    return rows
+
+
+def _engines() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for folder in find_engines():
+        row: dict[str, Any] = {"folder": str(folder), "usable": False, "problem": None}
+        try:
+            manifest = Manifest.load(folder)
+            manifest.verify_graphs(folder)
+        except DvpdError as error:
+            row["problem"] = str(error)
+        else:
+            row.update(
+                usable=True,
+                name=manifest.name,
+                version=manifest.version,
+                precision=manifest.precision,
+            )
+        rows.append(row)
+    return rows
+
+
+def examine() -> dict[str, Any]:
+    """Look at this machine.
+
+    Returns:
+        A JSON-ready report. "ready" says whether a recording can be enhanced now; "problems" lists
+        what is wrong with its cure.
+    """
+    packages = {name: _version(name) for name in PACKAGES}
+    backends = _backends(cuda_device_count())
+    engines = _engines()
+    sound = _sound_library()
+    problems = [
+        f"{name} is missing: pip install {name}" for name in _REQUIRED if packages[name] is None
+    ]
+    if packages["soundfile"] is not None and sound is None:
+        problems.append(
+            "soundfile cannot load libsndfile: apt install libsndfile1, or "
+            "pip install --force-reinstall soundfile"
+        )
+    if (conflict := ort_conflict()) is not None:
+        problems.append(conflict)
+    if not any(row["usable"] for row in backends):
+        problems.append("no backend can run: pip install 'dvpd[cpu]' or 'dvpd[openvino]'")
+    problems += [row["problem"] for row in engines if row["problem"]]
+    if not engines:
+        problems.append("no engine folder under engines/: python export/to_onnx.py writes one")
+    ready = (
+        any(row["usable"] for row in backends)
+        and any(row["usable"] for row in engines)
+        and all(packages[name] is not None for name in _REQUIRED)
+        and sound is not None
+    )
+    return {
+        "ready": ready,
+        "python": {"version": platform.python_version(), "executable": sys.executable},
+        "system": {"os": platform.platform(), "cpu": _cpu(), "memory": _memory()},
+        "nvidia": {"gpus": _gpus(), "cuda_devices": cuda_device_count(), "jetson": _jetson()},
+        "packages": packages,
+        "libsndfile": sound,
+        "ort_providers": _ort_providers() if packages["onnxruntime"] else [],
+        "backends": backends,
+        "engines": engines,
+        "problems": problems,
+    }
+
+
+def render(report: dict[str, Any]) -> str:
+    """The report as text for a terminal.
+
+    Args:
+        report: From ``examine``.
+    """
+    system, cpu = report["system"], report["system"]["cpu"]
+    memory = system["memory"]
+    lines = [
+        f"Python    {report['python']['version']} ({report['python']['executable']})",
+        f"System    {system['os']}",
+        f"CPU       {cpu['name']}, {cpu['usable_cores']} of {cpu['logical_cores']} cores usable"
+        + (f", {' '.join(cpu['features'])}" if cpu["features"] else ""),
+    ]
+    if memory["total_gib"] is not None:
+        available = memory["available_gib"]
+        free = "" if available is None else f", {available:.1f} available"
+        lines.append(f"Memory    {memory['total_gib']:.1f} GiB{free}")
+    for gpu in report["nvidia"]["gpus"]:
+        lines.append(
+            f"GPU       {gpu['name']}, {gpu['memory.total']}, compute {gpu['compute_cap']}, driver "
+            f"{gpu['driver_version']}"
+        )
+    if (jetson := report["nvidia"]["jetson"]) is not None:
+        lines.append(f"Jetson    {jetson['model']} {jetson['l4t']}".rstrip())
+    elif not report["nvidia"]["gpus"]:
+        lines.append("GPU       no NVIDIA GPU seen")
+    lines += ["", "Packages"]
+    for name, version in report["packages"].items():
+        note = f" (libsndfile {report['libsndfile']})" if name == "soundfile" else ""
+        lines.append(f"  {name:14s}{version + note if version else '-'}")
+    if report["ort_providers"]:
+        lines.append(f"  ONNX Runtime providers: {', '.join(report['ort_providers'])}")
+    lines += ["", "Backends"]
+    for row in report["backends"]:
+        label = f"  {row['backend']:10s}{row['device']:8s}"
+        lines.append(
+            label + ("can run" if row["usable"] else f"no: {row['missing']}; cure: {row['cure']}")
+        )
+    lines += ["", "Engines"]
+    for row in report["engines"]:
+        state = (
+            f"{row['name']} {row['version']} {row['precision']}" if row["usable"] else "unusable"
+        )
+        lines.append(f"  {row['folder']}  {state}")
+    if not report["engines"]:
+        lines.append("  none")
+    if report["problems"]:
+        lines += ["", "Problems", *(f"  {text}" for text in report["problems"])]
+    lines += ["", "Ready to enhance." if report["ready"] else "Not ready: see Problems."]
+    return "\n".join(lines)

@@ -1,0 +1,539 @@
+"""Waveform in, enhanced waveform out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .audio import (
+    MAX_CHANNELS,
+    AudioWriter,
+    Resampler,
+    check_finite,
+    check_paths,
+    check_rate,
+    output_format,
+    probe,
+    read_blocks,
+)
+from .backend import Backend, open_backend
+from .errors import BackendError, InputError
+from .noise import check_seed, frame_noise
+from .sampler import sample
+from .schedule import SamplerStep, initial_state, sampler_steps
+from .spec import Manifest, TlbFactors, padded_frames
+from .stft import compress, decompress, istft, stft
+from .windows import WindowedStream, WindowPlan
+
+FloatArray = NDArray[np.float32]
+Tlb = str | Mapping[str, Any] | TlbFactors | None
+Progress = Callable[[float], None]
+
+MAX_STEPS = 1000
+MAX_AMPLITUDE = 1e36  # leaves room below float32's largest number
+_ARRAY_BLOCK = 1 << 18  # samples pushed at a time
+
+# Integer dtype -> (zero, full scale).
+_INTEGERS = {"uint8": (128, 128.0), "int16": (0, 32768.0), "int32": (0, 2147483648.0)}
+
+
+@dataclass(frozen=True)
+class Enhanced:
+    """An enhanced waveform.
+
+    Attributes:
+        wav: float32, the input's shape.
+        sample_rate: The input's rate (Hz).
+        nfe: Network calls for each window of audio: 1 + steps.
+        seconds: Wall-clock time of the enhancement (s).
+    """
+
+    wav: FloatArray
+    sample_rate: int
+    nfe: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EnhancedFile:
+    """What happened to a file.
+
+    Attributes:
+        path: The file written.
+        sample_rate: Its rate (Hz), that of the input.
+        n_channels: Its channels, those of the input.
+        n_samples: Its samples in each channel, those of the input.
+        container: Its container, such as "WAV".
+        subtype: Its encoding, such as "PCM_16".
+        n_clipped: Values limited to full scale, as the encoding holds no more.
+        nfe: Network calls for each window of audio: 1 + steps.
+        seconds: Wall-clock time, reading and writing included (s).
+    """
+
+    path: Path
+    sample_rate: int
+    n_channels: int
+    n_samples: int
+    container: str
+    subtype: str
+    n_clipped: int
+    nfe: int
+    seconds: float
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the recording (s)."""
+        return self.n_samples / self.sample_rate
+
+    @property
+    def rtf(self) -> float:
+        """Real-time factor: seconds of work for a second of audio (all channels)."""
+        return self.seconds / self.duration_s
+
+
+@dataclass(frozen=True)
+class _Settings:
+    seed: int
+    steps: tuple[SamplerStep, ...]
+    alpha: float
+    tlb: TlbFactors
+    noise: FloatArray | None
+
+
+class _Chain:
+    """Rate in -> model rate -> windows -> rate in, for all channels of one recording."""
+
+    def __init__(self, enhancer: Enhancer, settings: _Settings, rate: int, peaks: FloatArray):
+        signal = enhancer.manifest.signal
+        n_channels = len(peaks)
+        self._rates = (rate, signal.sample_rate)
+        self._down = Resampler(rate, signal.sample_rate, n_channels)
+        self._up = Resampler(signal.sample_rate, rate, n_channels)
+        self._streams = [
+            WindowedStream(
+                enhancer._channel_process(settings, float(peak)),
+                enhancer.window_plan,
+                signal.hop_length,
+            )
+            for peak in peaks
+        ]
+        self._n_in = 0
+
+    def push(self, block: FloatArray) -> Iterator[FloatArray]:
+        self._n_in += len(block)
+        yield from self._windows(self._down.push(block))
+
+    def finish(self) -> Iterator[FloatArray]:
+        yield from self._windows(self._down.finish(_n_model(self._n_in, *self._rates)))
+        for pieces in zip(*(stream.finish() for stream in self._streams), strict=True):
+            yield self._up.push(np.stack(pieces, axis=1))
+        yield self._up.finish(self._n_in)
+
+    def _windows(self, block: FloatArray) -> Iterator[FloatArray]:
+        if not len(block):
+            return
+        pushed = (s.push(block[:, c].copy()) for c, s in enumerate(self._streams))
+        for pieces in zip(*pushed, strict=True):
+            yield self._up.push(np.stack(pieces, axis=1))
+
+
+def _n_model(n_in: int, rate_in: int, rate_model: int) -> int:
+    """Samples at the model's rate that cover n_in samples; at least one."""
+    return -(-n_in * rate_model // rate_in)
+
+
+class Enhancer:
+    """A loaded model.
+
+    Use as a context manager, or call ``close``. One instance serves one thread at a time.
+
+    Attributes:
+        manifest: What the engine folder says.
+        backend: The engine in use.
+        window_plan: How long recordings are cut.
+    """
+
+    def __init__(
+        self, manifest: Manifest, backend: Backend, window_plan: WindowPlan | None = None
+    ) -> None:
+        """Wrap an open backend; ``Enhancer.open`` is the usual way.
+
+        Args:
+            manifest: The engine's manifest.
+            backend: Its graphs, loaded.
+            window_plan: How long recordings are cut; None for 8.2 s windows.
+
+        Raises:
+            InputError: The windows do not start on frames.
+        """
+        plan = window_plan or WindowPlan()
+        plan.check_grid(manifest.signal)
+        self.manifest = manifest
+        self.backend = backend
+        self.window_plan = plan
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        backend: str = "auto",
+        device: str = "auto",
+        threads: int | None = None,
+        *,
+        window_plan: WindowPlan | None = None,
+    ) -> Enhancer:
+        """Load an engine folder.
+
+        Args:
+            folder: Folder with manifest.json and the two graphs.
+            backend: "ort", "openvino" or "auto".
+            device: "cpu", "cuda", "cuda:N" (ort), "gpu", "npu" (openvino) or "auto".
+            threads: CPU threads; None for a sensible number.
+            window_plan: How long recordings are cut; None for 8.2 s windows.
+
+        Raises:
+            InputError: An option is out of range.
+            ManifestError: The folder is incomplete, damaged, or of another version.
+            BackendError: The engine or the device is not there.
+        """
+        manifest = Manifest.load(folder)
+        return cls(manifest, open_backend(folder, manifest, backend, device, threads), window_plan)
+
+    def close(self) -> None:
+        """Release the engine."""
+        self.backend.close()
+
+    def __enter__(self) -> Enhancer:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Release the engine."""
+        self.close()
+
+    def enhance(
+        self,
+        wav: NDArray[Any],
+        sample_rate: int,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        alpha: float | None = None,
+        tlb: Tlb = None,
+        noise: FloatArray | None = None,
+        progress: Progress | None = None,
+    ) -> Enhanced:
+        """Enhance a waveform.
+
+        Each channel is scaled by its own maximum, enhanced at the model's rate and brought back;
+        content above half that rate (8 kHz) is not restored. Silent channels stay exactly silent.
+        The same seed gives the same waveform on the same backend. Channels share the noise, so
+        equal channels stay equal.
+
+        Args:
+            wav: [L] or [L, n_channels]. Floats of any scale; uint8, int16 and int32 are read as
+                full-scale integers and returned as floats in [-1, 1].
+            sample_rate: Samples a second (Hz), 1000 to 768000.
+            seed: Whole number in [0, 2^64).
+            steps: Calls of the score network; 0 is the predictive branch alone, None the
+                manifest's default (3). The start time stays t_rs, so dt = t_rs / steps.
+            alpha: Weight of the predictive magnitude in [0, 1]; None for the manifest's (0.4).
+            tlb: Preset name, {"skip": [[..], [..]], "backbone": [[..], [..]]} or TlbFactors; None
+                for all ones.
+            noise: float32 [steps, n_frames or more, 257], instead of the seed's noise, for
+                comparisons; frames are absolute, at the model's rate.
+            progress: Called with the fraction done, 0 to 1.
+
+        Raises:
+            InputError: The waveform or an option cannot be used; the message says why.
+            BackendError: The engine failed or returned non-finite values.
+        """
+        started = time.perf_counter()
+        rate = check_rate(sample_rate)
+        columns = _as_columns(wav)
+        settings = self._settings(seed, steps, alpha, tlb, noise)
+        if noise is not None:
+            self._check_noise(noise, settings, _n_model(len(columns), rate, self._rate))
+
+        def blocks() -> Iterator[FloatArray]:
+            for first in range(0, len(columns), _ARRAY_BLOCK):
+                yield _to_float(columns[first : first + _ARRAY_BLOCK])
+
+        peaks = self._peaks(blocks(), rate, columns.shape[1], "wav")
+        out = np.empty(columns.shape, np.float32)
+        done = 0
+        for block in self._run(blocks(), rate, peaks, settings, len(columns), progress):
+            out[done : done + len(block)] = block
+            done += len(block)
+        return Enhanced(
+            wav=out.reshape(wav.shape),
+            sample_rate=rate,
+            nfe=1 + len(settings.steps),
+            seconds=time.perf_counter() - started,
+        )
+
+    def enhance_file(
+        self,
+        source: str | Path,
+        target: str | Path,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        alpha: float | None = None,
+        tlb: Tlb = None,
+        progress: Progress | None = None,
+    ) -> EnhancedFile:
+        """Enhance a recording on disk; memory does not grow with its length.
+
+        Rate, channels, length, alignment and, where the container has it, the encoding come back
+        as they were. The output appears whole or not at all.
+
+        Args:
+            source: WAV, FLAC, OGG or anything else that libsndfile reads.
+            target: .wav, .flac, .ogg or .opus; not the source, whose folder exists.
+            seed: See ``enhance``.
+            steps: See ``enhance``.
+            alpha: See ``enhance``.
+            tlb: See ``enhance``.
+            progress: Called with the fraction done, 0 to 1.
+
+        Raises:
+            InputError: A file or an option cannot be used; the message says why.
+            BackendError: The engine failed or returned non-finite values; nothing is written.
+        """
+        started = time.perf_counter()
+        settings = self._settings(seed, steps, alpha, tlb, None)
+        info = probe(source)
+        real = check_paths(info.path, Path(target))
+        container, subtype = output_format(info, real)
+        rate, n_channels = info.sample_rate, info.n_channels
+        with AudioWriter(real, rate, n_channels, container, subtype) as writer:
+            peaks = self._peaks(read_blocks(info), rate, n_channels, str(info.path))
+            blocks = read_blocks(info)
+            for block in self._run(blocks, rate, peaks, settings, info.n_samples, progress):
+                writer.write(block)
+            writer.commit()
+        return EnhancedFile(
+            path=Path(target),
+            sample_rate=rate,
+            n_channels=n_channels,
+            n_samples=info.n_samples,
+            container=container,
+            subtype=subtype,
+            n_clipped=writer.n_clipped,
+            nfe=1 + len(settings.steps),
+            seconds=time.perf_counter() - started,
+        )
+
+    @property
+    def _rate(self) -> int:
+        return self.manifest.signal.sample_rate
+
+    def _settings(
+        self, seed: int, steps: int | None, alpha: float | None, tlb: Tlb, noise: FloatArray | None
+    ) -> _Settings:
+        sampler = self.manifest.sampler
+        count = sampler.n_steps if steps is None else steps
+        if isinstance(count, bool) or not isinstance(count, (int, np.integer)):
+            raise InputError(f"steps is {count!r}; expected a whole number >= 0")
+        if not 0 <= count <= MAX_STEPS:
+            raise InputError(f"steps is {count}; expected 0 (predictive alone) to {MAX_STEPS}")
+        weight = sampler.alpha if alpha is None else alpha
+        if isinstance(weight, bool) or not isinstance(weight, (int, float, np.number)):
+            raise InputError(f"alpha is {weight!r}; expected a number in [0, 1]")
+        if not 0.0 <= float(weight) <= 1.0:
+            raise InputError(f"alpha is {weight}; expected 0 (diffusion) to 1 (predictive)")
+        return _Settings(
+            seed=check_seed(seed),
+            steps=sampler_steps(self.manifest.sde, sampler.t_rs, count) if count else (),
+            alpha=float(weight),
+            tlb=resolve_tlb(tlb, self.manifest.tlb_presets),
+            noise=noise,
+        )
+
+    def _check_noise(self, noise: object, settings: _Settings, n_samples: int) -> None:
+        n_frames = self.manifest.signal.n_frames(n_samples)
+        wanted = f"float32 [{len(settings.steps)}, {n_frames} or more, 257]"
+        if not isinstance(noise, np.ndarray) or noise.dtype != np.float32:
+            got = noise.dtype if isinstance(noise, np.ndarray) else type(noise).__name__
+            raise InputError(f"noise is {got}; expected {wanted}")
+        n_freqs = self.manifest.signal.n_freqs
+        if (
+            noise.ndim != 3
+            or noise.shape[0] < len(settings.steps)
+            or noise.shape[1] < n_frames
+            or noise.shape[2] != n_freqs
+        ):
+            raise InputError(f"noise has shape {list(noise.shape)}; expected {wanted}")
+        if not np.isfinite(noise).all():
+            raise InputError("noise holds NaN or infinity; expected finite values")
+
+    def _peaks(
+        self, blocks: Iterable[FloatArray], rate: int, n_channels: int, source: str
+    ) -> FloatArray:
+        """First pass: largest magnitude of each channel at the model's rate, [n_channels]."""
+        resampler = Resampler(rate, self._rate, n_channels)
+        peaks = np.zeros(n_channels, np.float32)
+        done = 0
+        for block in blocks:
+            check_finite(block, done, source)
+            done += len(block)
+            low = resampler.push(block)
+            if len(low):
+                peaks = np.maximum(peaks, np.abs(low).max(axis=0))
+        low = resampler.finish(_n_model(done, rate, self._rate))
+        if len(low):
+            peaks = np.maximum(peaks, np.abs(low).max(axis=0))
+        if peaks.max() > MAX_AMPLITUDE:
+            raise InputError(
+                f"{source}: amplitude {peaks.max():.3g}; expected at most {MAX_AMPLITUDE:g}: scale "
+                "the recording down"
+            )
+        return peaks
+
+    def _run(
+        self,
+        blocks: Iterable[FloatArray],
+        rate: int,
+        peaks: FloatArray,
+        settings: _Settings,
+        n_samples: int,
+        progress: Progress | None,
+    ) -> Iterator[FloatArray]:
+        """Second pass: yield enhanced blocks, n_samples in all."""
+        chain = _Chain(self, settings, rate, peaks)
+        done = 0
+
+        def parts() -> Iterator[FloatArray]:
+            for block in blocks:
+                yield from chain.push(block)
+            yield from chain.finish()
+
+        for part in parts():
+            # Resampling may end a sample late; the next push or the end evens it out.
+            part = part[: n_samples - done]
+            done += len(part)
+            yield part
+            if progress is not None:
+                progress(done / n_samples)
+
+    def _channel_process(
+        self, settings: _Settings, peak: float
+    ) -> Callable[[FloatArray, int], FloatArray]:
+        def process(wav: FloatArray, first_frame: int) -> FloatArray:
+            # float64: 1 / peak overflows float32 for the faintest recordings.
+            scaled = (wav.astype(np.float64) / peak).astype(np.float32)
+            out = self._enhance_window(scaled, first_frame, settings)
+            with np.errstate(over="ignore", invalid="ignore"):
+                out = (out.astype(np.float64) * peak).astype(np.float32)
+            if not np.isfinite(out).all():
+                raise BackendError(
+                    f"backend {self.backend.name} returned values beyond any signal near second "
+                    f"{first_frame / self.manifest.signal.frame_rate_hz:.1f}; nothing was written: "
+                    "try another backend or the fp32 engine, and report the recording"
+                )
+            return out
+
+        return process
+
+    def _enhance_window(self, wav: FloatArray, first_frame: int, settings: _Settings) -> FloatArray:
+        """Enhance one window, [L] scaled to at most 1, whose first frame is ``first_frame``."""
+        signal = self.manifest.signal
+        features = compress(stft(wav, signal), signal)  # [3, T, F]
+        n_frames = features.shape[1]
+        n_padded = padded_frames(n_frames)
+        noisy = np.zeros((1, 3, n_padded, signal.n_freqs), np.float32)
+        noisy[0, :, :n_frames] = features
+
+        def draw(index: int) -> FloatArray:
+            if settings.noise is None:
+                return frame_noise(settings.seed, index, first_frame, n_padded)
+            given = np.zeros((n_padded, signal.n_freqs), np.float32)
+            rows = settings.noise[index, first_frame : first_frame + n_padded]
+            given[: len(rows)] = rows
+            return given
+
+        clean_ri = sample(
+            self.backend,
+            noisy,
+            start=initial_state(self.manifest.sde, self.manifest.sampler.t_rs),
+            steps=settings.steps,
+            alpha=settings.alpha,
+            tlb=settings.tlb,
+            draw=draw,
+        )
+        return istft(decompress(clean_ri[0, :, :n_frames], signal), wav.size, signal)
+
+
+def resolve_tlb(tlb: Tlb, presets: Mapping[str, TlbFactors]) -> TlbFactors:
+    """Turn a preset name, JSON text, mapping or TlbFactors into TlbFactors.
+
+    Args:
+        tlb: What the user gave; None for all ones.
+        presets: Known names.
+
+    Raises:
+        InputError: Unknown name, or not 2 x 2 finite numbers under "skip" and "backbone".
+    """
+    if tlb is None:
+        return TlbFactors()
+    if isinstance(tlb, TlbFactors):
+        return tlb
+    if isinstance(tlb, str):
+        if tlb in presets:
+            return presets[tlb]
+        if not tlb.lstrip().startswith("{"):
+            raise InputError(
+                f"tlb is {tlb!r}; expected one of {', '.join(presets)}, or JSON "
+                '{"skip": [[1, 1], [1, 1]], "backbone": [[1, 1], [1, 1]]}'
+            )
+        try:
+            tlb = json.loads(tlb)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"tlb is not valid JSON ({error})") from None
+    return TlbFactors.from_mapping(tlb)  # type: ignore[arg-type]  # refuses what is no mapping
+
+
+def _as_columns(wav: object) -> NDArray[Any]:
+    """Check a waveform's type and shape; [L, n_channels], integers still as they are."""
+    if not isinstance(wav, np.ndarray):
+        raise InputError(
+            f"wav is {type(wav).__name__}; expected a NumPy array [L] or [L, channels]"
+        )
+    if wav.ndim not in (1, 2):
+        raise InputError(f"wav has shape {list(wav.shape)}; expected [L] or [L, channels]")
+    columns: NDArray[Any] = wav.reshape(len(wav), -1) if wav.size else wav
+    if not wav.size:
+        raise InputError(f"wav is empty, shape {list(wav.shape)}; expected at least one sample")
+    if columns.shape[1] > MAX_CHANNELS:
+        raise InputError(
+            f"wav has shape {list(wav.shape)}: {columns.shape[1]} channels; expected [L, channels] "
+            f"with at most {MAX_CHANNELS}: transpose it if channels come first"
+        )
+    if wav.dtype.kind != "f" and wav.dtype.name not in _INTEGERS:
+        raise InputError(
+            f"wav has dtype {wav.dtype}; expected a float type, or {', '.join(_INTEGERS)}"
+        )
+    return columns
+
+
+def _to_float(block: NDArray[Any]) -> FloatArray:
+    """Float32 in [-1, 1] for integers; floats beyond float32 become infinite and are refused."""
+    if block.dtype.name in _INTEGERS:
+        zero, full_scale = _INTEGERS[block.dtype.name]
+        return ((block.astype(np.float64) - zero) / full_scale).astype(np.float32)
+    with np.errstate(over="ignore"):
+        return block.astype(np.float32)

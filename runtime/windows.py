@@ -1,0 +1,150 @@
+"""Cut a long signal into overlapping windows and join the processed pieces without a seam.
+
+Windows lie on the frame grid, so frame m of the recording is always frame m of the noise. The
+contaminated ends of each window (reflect padding, missing context of the network) are thrown
+away; neighbours meet in a short cross-fade in the middle of what both know well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InputError
+from .spec import SignalSpec
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """Sizes of the windows, in samples at the model's rate.
+
+    Attributes:
+        window_samples: Length of one window; also the longest signal processed in one piece.
+        context_samples: What is thrown away at a cut.
+        fade_samples: Length of the cross-fade, centred at the cut.
+    """
+
+    window_samples: int = 1023 * 128  # 8.184 s: 1024 frames, a multiple of 4
+    context_samples: int = 64 * 128  # 0.512 s
+    fade_samples: int = 16 * 128  # 0.128 s
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot tile a signal."""
+        if self.fade_samples < 2 or self.fade_samples % 2:
+            raise InputError(f"fade_samples is {self.fade_samples}; expected an even number >= 2")
+        if self.context_samples < self.fade_samples:
+            raise InputError("context_samples must be at least fade_samples")
+        if self.window_samples < 2 * self.context_samples + self.fade_samples:
+            raise InputError("window_samples must hold two contexts and a fade")
+
+    @property
+    def step_samples(self) -> int:
+        """Distance between windows."""
+        return self.window_samples - 2 * self.context_samples
+
+    def check_grid(self, signal: SignalSpec) -> None:
+        """Refuse windows that do not start on frames.
+
+        Args:
+            signal: Front-end constants.
+
+        Raises:
+            InputError: A size is no multiple of the hop.
+        """
+        if self.step_samples % signal.hop_length:
+            raise InputError(
+                f"windows step by {self.step_samples} samples; expected a multiple of the hop, "
+                f"{signal.hop_length}"
+            )
+
+
+class WindowedStream:
+    """Push a signal in pieces of any size, get the processed signal back in order.
+
+    What comes back is a function of the whole signal only, not of the pieces.
+    """
+
+    def __init__(
+        self,
+        process: Callable[[FloatArray, int], FloatArray],
+        plan: WindowPlan,
+        hop_length: int,
+    ) -> None:
+        """Start an empty stream.
+
+        Args:
+            process: (wav [L], absolute index of its first frame) -> processed wav [L].
+            plan: Sizes of the windows.
+            hop_length: Samples a frame.
+        """
+        self._process = process
+        self._plan = plan
+        self._hop = hop_length
+        self._buffer = np.zeros(0, np.float32)  # the recording from sample _origin on
+        self._origin = 0
+        self._start = 0  # first sample of the next window
+        self._emitted = 0  # first sample not yet returned
+        self._tail: FloatArray | None = None  # last window's side of the coming cross-fade
+
+    def push(self, wav: FloatArray) -> list[FloatArray]:
+        """Add samples.
+
+        Args:
+            wav: float32 [n].
+
+        Returns:
+            Processed pieces that are final now, in order.
+        """
+        self._buffer = np.concatenate([self._buffer, wav])
+        pieces = []
+        plan = self._plan
+        # Strictly more than a window: the last one ends where the recording ends.
+        while self._origin + self._buffer.size > self._start + plan.window_samples:
+            stop = self._start + plan.window_samples
+            pieces.append(self._join(self._start, stop, cut=stop - plan.context_samples))
+            self._start += plan.step_samples
+            # Keep a whole window before the end: the last window may reach back.
+            keep = min(self._start, self._origin + self._buffer.size - plan.window_samples)
+            keep = max(keep // self._hop * self._hop, self._origin)
+            self._buffer = self._buffer[keep - self._origin :]
+            self._origin = keep
+        return pieces
+
+    def finish(self) -> list[FloatArray]:
+        """Process what is left; the stream is spent afterwards.
+
+        Returns:
+            The last pieces, in order; none for an empty signal.
+        """
+        end = self._origin + self._buffer.size
+        if end == 0:
+            return []
+        # Reach back so that the last window is as long as the others: a short one would have
+        # little to take its averages over.
+        start = min(
+            self._start, max(0, -(-(end - self._plan.window_samples) // self._hop)) * self._hop
+        )
+        return [self._join(start, end, cut=end)]
+
+    def _join(self, start: int, stop: int, cut: int) -> FloatArray:
+        """Process [start, stop) and return [emitted, cut - fade / 2), or to the end."""
+        wav = self._buffer[start - self._origin : stop - self._origin]
+        # Silence stays silence, whatever a network makes of it.
+        out = self._process(wav, start // self._hop) if wav.any() else np.zeros_like(wav)
+        half = self._plan.fade_samples // 2
+        last = cut == stop
+        first = self._emitted
+        final = stop if last else cut - half
+        piece = out[first - start : final - start].copy()
+        if self._tail is not None:
+            ramp = (np.arange(2 * half, dtype=np.float32) + 0.5) / np.float32(2 * half)
+            # Both sides estimate the same speech, so amplitudes add: linear, not equal power.
+            piece[: 2 * half] = self._tail * (1.0 - ramp) + piece[: 2 * half] * ramp
+        self._tail = None if last else out[final - start : cut + half - start].copy()
+        self._emitted = final
+        return piece
