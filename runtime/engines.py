@@ -25,12 +25,13 @@ def engine_roots() -> list[Path]:
 
 
 def find_engines() -> list[Path]:
-    """Every engine folder under the roots, sorted by name; manifests are not read."""
-    return sorted(
+    """Every engine folder: $DVPD_ENGINE, then those under the roots; manifests are not read."""
+    chosen = [Path(os.environ[ENGINE_VARIABLE])] if os.environ.get(ENGINE_VARIABLE) else []
+    return chosen + sorted(
         folder
         for root in engine_roots()
         for folder in root.iterdir()
-        if (folder / MANIFEST_NAME).is_file()
+        if (folder / MANIFEST_NAME).is_file() and folder not in chosen
     )
 
 
