@@ -1,0 +1,267 @@
+"""All recordings of one kind, decoded once, in one int16 array.
+
+The array lives in a cache folder and is memory-mapped: a second run starts at once, and worker
+processes share its pages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+import soxr
+from numpy.typing import NDArray
+
+from ..runtime.errors import InputError
+
+SAMPLE_RATE = 16000
+SUFFIXES = (".opus", ".flac", ".wav", ".ogg")
+POOL_FORMAT = 1
+_LOST_SHARE = 0.02  # more undecodable files than this and something else is wrong
+
+logger = logging.getLogger("dvpd")
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Recordings at 16 kHz, back to back.
+
+    Attributes:
+        samples: int16 [total]; memory-mapped when it comes from a cache.
+        offsets: int64 [n + 1]; recording i is samples[offsets[i] : offsets[i + 1]].
+        source: int64 [n], index into ``sources``.
+        sources: Names of the folders the recordings came from.
+    """
+
+    samples: NDArray[np.int16]
+    offsets: NDArray[np.int64]
+    source: NDArray[np.int64]
+    sources: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Number of recordings."""
+        return len(self.source)
+
+    @property
+    def hours(self) -> float:
+        """Length of all recordings together (h)."""
+        return float(self.offsets[-1]) / SAMPLE_RATE / 3600.0
+
+    def length(self, index: int) -> int:
+        """Samples of recording ``index``."""
+        return int(self.offsets[index + 1] - self.offsets[index])
+
+    def read(self, index: int, first: int = 0, count: int | None = None) -> NDArray[np.float32]:
+        """Samples ``first`` ... ``first + count`` of a recording, float32 in [-1, 1).
+
+        Args:
+            index: Which recording.
+            first: First sample, >= 0.
+            count: Number of samples; fewer come back where the recording ends.
+        """
+        start = int(self.offsets[index]) + first
+        stop = int(self.offsets[index + 1])
+        if count is not None:
+            stop = min(stop, start + count)
+        return self.samples[start:stop].astype(np.float32) * np.float32(1.0 / 32768.0)
+
+    @classmethod
+    def from_arrays(cls, recordings: Iterable[tuple[str, NDArray[np.floating]]]) -> Pool:
+        """Build a pool in memory.
+
+        Args:
+            recordings: (source name, waveform [L] in [-1, 1]) pairs at 16 kHz.
+
+        Raises:
+            InputError: There are none.
+        """
+        items = [(name, _to_int16(np.asarray(wav))) for name, wav in recordings]
+        if not items:
+            raise InputError("a pool needs at least one recording")
+        sources = tuple(sorted({name for name, _ in items}))
+        lengths = [len(wav) for _, wav in items]
+        return cls(
+            np.concatenate([wav for _, wav in items]),
+            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            np.array([sources.index(name) for name, _ in items], np.int64),
+            sources,
+        )
+
+
+def find_audio(folder: str | Path) -> list[Path]:
+    """Audio files below a folder, sorted by their relative path.
+
+    Args:
+        folder: Folder to search.
+
+    Raises:
+        InputError: The folder is not there or holds no audio.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder; expected one with {', '.join(SUFFIXES)} files")
+    found = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not found:
+        raise InputError(f"{root} holds no {', '.join(SUFFIXES)} files")
+    return found
+
+
+def load_pool(
+    folder: str | Path, cache: str | Path | None = None, progress: Progress | None = None
+) -> Pool:
+    """Decode a folder of recordings, or map the cache of an earlier call.
+
+    The first folder level gives the source: ``folder/SOURCE/...``. Files at the top have the
+    folder's own name. Recordings are mixed down to mono and brought to 16 kHz.
+
+    Args:
+        folder: Folder with audio.
+        cache: Where to keep the decoded array; None decodes into memory.
+        progress: Called with (files done, files in all).
+
+    Raises:
+        InputError: The folder is missing or empty, or too many files cannot be decoded.
+    """
+    root = Path(folder)
+    files = find_audio(root)
+    if cache is None:
+        recordings = []
+        for done, (name, wav) in enumerate(_decode_all(root, files), start=1):
+            if wav is not None:
+                recordings.append((name, wav))
+            if progress:
+                progress(done, len(files))
+        _check_lost(root, len(files) - len(recordings), len(files))
+        return Pool.from_arrays(recordings)
+    stem = Path(cache) / f"pool-{root.name}-{_key(root, files)}"
+    index = Path(f"{stem}.json")  # written last: where it is, the samples are whole
+    if not index.is_file():
+        _write_cache(stem, root, files, progress)
+    meta = json.loads(index.read_text())
+    samples = np.load(f"{stem}.npy", mmap_mode="r")
+    return Pool(
+        samples,
+        np.asarray(meta["offsets"], np.int64),
+        np.asarray(meta["source"], np.int64),
+        tuple(meta["sources"]),
+    )
+
+
+def _to_int16(wav: NDArray[np.floating] | NDArray[np.int16]) -> NDArray[np.int16]:
+    if wav.dtype == np.int16:
+        return wav  # type: ignore[return-value]
+    return np.clip(np.rint(wav * 32768.0), -32768, 32767).astype(np.int16)
+
+
+def _source_of(root: Path, path: Path) -> str:
+    parts = path.relative_to(root).parts
+    return parts[0] if len(parts) > 1 else root.name
+
+
+def _key(root: Path, files: list[Path]) -> str:
+    digest = hashlib.sha256(f"{POOL_FORMAT}\n".encode())
+    for path in files:
+        stat = path.stat()
+        line = f"{path.relative_to(root).as_posix()}\t{stat.st_size}\t{stat.st_mtime_ns}\n"
+        digest.update(line.encode())
+    return digest.hexdigest()[:16]
+
+
+def decode(path: str | Path) -> NDArray[np.int16]:
+    """Decode one file to mono int16 at 16 kHz.
+
+    Args:
+        path: Anything libsndfile reads.
+
+    Raises:
+        InputError: The file cannot be decoded or holds no samples.
+    """
+    try:
+        wav, rate = sf.read(str(path), dtype="float32", always_2d=True)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{path} cannot be decoded: {error}") from error
+    mono = wav.mean(axis=1) if wav.shape[1] > 1 else wav[:, 0]
+    if rate != SAMPLE_RATE:
+        mono = soxr.resample(mono, rate, SAMPLE_RATE)
+    if not len(mono):
+        raise InputError(f"{path} holds no samples")
+    if not np.isfinite(mono).all():
+        raise InputError(f"{path} holds values that are not finite")
+    return _to_int16(mono)
+
+
+def _decode_all(
+    root: Path, files: list[Path]
+) -> Iterator[tuple[str, NDArray[np.int16] | None]]:
+    """(source, recording) for each file in order; None where a file cannot be decoded."""
+
+    def one(path: Path) -> NDArray[np.int16] | None:
+        try:
+            return decode(path)
+        except InputError as error:
+            logger.warning("left out: %s", error)
+            return None
+
+    # libsndfile releases the interpreter lock; batches keep the memory bounded.
+    with ThreadPoolExecutor(os.cpu_count() or 1) as executor:
+        todo = iter(files)
+        while batch := list(islice(todo, 64)):
+            for path, wav in zip(batch, executor.map(one, batch), strict=True):
+                yield _source_of(root, path), wav
+
+
+def _check_lost(root: Path, lost: int, total: int) -> None:
+    if lost == total or lost > max(1, _LOST_SHARE * total):
+        raise InputError(f"{lost} of {total} files in {root} cannot be decoded")
+
+
+def _write_cache(stem: Path, root: Path, files: list[Path], progress: Progress | None) -> None:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    sources = sorted({_source_of(root, p) for p in files})
+    offsets, source, lost = [0], [], 0
+    handle, raw = tempfile.mkstemp(dir=stem.parent, suffix=".tmp")
+    final, blank = f"{stem}.npy", "<i2"
+    try:
+        with os.fdopen(handle, "wb") as out:
+            # The header's length is not known yet: reserve room, rewrite it at the end.
+            np.lib.format.write_array_header_1_0(
+                out, {"descr": blank, "fortran_order": False, "shape": (10**12,)}
+            )
+            header = out.tell()
+            for done, (name, wav) in enumerate(_decode_all(root, files), start=1):
+                if wav is None:
+                    lost += 1
+                else:
+                    out.write(wav.astype(blank, copy=False).tobytes())
+                    offsets.append(offsets[-1] + len(wav))
+                    source.append(sources.index(name))
+                if progress:
+                    progress(done, len(files))
+            _check_lost(root, lost, len(files))
+            out.seek(0)
+            np.lib.format.write_array_header_1_0(
+                out, {"descr": blank, "fortran_order": False, "shape": (offsets[-1],)}
+            )
+            if out.tell() != header:
+                raise InputError("the cache's header changed its length; please report this")
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(raw, final)
+    except BaseException:
+        Path(raw).unlink(missing_ok=True)
+        raise
+    meta = {"format": POOL_FORMAT, "offsets": offsets, "source": source, "sources": sources}
+    temporary = Path(f"{stem}.json.tmp")
+    temporary.write_text(json.dumps(meta))
+    os.replace(temporary, f"{stem}.json")
