@@ -20,7 +20,7 @@ from .backend import (
     check_signature,
 )
 from .errors import BackendError, ManifestError
-from .spec import N_FEATS
+from .spec import N_FEATS, check_metadata
 
 FloatArray = NDArray[np.float32]
 
@@ -102,6 +102,14 @@ class OpenVinoBackend:
         check_signature(
             graph, options.manifest.precision, _tensors(model.inputs), _tensors(model.outputs)
         )
+        # Releases that do not pass the metadata on leave this check to the verified hash.
+        if model.has_rt_info("framework"):
+            stored = model.get_rt_info("framework").value
+            check_metadata(
+                {key: str(getattr(item, "value", item)) for key, item in stored.items()},
+                options.manifest,
+                graph,
+            )
         try:
             return core.compile_model(model, self.device.upper(), config).create_infer_request()
         except Exception as error:

@@ -1,142 +1,19 @@
-"""Tiny graphs that keep the contract, so that these tests need no trained model."""
+"""Fixtures of the runtime's tests."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
+import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import soundfile
 
-from dvpd.runtime.spec import (
-    N_FEATS,
-    TLB_PRESETS,
-    GraphFile,
-    Manifest,
-    SamplerSpec,
-    SdeSpec,
-    SignalSpec,
-    graph_io,
-    manifest_to_metadata,
-)
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # for tiny_graphs
+
+from tiny_graphs import write_engine
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-GAIN = 0.5  # of the compressed spectrum, in the tiny predictive graph
-
-
-def make_manifest(precision="fp32", name="tiny-test"):
-    return Manifest(
-        name=name,
-        version="0.0.1",
-        signal=SignalSpec(),
-        sde=SdeSpec(),
-        sampler=SamplerSpec(),
-        tlb_presets=dict(TLB_PRESETS),
-        precision=precision,
-        opset=18,
-        exporter={"onnx": "test"},
-        checkpoint_sha256="0" * 64,
-        graphs={
-            "predictive": GraphFile("predictive.onnx", "0" * 64),
-            "score": GraphFile("score.onnx", "0" * 64),
-        },
-        parameters={"predictive": 0, "all": 0},
-        macs_per_second={"predictive": 0, "all": 0},
-        parity={},
-    )
-
-
-def _io(graph, precision, onnx):
-    def value(spec):
-        dtype = {"float32": onnx.TensorProto.FLOAT, "float16": onnx.TensorProto.FLOAT16}
-        shape = [f"{spec.name}_{i}" if size is None else size for i, size in enumerate(spec.shape)]
-        return onnx.helper.make_tensor_value_info(spec.name, dtype[spec.dtype], shape)
-
-    inputs, outputs = graph_io(graph, precision)
-    return [value(s) for s in inputs], [value(s) for s in outputs]
-
-
-def _constant(onnx, name, value, dtype):
-    return onnx.numpy_helper.from_array(np.array(value, dtype), name)
-
-
-def predictive_model(precision, onnx, clean_ri_gain=GAIN):
-    """clean_ri = gain * noisy[:, :2]; feat_i = noisy[:, :1 + i % 3] * (i + 1)."""
-    node, inits, nodes = onnx.helper.make_node, [], []
-    inits += [
-        _constant(onnx, n, v, np.int64)
-        for n, v in (("zero", [0]), ("one", [1]), ("two", [2]), ("three", [3]))
-    ]
-    inits.append(_constant(onnx, "gain", clean_ri_gain, np.float32))
-    nodes.append(node("Slice", ["noisy", "zero", "two", "one"], ["ri"]))
-    nodes.append(node("Mul", ["ri", "gain"], ["clean_ri"]))
-    for i in range(N_FEATS):
-        inits.append(_constant(onnx, f"k{i}", i + 1, np.float32))
-        end = ("one", "two", "three")[i % 3]
-        nodes.append(node("Slice", ["noisy", "zero", end, "one"], [f"s{i}"]))
-        if precision == "fp16":
-            nodes.append(node("Mul", [f"s{i}", f"k{i}"], [f"m{i}"]))
-            nodes.append(node("Cast", [f"m{i}"], [f"feat_{i}"], to=onnx.TensorProto.FLOAT16))
-        else:
-            nodes.append(node("Mul", [f"s{i}", f"k{i}"], [f"feat_{i}"]))
-    inputs, outputs = _io("predictive", precision, onnx)
-    return onnx.helper.make_graph(nodes, "predictive", inputs, outputs, inits)
-
-
-def score_model(precision, onnx):
-    """sigma_z = 0.05 xt + 0.001 sum_i mean_C feat_i + 0.1 t + 0.01 (sum skip + 2 sum backbone)."""
-    node, inits, nodes = onnx.helper.make_node, [], []
-    for name, value in (("kx", 0.05), ("kf", 0.001), ("kt", 0.1), ("ks", 0.01), ("kb", 0.02)):
-        inits.append(_constant(onnx, name, value, np.float32))
-    inits.append(_constant(onnx, "axis1", [1], np.int64))
-    inits.append(_constant(onnx, "column", [-1, 1, 1, 1], np.int64))
-    terms = []
-    for i in range(N_FEATS):
-        source = f"feat_{i}"
-        if precision == "fp16":
-            nodes.append(node("Cast", [source], [f"c{i}"], to=onnx.TensorProto.FLOAT))
-            source = f"c{i}"
-        nodes.append(node("ReduceMean", [source, "axis1"], [f"m{i}"], keepdims=1))
-        terms.append(f"m{i}")
-    nodes.append(node("Sum", terms, ["feats"]))
-    nodes.append(node("Mul", ["feats", "kf"], ["a"]))
-    nodes.append(node("Mul", ["xt", "kx"], ["b"]))
-    nodes.append(node("Reshape", ["t", "column"], ["t4"]))
-    nodes.append(node("Mul", ["t4", "kt"], ["c"]))
-    nodes.append(node("ReduceSum", ["tlb_skip"], ["ss"], keepdims=0))
-    nodes.append(node("Mul", ["ss", "ks"], ["d"]))
-    nodes.append(node("ReduceSum", ["tlb_backbone"], ["sb"], keepdims=0))
-    nodes.append(node("Mul", ["sb", "kb"], ["e"]))
-    nodes.append(node("Sum", ["a", "b", "c", "d", "e"], ["sigma_z"]))
-    inputs, outputs = _io("score", precision, onnx)
-    return onnx.helper.make_graph(nodes, "score", inputs, outputs, inits)
-
-
-def write_engine(folder: Path, precision="fp32", manifest=None, predictive=None, score=None):
-    """Write an engine folder; graphs may be replaced by other onnx graphs."""
-    import onnx
-
-    folder.mkdir(parents=True, exist_ok=True)
-    manifest = manifest or make_manifest(precision)
-    graphs = {
-        "predictive": predictive or predictive_model(precision, onnx),
-        "score": score or score_model(precision, onnx),
-    }
-    table = manifest.to_dict()
-    for name, graph in graphs.items():
-        model = onnx.helper.make_model(
-            graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9
-        )
-        onnx.helper.set_model_props(model, manifest_to_metadata(manifest))
-        onnx.checker.check_model(model)
-        data = model.SerializeToString()
-        (folder / f"{name}.onnx").write_bytes(data)
-        table["graphs"][name]["sha256"] = hashlib.sha256(data).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(table), encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(scope="session")

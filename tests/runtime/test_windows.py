@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+
+from dvpd.runtime.errors import InputError
+from dvpd.runtime.spec import SignalSpec
+from dvpd.runtime.windows import WindowedStream, WindowPlan
+
+PLAN = WindowPlan(window_samples=63 * 128, context_samples=8 * 128, fade_samples=4 * 128)
+
+
+def run(wav, process, sizes, plan=PLAN):
+    stream = WindowedStream(process, plan, 128)
+    pieces, position = [], 0
+    rng = np.random.default_rng(0)
+    while position < wav.size:
+        size = sizes or int(rng.integers(1, 3000))
+        pieces += stream.push(wav[position : position + size])
+        position += size
+    return np.concatenate([np.zeros(0, np.float32), *pieces, *stream.finish()])
+
+
+@pytest.mark.parametrize("length", [1, 128, 8064, 8065, 8191, 14080, 14081, 20000, 50001, 100000])
+def test_identity_at_any_length_and_cut(length):
+    wav = np.random.default_rng(length).standard_normal(length).astype(np.float32)
+    calls = []
+
+    def process(piece, frame):
+        calls.append((frame, piece.size))
+        np.testing.assert_array_equal(piece, wav[frame * 128 : frame * 128 + piece.size])
+        return piece
+
+    for sizes in (1000, 8064, 10**6, None):
+        calls.clear()
+        out = run(wav, process, sizes)
+        np.testing.assert_allclose(out, wav, atol=1e-6)
+        assert max(size for _, size in calls) <= PLAN.window_samples
+        if length > PLAN.window_samples:  # no window is left with little to average over
+            assert min(size for _, size in calls) > PLAN.window_samples - 128
+
+
+def test_contaminated_ends_are_thrown_away():
+    wav = np.random.default_rng(1).standard_normal(40000).astype(np.float32)
+
+    def process(piece, frame):
+        out = piece.copy()
+        edge = PLAN.context_samples - PLAN.fade_samples // 2
+        if frame:
+            out[:edge] = 1e6
+        if frame * 128 + piece.size < wav.size:
+            out[-edge:] = 1e6
+        return out
+
+    np.testing.assert_allclose(run(wav, process, 777), wav, atol=1e-6)
+
+
+def test_disagreeing_windows_meet_without_a_click():
+    wav = np.ones(40000, np.float32)
+    level = iter(np.tile([1.0, 2.0], 20))
+    out = run(wav, lambda piece, frame: piece * np.float32(next(level)), 512)
+    assert {out[0], out.max()} == {1.0, 2.0}
+    assert np.abs(np.diff(out)).max() <= 1.01 / PLAN.fade_samples
+
+
+def test_silent_window_never_reaches_the_network():
+    def process(piece, frame):
+        raise AssertionError
+
+    assert not run(np.zeros(30000, np.float32), process, 4000).any()
+
+
+def test_empty_signal():
+    assert WindowedStream(lambda p, f: p, PLAN, 128).finish() == []
+
+
+@pytest.mark.parametrize("sizes", [(1000, 600, 100), (8064, 100, 200), (8064, 1024, 3)])
+def test_bad_plan(sizes):
+    with pytest.raises(InputError):
+        WindowPlan(*sizes)
+
+
+def test_plan_off_the_frame_grid():
+    with pytest.raises(InputError, match="hop"):
+        WindowPlan(10000, 1000, 100).check_grid(SignalSpec())
