@@ -66,7 +66,7 @@ class FANCEncoder(nn.Module):
         parts = [band(x[..., lo:hi]) for band, (lo, hi, _) in zip(self.bands, BANDS, strict=True)]
         y = torch.cat(parts, dim=-1)  # [B, C, T, 128]
         if self.time is not None and embedding is not None:
-            y = y + self.time(embedding).unsqueeze(-1).unsqueeze(-1)
+            y = y + self.time(embedding).reshape(-1, y.shape[1], 1, 1)
         return nn.functional.leaky_relu(self.norm(y), LEAK)
 
 
@@ -84,7 +84,7 @@ class UniformEncoder(nn.Module):
         """[B, c_in, T, 257] -> [B, C, T, 88]."""
         y = nn.functional.pad(self.stem(x), (0, UNIFORM_PADDED - UNIFORM_BINS))
         if self.time is not None and embedding is not None:
-            y = y + self.time(embedding).unsqueeze(-1).unsqueeze(-1)
+            y = y + self.time(embedding).reshape(-1, y.shape[1], 1, 1)
         return nn.functional.leaky_relu(self.norm(y), LEAK)
 
 

@@ -27,7 +27,7 @@ class Interaction(nn.Module):
 
     def forward(self, g: Tensor, p: Tensor, embedding: Tensor) -> Tensor:
         """Guide ``g`` [B, C, T, F] by ``p`` of the same shape; ``embedding`` [B, E]."""
-        t = self.time(embedding).unsqueeze(-1).unsqueeze(-1)  # [B, C, 1, 1]
+        t = self.time(embedding).reshape(-1, g.shape[1], 1, 1)  # [B, C, 1, 1]
         joint = torch.sigmoid(self.joint_g(g) + self.joint_p(p) + t)
         if self.prior is not None:
             mean = p.float().mean(2, keepdim=True).to(p.dtype)  # [B, C, 1, F]

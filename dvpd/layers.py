@@ -27,7 +27,8 @@ class ChannelNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` [B, C, T, F]; statistics in float32."""
         shape = (x.shape[1],)
-        y = nn.functional.layer_norm(x.movedim(1, -1).float(), shape, self.weight, self.bias)
+        weight, bias = self.weight.float(), self.bias.float()
+        y = nn.functional.layer_norm(x.movedim(1, -1).float(), shape, weight, bias)
         return y.movedim(-1, 1).to(x.dtype)
 
 

@@ -50,13 +50,16 @@ class LISA(nn.Module):
 
         The first axis runs over dilation, then (F, T), then tap.
         """
-        mean = x.float().mean((2, 3)).to(x.dtype)
+        return self._taps(x.float().mean((2, 3)).to(x.dtype)).transpose(0, 1)
+
+    def _taps(self, mean: Tensor) -> Tensor:
+        """`taps` from the input's global ``mean`` [B, C], as [B, 18, C]."""
         w = torch.tanh(self.kernels(mean)).unflatten(1, (-1, GROUPS, 1))  # [B, 18, G, 1]
-        # per-channel constants [18, 1, G, C / G]; gamma belongs to the second stripe (along T)
+        # per-channel constants [18, G, C / G]; gamma belongs to the second stripe (along T)
         join = torch.stack([torch.ones_like(self.gamma), self.gamma], dim=1)  # [d, 2, 1, C]
-        scale = (join * self.l1).expand(-1, -1, TAPS, -1).reshape(-1, 1, GROUPS, self._width)
-        shift = (join * self.l2 * self.centre).reshape(-1, 1, GROUPS, self._width)
-        return (scale * w.transpose(0, 1) + shift).flatten(2)
+        scale = (join * self.l1).expand(-1, -1, TAPS, -1).reshape(-1, GROUPS, self._width)
+        shift = (join * self.l2 * self.centre).reshape(-1, GROUPS, self._width)
+        return (scale * w + shift).flatten(2)
 
     @property
     def _width(self) -> int:
@@ -64,11 +67,16 @@ class LISA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the module to ``x`` [B, C, T, F]."""
-        taps = self.taps(x).unsqueeze(-1).unsqueeze(-1)  # [18, B, C, 1, 1]
-        mean_f = x.float().mean(3, keepdim=True).to(x.dtype)  # [B, C, T, 1]
+        c = x.shape[1]
+        rows = x.float().mean(3, keepdim=True)  # [B, C, T, 1]
+        taps = self._taps(rows.mean((2, 3)).to(x.dtype))  # [B, 18, C]
+        mean_f = rows.to(x.dtype)
         mean_t = x.float().mean(2, keepdim=True).to(x.dtype)  # [B, C, 1, F]
         y = self.beta * x + (self.mean_weight[0] * mean_f + self.mean_weight[1] * mean_t)
-        y = stripes(x, taps.unbind(0), y) if not self.training else stripes_conv(x, taps, y)
+        if self.training:
+            y = stripes_conv(x, taps.transpose(0, 1)[..., None, None], y)
+        else:  # one split of the channel axis hands out all 18 taps
+            y = stripes(x, taps.reshape(-1, taps.shape[1] * c, 1, 1).split(c, dim=1), y)
         return nn.functional.leaky_relu(self.out(y), LEAK)
 
 

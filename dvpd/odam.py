@@ -53,9 +53,11 @@ class LinearScan(nn.Module):
     def _along_time(self, v: Tensor) -> Tensor:
         n_bins = v.shape[2]
         frame = v.float().mean(2).to(v.dtype)  # [B, T, C]
-        k = torch.sigmoid(self.time_key(frame)).float()  # [B, T, N]
+        weight = torch.cat([self.time_key.weight, self.time_query.weight])
+        bias = torch.cat([self.time_key.bias, self.time_query.bias])
+        k, q = torch.sigmoid(nn.functional.linear(frame, weight, bias)).chunk(2, dim=-1)
+        k = k.float()  # [B, T, N]
         k = (k / (k.sum(1, keepdim=True) + KEY_FLOOR)).to(v.dtype)
-        q = torch.sigmoid(self.time_query(frame))
         mean = k.transpose(-1, -2) @ v.flatten(2)  # [B, N, F C]
         return (q @ mean).unflatten(2, (n_bins, -1))
 

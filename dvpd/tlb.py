@@ -14,8 +14,8 @@ FLAT_MAP_FLOOR = 1e-6  # a map without contrast is normalised to zeros
 
 def _by_band(factors: Tensor, n_bins: int, split: int) -> Tensor:
     """Per-bin factors [n_bins] of ``factors`` [2] = (low, high)."""
-    low = (torch.arange(n_bins, device=factors.device) < split).to(factors.dtype)
-    return factors[0] * low + factors[1] * (1 - low)
+    band = torch.tensor([0] * split + [1] * (n_bins - split), device=factors.device)
+    return factors.index_select(0, band)
 
 
 def scale_skip(skip: Tensor, factors: Tensor, split: int) -> Tensor:
