@@ -1,0 +1,90 @@
+"""Batches of training pairs, mixed by background processes, always in the same order."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+PREFETCH_BATCHES = 4
+
+
+class PairSource(Protocol):
+    """Anything that makes a training pair from three numbers."""
+
+    def pair(
+        self, seed: int, epoch: int, index: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Noisy and clean waveform, [L] each."""
+
+
+class _Pairs(Dataset[tuple[NDArray[np.float32], NDArray[np.float32]]]):
+    def __init__(self, source: PairSource, seed: int, epoch_crops: int) -> None:
+        self.source, self.seed, self.epoch_crops = source, seed, epoch_crops
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        epoch, place = divmod(index, self.epoch_crops)
+        return self.source.pair(self.seed, epoch, place)
+
+
+class _InOrder(Sampler[list[int]]):
+    def __init__(self, first: int, batch_size: int) -> None:
+        self.first, self.batch_size = first, batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        index = self.first
+        while True:
+            yield list(range(index, index + self.batch_size))
+            index += self.batch_size
+
+
+def _stack(items: list[Any]) -> tuple[Tensor, Tensor]:
+    noisy, clean = zip(*items, strict=True)
+    return torch.from_numpy(np.stack(noisy)), torch.from_numpy(np.stack(clean))
+
+
+def _quiet_worker(_: int) -> None:
+    # Ctrl-C goes to the whole process group: only the trainer decides when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def batches(
+    source: PairSource,
+    *,
+    seed: int,
+    batch_size: int,
+    epoch_crops: int,
+    first_crop: int = 0,
+    workers: int = 1,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless batches (noisy, clean), float32 [B, L] each.
+
+    Args:
+        source: Makes the pairs.
+        seed: Seed of the run.
+        batch_size: Crops in a batch.
+        epoch_crops: Crops that count as an epoch.
+        first_crop: Where to start, in crops since the beginning of the run.
+        workers: Background processes; 0 mixes in this one. The order does not depend on it.
+    """
+    context = "fork" if workers and "fork" in multiprocessing.get_all_start_methods() else None
+    loader = DataLoader(
+        _Pairs(source, seed, epoch_crops),
+        batch_sampler=_InOrder(first_crop, batch_size),
+        num_workers=workers,
+        collate_fn=_stack,
+        worker_init_fn=_quiet_worker if workers else None,
+        prefetch_factor=PREFETCH_BATCHES if workers else None,
+        multiprocessing_context=context,
+        # The loader draws a base seed from torch's global generator; ours keeps that untouched.
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return iter(loader)

@@ -1,0 +1,140 @@
+"""Training losses (paper appendix D), on compressed spectra [B, 2, T, F] and waveforms [B, L].
+
+Every term is zero at equality and has a finite gradient everywhere, digital silence included.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .spectral import istft_from_compressed, magnitude
+from .train_config import TrainConfig
+
+PHASE_FLOOR = 1e-3  # compressed magnitude below which a bin has no phase; speech stays above it
+_SI_SDR_LIMIT_DB = 30.0
+_MR_STFT = ((256, 64), (512, 128), (1024, 256))  # (n_fft, hop) in samples
+
+
+def anti_wrap(delta: Tensor) -> Tensor:
+    """|delta - 2 pi round(delta / 2 pi)|: the distance of two phases, in [0, pi] (Ai & Ling 2023)."""
+    return (delta - (2.0 * math.pi) * torch.round(delta / (2.0 * math.pi))).abs()
+
+
+def phase_difference(estimate: Tensor, target: Tensor) -> Tensor:
+    """Phase of ``estimate`` minus that of ``target``, modulo 2 pi.
+
+    One arc tangent of estimate * conj(target). Bins where either has no phase give 0, and no
+    gradient.
+
+    Args:
+        estimate: [B, 2, T, F].
+        target: [B, 2, T, F].
+
+    Returns:
+        [B, T, F] in radians.
+    """
+    e_r, e_i = estimate.unbind(1)
+    t_r, t_i = target.unbind(1)
+    floor = PHASE_FLOOR**2
+    defined = (e_r.square() + e_i.square() > floor) & (t_r.square() + t_i.square() > floor)
+    real = torch.where(defined, e_r * t_r + e_i * t_i, 1.0)
+    imag = torch.where(defined, e_i * t_r - e_r * t_i, 0.0)
+    return torch.atan2(imag, real)
+
+
+def phase_loss(estimate: Tensor, target: Tensor) -> Tensor:
+    """Instantaneous phase + group delay + instantaneous angular frequency, anti-wrapped.
+
+    Differences of wrapped phases along frequency (group delay) and time (angular frequency) are
+    right modulo 2 pi, which is all that ``anti_wrap`` needs.
+
+    Args:
+        estimate: [B, 2, T, F].
+        target: [B, 2, T, F].
+    """
+    delta = phase_difference(estimate, target)
+    instantaneous = anti_wrap(delta).mean()
+    group_delay = anti_wrap(delta.diff(dim=-1)).mean()
+    frequency = anti_wrap(delta.diff(dim=-2)).mean()
+    return instantaneous + group_delay + frequency
+
+
+def score_loss(sigma_z: Tensor, z: Tensor, std: Tensor) -> Tensor:
+    """Denoising score matching: mean((network / sigma - z)^2).
+
+    Args:
+        sigma_z: The network's output [B, 1, T, F].
+        z: The noise drawn [B, 1, T, F].
+        std: sigma(t), [B, 1, 1, 1].
+    """
+    return (sigma_z / std - z).square().mean()
+
+
+def si_sdr_loss(estimate: Tensor, target: Tensor) -> Tensor:
+    """Negative scale-invariant SDR in tens of dB, limited to 30 dB; 0 for silent targets.
+
+    Args:
+        estimate: [B, L].
+        target: [B, L].
+    """
+    energy = target.square().sum(-1, keepdim=True)
+    projected = (estimate * target).sum(-1, keepdim=True) / (energy + 1e-8) * target
+    residual = (estimate - projected).square().sum(-1)
+    power = projected.square().sum(-1)
+    soft = 10.0 ** (-_SI_SDR_LIMIT_DB / 10.0)
+    ratio = (power + 1e-8) / (residual + soft * power + 1e-8)
+    return -torch.log10(ratio)[energy[..., 0] > 1e-4].sum() / len(estimate)
+
+
+def mr_stft_loss(estimate: Tensor, target: Tensor) -> Tensor:
+    """L1 of compressed magnitudes |X|^0.3 at three resolutions, averaged.
+
+    Args:
+        estimate: [B, L].
+        target: [B, L].
+    """
+    total = estimate.new_zeros(())
+    for n_fft, hop in _MR_STFT:
+        window = torch.hann_window(n_fft, device=estimate.device)
+        mags = []
+        for wav in (estimate, target):
+            spec = torch.stft(wav, n_fft, hop, window=window, return_complex=True)
+            power = torch.view_as_real(spec).square().sum(-1)
+            mags.append((power + 1e-8) ** 0.15)
+        total = total + (mags[0] - mags[1]).abs().mean()
+    return total / len(_MR_STFT)
+
+
+def predictive_terms(
+    config: TrainConfig, estimate: Tensor, target: Tensor, clean: Tensor
+) -> dict[str, Tensor]:
+    """The predictive branch's losses by name, unweighted; terms of weight 0 are left out.
+
+    Args:
+        config: Weights.
+        estimate: The branch's output [B, 2, T, F], float32.
+        target: The compressed clean spectrum [B, 2, T, F].
+        clean: The clean waveform [B, L].
+    """
+    terms = {
+        "mag": (magnitude(estimate) - magnitude(target)).square().mean(),
+        "ri": (estimate - target).square().mean(),
+    }
+    if config.phase_weight:
+        terms["phase"] = phase_loss(estimate, target)
+    if config.mr_stft_weight or config.si_sdr_weight:
+        wav = istft_from_compressed(estimate, clean.shape[-1])
+        if config.mr_stft_weight:
+            terms["mr_stft"] = mr_stft_loss(wav, clean)
+        if config.si_sdr_weight:
+            terms["si_sdr"] = si_sdr_loss(wav, clean)
+    return terms
+
+
+def weighted_sum(config: TrainConfig, terms: dict[str, Tensor]) -> Tensor:
+    """Sum of the terms, each times its weight ``NAME_weight`` of the config."""
+    parts = [getattr(config, f"{name}_weight") * value for name, value in terms.items()]
+    return torch.stack(parts).sum()
