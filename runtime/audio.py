@@ -346,11 +346,13 @@ class _RecordingFile:
     def write(self, data: bytes) -> int:
         if self.error is not None:
             return 0
+        rest = memoryview(data)
         try:
-            return self._stream.write(data)
+            while rest:  # a disk that fills up takes a part first and says why next time
+                rest = rest[self._stream.write(rest) :]
         except OSError as error:
             self.error = error
-            return 0
+        return len(data) - len(rest)
 
     def read(self, count: int) -> bytes:
         return self._stream.read(count)

@@ -38,7 +38,8 @@ Tlb = str | Mapping[str, Any] | TlbFactors | None
 Progress = Callable[[float], None]
 
 MAX_STEPS = 1000
-MAX_AMPLITUDE = 1e36  # leaves room below float32's largest number
+MAX_AMPLITUDE = 1e30  # with MAX_BIN it stays below float32's largest number
+MAX_BIN = 1e8  # a full-scale sine has 128 in its bin of the spectrum
 _ARRAY_BLOCK = 1 << 18  # samples pushed at a time
 
 # Integer dtype -> (zero, full scale).
@@ -437,15 +438,7 @@ class Enhancer:
             # float64: 1 / peak overflows float32 for the faintest recordings.
             scaled = (wav.astype(np.float64) / peak).astype(np.float32)
             out = self._enhance_window(scaled, first_frame, settings)
-            with np.errstate(over="ignore", invalid="ignore"):
-                out = (out.astype(np.float64) * peak).astype(np.float32)
-            if not np.isfinite(out).all():
-                raise BackendError(
-                    f"backend {self.backend.name} returned values beyond any signal near second "
-                    f"{first_frame / self.manifest.signal.frame_rate_hz:.1f}; nothing was written: "
-                    "try another backend or the fp32 engine, and report the recording"
-                )
-            return out
+            return (out.astype(np.float64) * peak).astype(np.float32)
 
         return process
 
@@ -475,7 +468,15 @@ class Enhancer:
             tlb=settings.tlb,
             draw=draw,
         )
-        return istft(decompress(clean_ri[0, :, :n_frames], signal), wav.size, signal)
+        spec = decompress(clean_ri[0, :, :n_frames], signal)
+        # Finite before the power 1 / p, yet beyond it: no speech scaled to 1 comes near.
+        if not np.abs(spec).max() <= MAX_BIN:
+            raise BackendError(
+                f"backend {self.backend.name} returned values beyond any signal near second "
+                f"{first_frame / signal.frame_rate_hz:.1f}; nothing was written: try another "
+                "backend or the fp32 engine, and report the recording"
+            )
+        return istft(spec, wav.size, signal)
 
 
 def resolve_tlb(tlb: Tlb, presets: Mapping[str, TlbFactors]) -> TlbFactors:

@@ -1,0 +1,317 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from dvpd.runtime import cli, doctor
+
+pytest.importorskip("onnxruntime")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def recording(tmp_path, speech):
+    path = tmp_path / "noisy.wav"
+    soundfile.write(path, speech[:16000], 16000, "PCM_16")
+    return path
+
+
+def run(*args, engine=None, backend="ort"):
+    extra = ["--model", str(engine), "--backend", backend, "--threads", "1"] if engine else []
+    return cli.main(["enhance", *map(str, args), *extra])
+
+
+def test_enhance(engine_shared, recording, tmp_path, capsys):
+    out = tmp_path / "out.wav"
+    assert run(recording, out, engine=engine_shared) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"{out}: 1.00 s of audio in ")
+    assert printed.out.count("\n") == 1
+    assert "ort on cpu" in printed.out
+    assert soundfile.info(out).frames == 16000
+
+
+def test_enhance_json_and_options(engine_shared, recording, tmp_path, capsys):
+    outs = []
+    tlb = '{"skip": [[4.1, 0.5], [2.0, 0.8]], "backbone": [[1.5, 1.0], [2.5, 1.0]]}'
+    for index, preset in enumerate(("severe", tlb, "none")):
+        out = tmp_path / f"out{index}.flac"
+        code = run(
+            recording,
+            out,
+            "--json",
+            "--steps",
+            2,
+            "--alpha",
+            0.5,
+            "--seed",
+            7,
+            "--tlb",
+            preset,
+            engine=engine_shared,
+        )
+        assert code == 0
+        result = json.loads(capsys.readouterr().out)
+        assert result["nfe"] == 3
+        assert result["backend"] == "ort"
+        assert result["device"] == "cpu"
+        assert result["clipped"] == 0
+        assert result["duration_s"] == 1.0
+        assert result["rtf"] == pytest.approx(result["seconds"])
+        assert (result["model"], result["seed"], result["subtype"]) == ("tiny-test", 7, "PCM_16")
+        outs.append(soundfile.read(out)[0])
+    np.testing.assert_array_equal(outs[0], outs[1])
+    assert np.abs(outs[0] - outs[2]).max() > 1e-3
+
+
+def test_default_engine_from_the_environment(engine_shared, recording, tmp_path, monkeypatch):
+    monkeypatch.setenv("DVPD_ENGINE", str(engine_shared))
+    assert run(recording, tmp_path / "out.wav", "--steps", 0) == 0
+
+
+def test_no_engine(recording, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("DVPD_ENGINE", raising=False)
+    monkeypatch.setattr("dvpd.runtime.engines.engine_roots", lambda: [])
+    assert run(recording, tmp_path / "out.wav") == 1
+    assert "no engine folder found" in capsys.readouterr().err
+
+
+def test_default_engine_prefers_base(engine_shared, tmp_path, monkeypatch):
+    from dvpd.runtime import engines
+
+    monkeypatch.delenv("DVPD_ENGINE", raising=False)
+    monkeypatch.setattr(engines, "engine_roots", lambda: [tmp_path])
+    for name in ("dvpd-tiny", "dvpd-base"):
+        (tmp_path / name).symlink_to(engine_shared)
+        assert engines.default_engine() == tmp_path / name
+    assert engines.find_engines() == [tmp_path / "dvpd-base", tmp_path / "dvpd-tiny"]
+
+
+def test_batch_into_a_folder(engine_shared, recording, tmp_path, capsys):
+    folder = tmp_path / "out"
+    bad = tmp_path / "bad.wav"
+    bad.write_bytes(b"no recording")
+    assert run(recording, bad, folder, engine=engine_shared) == 2
+    folder.mkdir()
+    capsys.readouterr()
+    assert run(recording, bad, folder, "--json", engine=engine_shared) == 1
+    result = json.loads(capsys.readouterr().out)
+    assert result["failed"] == 1
+    assert [set(f) >= {"error"} for f in result["files"]] == [False, True]
+    assert [p.name for p in folder.iterdir()] == ["noisy.wav"]
+    assert run(recording, recording, folder, engine=engine_shared) == 2
+    assert run(recording, recording.parent, engine=engine_shared) == 1  # onto itself
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [],
+        ["paint"],
+        ["enhance"],
+        ["enhance", "in.wav"],
+        ["enhance", "a", "b", "--steps", "-1"],
+        ["enhance", "a", "b", "--steps", "x"],
+        ["enhance", "a", "b", "--alpha", "2"],
+        ["enhance", "a", "b", "--alpha", "nan"],
+        ["enhance", "a", "b", "--seed", "-1"],
+        ["enhance", "a", "b", "--threads", "0"],
+        ["enhance", "a", "b", "--backend", "tf"],
+        ["doctor", "--loud"],
+    ],
+)
+def test_wrong_usage(args, capsys):
+    assert cli.main(args) == 2
+    assert "usage: dvpd" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tlb", ["loud", "{", '{"skip": 1}', '{"skip":[[1]],"backbone":[[1]]}'])
+def test_wrong_tlb(engine_shared, recording, tmp_path, tlb, capsys):
+    assert run(recording, tmp_path / "o.wav", "--tlb", tlb, engine=engine_shared) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_failures_are_one_line(engine, recording, tmp_path, capsys):
+    out = tmp_path / "o.wav"
+    cases = [
+        (dict(engine=engine), [tmp_path / "none.wav", out, "--device", "cpu"]),
+        (dict(engine=tmp_path / "nowhere"), [recording, out]),
+        (dict(engine=engine), [recording, recording, "--device", "cpu"]),
+        (dict(engine=engine), [recording, out, "--device", "tpu"]),
+    ]
+    for options, args in cases:
+        assert run(*args, **options) == 1
+        printed = capsys.readouterr()
+        assert printed.err.startswith("dvpd: ")
+        assert printed.err.count("\n") == 1
+        assert run(*args, "--json", **options) == 1
+        assert json.loads(capsys.readouterr().out)["error"]
+    (engine / "score.onnx").write_bytes(b"")
+    assert run(recording, out, engine=engine) == 1
+    assert "SHA-256" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_help_names_the_program(capsys):
+    assert cli.main(["--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: dvpd ")
+
+
+def test_progress_bar(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    clock = iter([0.0, 1.0, 3.0, 3.05, 4.0])
+    monkeypatch.setattr(cli.time, "monotonic", lambda: next(clock))
+    bar = cli._Bar("x.wav")
+    for fraction in (0.1, 0.5, 0.55, 1.0):
+        bar(fraction)
+    bar.close()
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert [part[-15:-11] for part in printed.err.split("\r") if "%" in part] != []
+    assert printed.err.count("\rx.wav") == 2  # too early, drawn, too soon, drawn
+
+
+def test_doctor(capsys, monkeypatch, engine_shared):
+    monkeypatch.setenv("DVPD_ENGINE", str(engine_shared))
+    assert cli.main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["ready"]
+    assert report["packages"]["numpy"] == np.__version__
+    assert report["libsndfile"]
+    assert report["system"]["cpu"]["usable_cores"] >= 1
+    assert {"backend": "ort", "device": "cpu", "usable": True, "missing": None, "cure": None} in (
+        report["backends"]
+    )
+    assert any(e["folder"] == str(engine_shared) and e["usable"] for e in report["engines"])
+    assert cli.main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    for word in ("Python", "CPU", "Packages", "Backends", "Engines", "Ready to enhance"):
+        assert word in text
+
+
+def test_doctor_names_problems_and_cures(monkeypatch, engine, capsys):
+    (engine / "score.onnx").write_bytes(b"x")
+    monkeypatch.setattr(doctor, "find_engines", lambda: [engine])
+    monkeypatch.setattr(doctor, "installed", lambda name: False)
+    monkeypatch.setattr(doctor, "ort_conflict", lambda: "both there: remove one")
+    monkeypatch.setattr(doctor, "_sound_library", lambda: None)
+    monkeypatch.setattr(doctor, "_version", lambda module: None if module == "soxr" else "1")
+    assert cli.main(["doctor"]) == 1
+    text = capsys.readouterr().out
+    for word in (
+        "both there",
+        "SHA-256",
+        "pip install 'dvpd[cpu]'",
+        "soxr is missing",
+        "libsndfile",
+        "Not ready",
+    ):
+        assert word in text
+
+
+def test_doctor_without_engines(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "find_engines", list)
+    assert cli.main(["doctor"]) == 1
+    assert "no engine folder" in capsys.readouterr().out
+
+
+def test_module_entry_point(engine_shared, recording, tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "dvpd.runtime",
+            "enhance",
+            recording,
+            tmp_path / "o.wav",
+            "--model",
+            engine_shared,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "auto chose backend" in done.stderr
+    assert soundfile.info(tmp_path / "o.wav").frames == 16000
+    usage = subprocess.run(
+        [sys.executable, "-m", "dvpd.runtime"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert usage.returncode == 2
+    assert usage.stderr.startswith("usage: python -m dvpd.runtime")
+
+
+BLOCKED = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "scipy", "onnx"):
+            raise ImportError(name + " is blocked")
+sys.meta_path.insert(0, Block())
+import dvpd.runtime
+import dvpd.runtime.spec, dvpd.runtime.schedule
+assert not {"soundfile", "soxr", "onnxruntime", "openvino"} & set(sys.modules), "too much imported"
+from dvpd.runtime import Enhancer
+from dvpd.runtime.cli import main
+raise SystemExit(main(["enhance", *sys.argv[1:]]))
+"""
+
+
+def test_runs_without_torch_and_scipy(engine_shared, recording, tmp_path):
+    for backend in ("ort", "auto"):
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-W",
+                "error",
+                "-c",
+                BLOCKED,
+                recording,
+                tmp_path / "o.wav",
+                "--model",
+                engine_shared,
+                "--backend",
+                backend,
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_terminated_run_leaves_nothing(engine_shared, tmp_path, speech):
+    source = tmp_path / "in.wav"
+    soundfile.write(source, np.tile(speech, 300), 16000)
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "dvpd.runtime",
+            "enhance",
+            source,
+            tmp_path / "o.wav",
+            "--model",
+            engine_shared,
+            "--backend",
+            "ort",
+        ],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while len(os.listdir(tmp_path)) == 1 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "interrupted" in err
+    assert os.listdir(tmp_path) == ["in.wav"]
