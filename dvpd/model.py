@@ -16,8 +16,6 @@ from .fanc import FANCDecoder, FANCEncoder, UniformDecoder, UniformEncoder
 from .interaction import Interaction
 from .unet import UNet
 
-N_FEATS = 6
-
 
 class TimeEmbedding(nn.Module):
     """Fourier features of log t with stored frequencies, two linear layers, SiLU: [B] -> [B, E]."""

@@ -12,7 +12,8 @@ from torch import Tensor
 from .runtime.spec import SignalSpec
 
 SIGNAL = SignalSpec()
-POWER_FLOOR = 1e-12  # |X|^2 below this has no defined phase; also keeps the gradient finite
+POWER_FLOOR = 1e-12  # of a compressed |X|^2: keeps the gradient of its root finite at zero
+LINEAR_POWER_FLOOR = 1e-24  # of an uncompressed |X|^2: far below the quantisation of 24-bit audio
 
 
 def stft(wav: Tensor, signal: SignalSpec = SIGNAL) -> Tensor:
@@ -38,7 +39,7 @@ def istft(spec: Tensor, length: int, signal: SignalSpec = SIGNAL) -> Tensor:
 def compress(wav: Tensor, signal: SignalSpec = SIGNAL) -> Tensor:
     """Compressed spectrum [B, 2, T, F] (real, imaginary) of ``wav`` [B, L]."""
     spec = torch.view_as_real(stft(wav, signal)).movedim(-1, 1)
-    power = spec.square().sum(1, keepdim=True).clamp_min(POWER_FLOOR)
+    power = spec.square().sum(1, keepdim=True).clamp_min(LINEAR_POWER_FLOOR)
     return spec * (signal.compress_factor * power ** ((signal.compress_exponent - 1) / 2))
 
 

@@ -1,0 +1,252 @@
+"""Where the time of the two graphs goes, on ONNX Runtime and OpenVINO, on this CPU.
+
+    python benchmarks/profile_graphs.py engines/dvpd-tiny --threads 2 --frames 256
+
+The engines are timed interleaved in one run: predictive and score calls of every engine in turn,
+medians over the rounds. The result is seconds of work per second of audio for 1 predictive and
+3 score calls. Then each graph is profiled by operator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dvpd.runtime.errors import DvpdError, InputError
+
+SAMPLE_RATE, HOP, N_FREQS, SCORE_CALLS = 16000, 128, 257, 3
+ENGINES = ("onnxruntime", "openvino")
+WARM_UP_ROUNDS = 3
+
+Feeds = dict[str, NDArray[Any]]
+Call = Callable[[], Any]
+
+
+def _ort_session(path: Path, threads: int, profile_prefix: str | None = None) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    if profile_prefix:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile_prefix
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _ov_request(path: Path, threads: int, profile: bool = False) -> Any:
+    import openvino
+
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "PERF_COUNT": profile,
+    }
+    return openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
+
+
+def make_feeds(folder: Path, n_frames: int, batch: int, threads: int) -> tuple[Feeds, Feeds]:
+    """Random inputs of both graphs; the features are the predictive graph's own."""
+    rng = np.random.default_rng(0)
+    noisy = rng.standard_normal((batch, 3, n_frames, N_FREQS), dtype=np.float32) * 0.1
+    session = _ort_session(folder / "predictive.onnx", threads)
+    names = [o.name for o in session.get_outputs()]
+    outputs = dict(zip(names, session.run(None, {"noisy": noisy}), strict=True))
+    score = {k: v for k, v in outputs.items() if k.startswith("feat_")}
+    score["xt"] = np.abs(noisy[:, 2:3])
+    score["t"] = np.full(batch, 0.12, np.float32)
+    score["tlb_skip"] = score["tlb_backbone"] = np.ones((2, 2), np.float32)
+    return {"noisy": noisy}, score
+
+
+def _calls(engine: str, folder: Path, feeds: tuple[Feeds, Feeds], threads: int) -> list[Call]:
+    calls: list[Call] = []
+    for graph, feed in zip(("predictive", "score"), feeds, strict=True):
+        path = folder / f"{graph}.onnx"
+        if engine == "onnxruntime":
+            session = _ort_session(path, threads)
+            calls.append(lambda s=session, f=feed: s.run(None, f))  # type: ignore[misc]
+        else:
+            request = _ov_request(path, threads)
+            calls.append(lambda r=request, f=feed: r.infer(f, share_inputs=True))  # type: ignore[misc]
+    return calls
+
+
+def time_engines(
+    engines: Sequence[str],
+    folders: Sequence[Path],
+    n_frames: int,
+    batch: int,
+    threads: int,
+    rounds: int,
+) -> list[dict[str, Any]]:
+    """Median milliseconds of both graphs for every engine and folder, interleaved."""
+    rows = []
+    for folder in folders:
+        feeds = make_feeds(folder, n_frames, batch, threads)
+        for engine in engines:
+            rows.append((engine, folder, _calls(engine, folder, feeds, threads)))
+    times: list[tuple[list[float], list[float]]] = [([], []) for _ in rows]
+    for i in range(WARM_UP_ROUNDS + rounds):
+        for (_, _, calls), kept in zip(rows, times, strict=True):
+            for call, values in zip(calls, kept, strict=True):
+                start = time.perf_counter()
+                call()
+                if i >= WARM_UP_ROUNDS:
+                    values.append(1e3 * (time.perf_counter() - start))
+    audio_s = batch * n_frames * HOP / SAMPLE_RATE
+    out = []
+    for (engine, folder, _), (predictive, score) in zip(rows, times, strict=True):
+        p, s = statistics.median(predictive), statistics.median(score)
+        total = 1e-3 * (p + SCORE_CALLS * s) / audio_s
+        out.append(
+            {
+                "engine": engine,
+                "model": folder.name,
+                "predictive_ms": round(p, 2),
+                "score_ms": round(s, 2),
+                "seconds_per_audio_second": round(total, 4),
+            }
+        )
+    return out
+
+
+def profile_ort(path: Path, feed: Feeds, threads: int, runs: int = 8) -> dict[str, float]:
+    """Milliseconds a run by operator type, from ONNX Runtime's own profile."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = _ort_session(path, threads, str(Path(folder) / "profile"))
+        for _ in range(runs):
+            session.run(None, feed)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    total: Counter[str] = Counter()
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("kernel_time"):
+            total[event["args"]["op_name"]] += event["dur"] / 1e3 / runs
+    return dict(total.most_common())
+
+
+def profile_openvino(path: Path, feed: Feeds, threads: int, runs: int = 8) -> dict[str, float]:
+    """Milliseconds a run by operator type, from OpenVINO's performance counters."""
+    request = _ov_request(path, threads, profile=True)
+    request.infer(feed)
+    total: Counter[str] = Counter()
+    for _ in range(runs):
+        request.infer(feed)
+        for item in request.get_profiling_info():
+            total[item.node_type] += item.real_time.total_seconds() * 1e3 / runs
+    return {k: v for k, v in total.most_common() if v > 0}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="profile_graphs.py", description=__doc__.split("\n")[0])
+    parser.add_argument("engines", nargs="+", type=Path, help="folders with the exported graphs")
+    parser.add_argument("--frames", type=int, default=256, help="T, a multiple of 4 (256: 2.048 s)")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds after the warm-up")
+    parser.add_argument("--top", type=int, default=12, help="operators shown; 0 skips profiling")
+    parser.add_argument("--json", type=Path, help="write everything here too")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        report = run(args)
+    except DvpdError as error:
+        print(f"profile_graphs.py: {error}", file=sys.stderr)
+        return 1
+    print(to_markdown(report, args.top))
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure what the arguments ask for."""
+    if args.frames < 32 or args.frames % 4:
+        raise InputError(f"--frames is {args.frames}; expected a multiple of 4, at least 32")
+    for folder in args.engines:
+        for name in ("predictive.onnx", "score.onnx"):
+            if not (folder / name).is_file():
+                raise InputError(f"{folder / name}: not there; export it with export/to_onnx.py")
+    import onnx
+    import onnxruntime
+    import openvino
+
+    report: dict[str, Any] = {
+        "machine": f"{platform.machine()}, {platform.processor() or platform.platform()}",
+        "versions": {"onnxruntime": onnxruntime.__version__, "openvino": openvino.__version__},
+        "protocol": {
+            "frames": args.frames,
+            "batch": args.batch,
+            "threads": args.threads,
+            "rounds": args.rounds,
+            "calls": f"1 predictive + {SCORE_CALLS} score, network calls alone, float32",
+            "statistic": "median, engines interleaved",
+        },
+        "times": time_engines(
+            ENGINES, args.engines, args.frames, args.batch, args.threads, args.rounds
+        ),
+        "operators": [],
+    }
+    for folder in args.engines if args.top else ():
+        feeds = make_feeds(folder, args.frames, args.batch, args.threads)
+        for graph, feed in zip(("predictive", "score"), feeds, strict=True):
+            path = folder / f"{graph}.onnx"
+            report["operators"].append(
+                {
+                    "model": folder.name,
+                    "graph": graph,
+                    "nodes": len(onnx.load(path).graph.node),
+                    "onnxruntime": profile_ort(path, feed, args.threads),
+                    "openvino": profile_openvino(path, feed, args.threads),
+                }
+            )
+    return report
+
+
+def to_markdown(report: dict[str, Any], top: int) -> str:
+    """The report as Markdown tables."""
+    p = report["protocol"]
+    lines = [
+        f"{report['machine']}; {report['versions']}; T = {p['frames']}, B = {p['batch']}, "
+        f"{p['threads']} threads; {p['calls']}; {p['statistic']} of {p['rounds']} rounds.",
+        "",
+        "| model | engine | predictive, ms | score, ms | s per s of audio |",
+        "|---|---|---|---|---|",
+    ]
+    for row in report["times"]:
+        lines.append(
+            f"| {row['model']} | {row['engine']} | {row['predictive_ms']:.1f} "
+            f"| {row['score_ms']:.1f} | {row['seconds_per_audio_second']:.3f} |"
+        )
+    for item in report["operators"]:
+        lines += ["", f"{item['model']}, {item['graph']} graph, {item['nodes']} nodes, ms a call:"]
+        for engine in ENGINES:
+            total = sum(item[engine].values())
+            shown = ", ".join(f"{k} {v:.1f}" for k, v in list(item[engine].items())[:top])
+            lines.append(f"- {engine}: {shown}; all {total:.1f}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

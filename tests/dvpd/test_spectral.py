@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+import torch
+
+from dvpd import spectral
+from dvpd.runtime import stft as np_stft
+from dvpd.runtime.spec import SignalSpec
+
+CLIP = Path(__file__).parents[1] / "assets" / "clip0_noisy.flac"
+SIGNAL = SignalSpec()
+PARITY = 1e-5  # of compressed values below 2: float32 against float64 inside
+
+
+def speech(n: int = 40000) -> np.ndarray:
+    wav, rate = sf.read(CLIP, dtype="float32")
+    assert rate == 16000
+    wav = wav[:n]
+    return wav / np.abs(wav).max()
+
+
+def test_torch_equals_numpy_on_real_speech():
+    wav = speech()
+    torch_ri = spectral.compress(torch.from_numpy(wav)[None])[0].numpy()
+    numpy_ri = np_stft.compress(np_stft.stft(wav, SIGNAL), SIGNAL)
+    numpy_ri = numpy_ri[:2]
+    assert numpy_ri.shape == torch_ri.shape
+    assert np.abs(torch_ri).max() > 0.5
+    assert np.abs(torch_ri - numpy_ri).max() < PARITY * np.abs(torch_ri).max()
+
+
+def test_round_trip_snr():
+    wav = speech()
+    back = spectral.istft_from_compressed(
+        spectral.compress(torch.from_numpy(wav).double()[None]).float(), len(wav)
+    )
+    error = back[0].double().numpy() - wav
+    assert 10 * np.log10((wav**2).sum() / (error**2).sum()) >= 100
+
+
+def test_frames_and_channels():
+    noisy = spectral.compressed_noisy(torch.randn(2, 32640))
+    assert noisy.shape == (2, 3, 256, 257)
+    assert torch.allclose(noisy[:, 2], noisy[:, :2].square().sum(1).sqrt(), atol=1e-5)
+
+
+def test_silence_has_finite_gradients():
+    ri = torch.zeros(1, 2, 8, 257, requires_grad=True)
+    spectral.magnitude(ri).sum().backward()
+    assert torch.isfinite(ri.grad).all()
+    assert spectral.istft_from_compressed(ri.detach(), 896).abs().max() == 0
