@@ -36,6 +36,11 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "torch": ("torch",),
 }
 _REQUIRED = ("numpy", "soundfile", "soxr")
+# An ONNX graph of one Identity node: the smallest proof that a provider really starts.
+_IDENTITY = bytes.fromhex(
+    "080912003a370a100a017812017922084964656e746974791201675a0f0a0178120a0a0808011204"
+    "0a020801620f0a0179120a0a08080112040a02080142040a001012"
+)
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "sve", "fphp")
 
 
@@ -129,6 +134,19 @@ def _ort_providers() -> list[str]:
         return []
 
 
+def _ort_starts(provider: str) -> bool:
+    """Whether a provider really loads: being listed says only that it was compiled in."""
+    try:
+        import onnxruntime
+
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 4  # the failure is what we ask for
+        session = onnxruntime.InferenceSession(_IDENTITY, settings, providers=[provider])
+        return bool(session.get_providers()[0] == provider)
+    except Exception:  # likewise
+        return False
+
+
 def _openvino_devices() -> list[str]:
     try:
         import openvino
@@ -159,8 +177,8 @@ def _backends(n_gpus: int) -> list[dict[str, Any]]:
         cpu = ("onnxruntime is not installed", f"pip install '{BACKENDS['ort'][1]}'")
     elif conflict:
         cpu = (conflict.split(": ", 1)[0], conflict.split(": ", 1)[1])
-    elif "CPUExecutionProvider" not in providers:
-        cpu = ("onnxruntime does not import", "pip install --force-reinstall onnxruntime")
+    elif not _ort_starts("CPUExecutionProvider"):
+        cpu = ("onnxruntime does not start", "pip install --force-reinstall onnxruntime")
     else:
         cpu = None
     add("ort", "cpu", *(cpu or (None, None)))
@@ -171,6 +189,9 @@ def _backends(n_gpus: int) -> list[dict[str, Any]]:
     elif "CUDAExecutionProvider" not in providers:
         cure = "pip uninstall -y onnxruntime, then pip install 'dvpd[gpu]'"
         add("ort", "cuda", "this onnxruntime has no CUDA provider", cure)
+    elif not _ort_starts("CUDAExecutionProvider"):
+        cure = "install the CUDA and cuDNN versions that this onnxruntime-gpu names"
+        add("ort", "cuda", "ONNX Runtime cannot load its CUDA libraries", cure)
     else:
         add("ort", "cuda", None, None)
     if not installed("openvino"):

@@ -216,6 +216,27 @@ def test_doctor_names_problems_and_cures(monkeypatch, engine, capsys):
         assert word in text
 
 
+@pytest.mark.parametrize(
+    ("providers", "starts", "missing"),
+    [
+        (["CPUExecutionProvider"], True, "no CUDA provider"),
+        (["CUDAExecutionProvider", "CPUExecutionProvider"], False, "cannot load its CUDA"),
+        (["CUDAExecutionProvider", "CPUExecutionProvider"], True, None),
+    ],
+)
+def test_doctor_on_a_gpu(monkeypatch, providers, starts, missing):
+    monkeypatch.setattr(doctor, "_ort_providers", lambda: providers)
+    monkeypatch.setattr(doctor, "_ort_starts", lambda p: p.startswith("CPU") or starts)
+    rows = [r for r in doctor._backends(1) if r["device"] == "cuda"]
+    assert [r["usable"] for r in rows] == [missing is None]
+    assert missing is None or missing in rows[0]["missing"]
+
+
+def test_doctor_proves_that_a_provider_starts():
+    assert doctor._ort_starts("CPUExecutionProvider")
+    assert not doctor._ort_starts("NoSuchExecutionProvider")
+
+
 def test_doctor_without_engines(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "find_engines", list)
     assert cli.main(["doctor"]) == 1
