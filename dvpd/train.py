@@ -262,9 +262,7 @@ class Trainer:
     def finished(self) -> bool:
         """Whether the config's budget is used up."""
         train = self.config.train
-        return (
-            self.seconds >= train.minutes * 60.0 if train.minutes else self.step >= train.steps
-        )
+        return self.seconds >= train.minutes * 60.0 if train.minutes else self.step >= train.steps
 
     def run(self, max_minutes: float = 0.0) -> None:
         """Train until the budget is used up, ``stop`` is called, or for ``max_minutes``.
@@ -468,7 +466,9 @@ def override(config: Config, settings: list[str]) -> Config:
     return from_dict(Config, values)
 
 
-def make_mixer(config: Config, data: str | Path, cache: str | Path | None, report: Any = None) -> Mixer:
+def make_mixer(
+    config: Config, data: str | Path, cache: str | Path | None, report: Any = None
+) -> Mixer:
     """Pools and mixer from a folder with ``speech/``, ``noise/`` and, if there, ``rir/``.
 
     Args:

@@ -102,7 +102,9 @@ def random_eq(wav: Wav, rng: Generator, depth_db: float) -> Wav:
 
 def change_speed(wav: Wav, factor: float) -> Wav:
     """Play faster (factor > 1) or slower: pitch and length change together."""
-    return soxr.resample(wav, SAMPLE_RATE * factor, SAMPLE_RATE, "MQ").astype(np.float32, copy=False)
+    return soxr.resample(wav, SAMPLE_RATE * factor, SAMPLE_RATE, "MQ").astype(
+        np.float32, copy=False
+    )
 
 
 def through_rate(wav: Wav, rate_hz: int) -> Wav:
@@ -152,7 +154,9 @@ def hum(rng: Generator, count: int) -> Wav:
     wav = np.zeros(count, np.float32)
     for n in range(1, int(rng.integers(3, 12))):
         level = rng.uniform(0.1, 1.0) / n ** rng.uniform(0.3, 1.5)
-        wav += np.float32(level) * np.sin(np.float32(2 * np.pi * base * n) * time + rng.uniform(0, 6))
+        wav += np.float32(level) * np.sin(
+            np.float32(2 * np.pi * base * n) * time + rng.uniform(0, 6)
+        )
     return wav / np.float32(max(rms(wav), 1e-9))
 
 
@@ -249,7 +253,9 @@ def active_share(wav: Wav, reference: float) -> float:
     """Share of 16 ms blocks within 35 dB of ``reference`` (an RMS)."""
     blocks = wav[: len(wav) // 256 * 256].reshape(-1, 256)
     levels = np.einsum("ij,ij->i", blocks, blocks) / 256.0
-    return float(np.mean(levels > (reference * db_to_gain(_ACTIVE_DB)) ** 2)) if len(blocks) else 0.0
+    return (
+        float(np.mean(levels > (reference * db_to_gain(_ACTIVE_DB)) ** 2)) if len(blocks) else 0.0
+    )
 
 
 class Mixer:
@@ -273,9 +279,13 @@ class Mixer:
         self.speech = speech
         self.noise = noise
         self._speech_p = _source_probabilities(speech, config.speech_weights)
-        self._noise_p = None if noise is None else _source_probabilities(noise, config.noise_weights)
+        self._noise_p = (
+            None if noise is None else _source_probabilities(noise, config.noise_weights)
+        )
         self._rooms = [] if rirs is None else [as_room(rirs.read(i)) for i in range(len(rirs))]
-        self._speech_members = [np.flatnonzero(speech.source == s) for s in range(len(speech.sources))]
+        self._speech_members = [
+            np.flatnonzero(speech.source == s) for s in range(len(speech.sources))
+        ]
         self._noise_members = (
             []
             if noise is None

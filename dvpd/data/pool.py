@@ -201,9 +201,7 @@ def decode(path: str | Path) -> NDArray[np.int16]:
     return _to_int16(mono)
 
 
-def _decode_all(
-    root: Path, files: list[Path]
-) -> Iterator[tuple[str, NDArray[np.int16] | None]]:
+def _decode_all(root: Path, files: list[Path]) -> Iterator[tuple[str, NDArray[np.int16] | None]]:
     """(source, recording) for each file in order; None where a file cannot be decoded."""
 
     def one(path: Path) -> NDArray[np.int16] | None:
