@@ -1,0 +1,217 @@
+"""From a checkpoint to a verified engine folder: two graphs and their manifest."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+import dvpd
+from dvpd.checkpoint import load_model
+from dvpd.config import Config
+from dvpd.model import DVPD
+from dvpd.runtime.backend import LoadOptions, default_threads
+from dvpd.runtime.errors import InputError, ParityError
+from dvpd.runtime.ort import OrtBackend
+from dvpd.runtime.spec import (
+    GRAPH_NAMES,
+    MANIFEST_NAME,
+    PRECISIONS,
+    TLB_PRESETS,
+    GraphFile,
+    Manifest,
+    manifest_to_metadata,
+    sha256_of,
+)
+
+from . import verify
+from .counts import macs_per_second, parameter_counts
+from .graphs import build_graph, prepare
+from .translate import OPSET, UnsupportedOperator, count_ops
+
+Say = Callable[[str], None]
+
+
+def default_folder(config: Config, precision: str) -> Path:
+    """engines/NAME, or engines/NAME-fp16, in the current folder."""
+    return Path("engines") / (config.model.name + ("" if precision == "fp32" else f"-{precision}"))
+
+
+def _quiet(_: str) -> None:
+    pass
+
+
+def export_checkpoint(
+    checkpoint: str | Path,
+    folder: str | Path | None = None,
+    precision: str = "fp32",
+    verify_wav: str | Path | None = None,
+    say: Say = _quiet,
+) -> tuple[Path, Manifest]:
+    """Export ``checkpoint``; the folder's files appear only after every check has passed.
+
+    Args:
+        checkpoint: A .safetensors checkpoint.
+        folder: Where predictive.onnx, score.onnx and manifest.json go; `default_folder` if None.
+            Other files in it (compiled plans) are left alone.
+        precision: "fp32" or "fp16".
+        verify_wav: A recording of speech for the checks; without it, test clips or synthetic.
+        say: Receives a line for each step.
+
+    Returns:
+        The folder and its manifest.
+
+    Raises:
+        InputError: The checkpoint, precision, folder or recording cannot be used.
+        ManifestError: The checkpoint is damaged or its config does not fit.
+        ParityError: The graphs do not reproduce the model; nothing is left behind.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    config, model = load_model(checkpoint)
+    target = Path(folder) if folder is not None else default_folder(config, precision)
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target}: is a file; give a folder for the graphs")
+    wav, source = verify.speech(config, verify_wav)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{temporary}: {error.strerror or error}") from None
+    try:
+        digest = sha256_of(Path(checkpoint))
+        manifest = _write(temporary, config, model, precision, digest, wav, source, say)
+        _install(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target, manifest
+
+
+def _write(
+    folder: Path,
+    config: Config,
+    model: DVPD,
+    precision: str,
+    checkpoint_sha256: str,
+    wav: Any,
+    source: str,
+    say: Say,
+) -> Manifest:
+    """Export into ``folder``, verify, and complete the metadata."""
+    graph_model = prepare(model, precision)
+    graphs = {}
+    nodes: dict[str, int] = {}
+    for name in GRAPH_NAMES:
+        begin = time.perf_counter()
+        try:
+            graphs[name] = build_graph(graph_model, name, precision)
+        except UnsupportedOperator as error:
+            raise InputError(f"this configuration does not export: {error}") from None
+        nodes[name] = sum(count_ops(graphs[name]).values())
+        say(f"{name}: {nodes[name]} nodes in {time.perf_counter() - begin:.1f} s")
+    manifest = Manifest(
+        name=config.model.name,
+        version=dvpd.__version__,
+        signal=config.signal,
+        sde=config.sde,
+        sampler=config.sampler,
+        tlb_presets=TLB_PRESETS,
+        precision=precision,
+        opset=OPSET,
+        exporter={
+            "dvpd": dvpd.__version__,
+            "torch": torch.__version__,
+            "onnx": onnx.__version__,
+            "onnxruntime": onnxruntime.__version__,
+            "numpy": np.__version__,
+            "nodes": nodes,
+        },
+        checkpoint_sha256=checkpoint_sha256,
+        graphs={name: GraphFile(f"{name}.onnx", "0" * 64) for name in GRAPH_NAMES},
+        parameters=parameter_counts(model),
+        macs_per_second=macs_per_second(
+            prepare(model, "fp32"), config.signal, config.sampler.n_steps
+        ),
+        parity={},
+    )
+    paths = _save(folder, graphs, manifest)
+    say("verifying")
+    begin = time.perf_counter()
+    backend = OrtBackend(
+        LoadOptions(paths["predictive"], paths["score"], manifest, "cpu", default_threads())
+    )
+    try:
+        half_model = graph_model if precision == "fp16" else None
+        report = verify.verify(model, config, backend, precision, wav, half_model)
+    finally:
+        backend.close()
+    say(f"{report.text()} ({time.perf_counter() - begin:.1f} s)")
+    verify.require(report)
+    manifest = replace(manifest, parity=report.as_dict(source))
+    paths = _save(folder, graphs, manifest)  # the same graphs, the figures in their metadata
+    manifest = replace(
+        manifest,
+        graphs={name: GraphFile(path.name, sha256_of(path)) for name, path in paths.items()},
+    )
+    path = folder / MANIFEST_NAME
+    with path.open("w", encoding="utf-8") as file:
+        file.write(manifest.to_json())
+        file.flush()
+        os.fsync(file.fileno())
+    Manifest.load(folder).verify_graphs(folder)
+    return manifest
+
+
+def _save(folder: Path, graphs: dict[str, onnx.ModelProto], manifest: Manifest) -> dict[str, Path]:
+    """Write both graphs with the manifest as metadata, checked."""
+    paths = {}
+    for name, graph in graphs.items():
+        del graph.metadata_props[:]
+        graph.producer_name, graph.producer_version = "dvpd", manifest.version
+        onnx.helper.set_model_props(graph, manifest_to_metadata(manifest))
+        try:
+            onnx.checker.check_model(graph, full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise ParityError(f"the {name} graph is not valid ONNX: {error}") from None
+        paths[name] = folder / f"{name}.onnx"
+        with paths[name].open("wb") as file:
+            file.write(graph.SerializeToString(deterministic=True))
+            file.flush()
+            os.fsync(file.fileno())
+    return paths
+
+
+def _install(source: Path, target: Path) -> None:
+    """Move the files of ``source`` to ``target``: the folder whole, or the three files as a set.
+
+    Into a folder that is there the manifest goes last: whoever reads in between meets graphs whose
+    hash the old manifest does not know, which the runtime refuses. A failure puts the old ones back.
+    """
+    if not target.exists():
+        source.rename(target)
+        return
+    names = [*(f"{name}.onnx" for name in GRAPH_NAMES), MANIFEST_NAME]
+    kept = source / "before"
+    kept.mkdir()
+    for name in names:
+        if (target / name).is_file():
+            shutil.copy2(target / name, kept / name)
+    try:
+        for name in names:
+            (source / name).replace(target / name)
+    except OSError:
+        for name in names:
+            if (kept / name).exists():
+                (kept / name).replace(target / name)
+            else:
+                (target / name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,148 @@
+"""The two networks as ONNX graphs: folding, precision, tracing with dynamic B and T."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from dvpd.layers import fold_batch_norms
+from dvpd.model import DVPD
+from dvpd.runtime.spec import FRAME_MULTIPLE, N_FEATS, N_FREQS, graph_io
+
+from .translate import translate
+
+TRACE_BATCH = 2  # 0 and 1 are special to the tracer
+TRACE_FRAMES = 64
+MAX_BATCH, MAX_FRAMES = 1024, 1 << 20  # bounds for the tracer; the graph itself has none
+FEAT_DIVISORS = (1, 1, 2, 4, 2, 1)  # frames of feat_i: T divided by this
+
+
+class PredictiveGraph(nn.Module):
+    """The predictive branch with flat outputs."""
+
+    def __init__(self, model: DVPD) -> None:
+        """Wrap the branch of ``model``."""
+        super().__init__()
+        self.net = model.predictive
+
+    def forward(self, noisy: Tensor) -> tuple[Tensor, ...]:
+        """``noisy`` -> clean_ri, feat_0 ... feat_5."""
+        clean_ri, feats = self.net(noisy)
+        return (clean_ri, *feats)
+
+
+class ScoreGraph(nn.Module):
+    """The score branch with flat inputs, in the order of the graph's."""
+
+    def __init__(self, model: DVPD) -> None:
+        """Wrap the branch of ``model``."""
+        super().__init__()
+        self.net = model.score
+
+    def forward(self, xt: Tensor, t: Tensor, *rest: Tensor) -> tuple[Tensor]:
+        """``rest``: feat_0 ... feat_5, tlb_skip, tlb_backbone."""
+        *feats, tlb_skip, tlb_backbone = rest
+        return (self.net(xt, t, feats, tlb_skip, tlb_backbone),)
+
+
+def prepare(model: DVPD, precision: str) -> DVPD:
+    """A copy for export: eval mode, batch norms folded, weights in the graph's precision.
+
+    In fp16 only the time embedding's frequencies stay float32; the forward passes hold the
+    other float32 parts themselves (means, sums, min-max, mask and residual).
+    """
+    # an .eval() copy shares nothing with a model that may be in training
+    graph_model = copy.deepcopy(model).eval().requires_grad_(False)
+    fold_batch_norms(graph_model)
+    if precision == "fp16":
+        frequencies = graph_model.score.embedding.frequencies
+        graph_model.half()
+        graph_model.score.embedding.frequencies = frequencies
+    return graph_model.requires_grad_(False)
+
+
+@contextmanager
+def _quick_tracing() -> Iterator[None]:
+    """Switch off a cache that costs the tracer twice what it saves when sizes are symbolic."""
+    import torch._dynamo.config as dynamo_config
+
+    known = hasattr(dynamo_config, "fake_tensor_cache_enabled")
+    before = getattr(dynamo_config, "fake_tensor_cache_enabled", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's own deprecations
+        try:
+            if known:
+                setattr(dynamo_config, "fake_tensor_cache_enabled", False)  # noqa: B010
+            yield
+        finally:
+            if known:
+                setattr(dynamo_config, "fake_tensor_cache_enabled", before)  # noqa: B010
+
+
+def _sizes(graph: str, precision: str, model: DVPD) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Names and sizes of the graph's inputs and outputs, dynamic ones as "B", "T", "T/2", "T/4"."""
+    c, bins = model.config.channels, model.score.unet.split * 2
+    if model.config.encoder == "uniform":
+        from dvpd.fanc import UNIFORM_PADDED as bins  # type: ignore[no-redef]
+    result: list[dict[str, Any]] = []
+    for specs in graph_io(graph, precision):
+        table: dict[str, Any] = {}
+        for spec in specs:
+            table[spec.name] = spec.shape
+            if spec.name.startswith("feat_"):
+                d = FEAT_DIVISORS[int(spec.name[-1])]
+                table[spec.name] = ("B", c * d, "T" if d == 1 else f"T/{d}", bins // d)
+        result.append(table)
+    return result[0], result[1]
+
+
+def build_graph(model: DVPD, graph: str, precision: str) -> onnx.ModelProto:
+    """One network as an ONNX model, without metadata.
+
+    Args:
+        model: What `prepare` returned for the same ``precision``.
+        graph: "predictive" or "score".
+        precision: "fp32" or "fp16".
+
+    Raises:
+        UnsupportedOperator: The configuration uses an operator without translation.
+    """
+    inputs, outputs = _sizes(graph, precision, model)
+    quarter = torch.export.Dim("T4", min=8, max=MAX_FRAMES // FRAME_MULTIPLE)
+    frames = {1: 4 * quarter, 2: 2 * quarter, 4: quarter}
+    batch = torch.export.Dim("B", min=1, max=MAX_BATCH)
+    noisy = torch.rand(TRACE_BATCH, 3, TRACE_FRAMES, N_FREQS)
+    full = {0: batch, 2: frames[1]}
+    args: tuple[Tensor, ...]
+    shapes: Any
+    wrapper: nn.Module
+    if graph == "predictive":
+        wrapper, args, shapes = PredictiveGraph(model), (noisy,), (full,)
+    else:
+        half = torch.float16 if precision == "fp16" else torch.float32
+        sizes = [inputs[f"feat_{i}"] for i in range(N_FEATS)]
+        feats = [
+            torch.rand(TRACE_BATCH, s[1], TRACE_FRAMES // d, s[3], dtype=half)
+            for s, d in zip(sizes, FEAT_DIVISORS, strict=True)
+        ]
+        ones = torch.ones(2, 2)
+        wrapper = ScoreGraph(model)
+        args = (
+            noisy[:, :1].contiguous(),
+            torch.full((TRACE_BATCH,), 0.1),
+            *feats,
+            ones,
+            ones.clone(),
+        )
+        rest = tuple({0: batch, 2: frames[d]} for d in FEAT_DIVISORS)
+        shapes = (full, {0: batch}, (*rest, None, None))
+    with _quick_tracing(), torch.no_grad():
+        program = torch.export.export(wrapper.eval(), args, dynamic_shapes=shapes, strict=False)
+        return translate(program, inputs, outputs, f"dvpd_{graph}")

@@ -1,0 +1,72 @@
+"""Checkpoint -> predictive.onnx, score.onnx and manifest.json, verified before they appear.
+
+python export/to_onnx.py CKPT [-o engines/NAME] [--precision fp32|fp16] [--verify-wav WAV]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+if not __package__:  # run as a plain script: the checkout is not installed
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="to_onnx",
+        description="Export a checkpoint to two ONNX graphs and verify them against PyTorch.",
+    )
+    parser.add_argument("checkpoint", metavar="CKPT", help="a .safetensors checkpoint")
+    parser.add_argument(
+        "-o", "--out", metavar="DIR", help="engine folder to write (default: engines/NAME)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16"),
+        default="fp32",
+        help="fp16 writes strongly typed graphs for GPUs (default: fp32)",
+    )
+    parser.add_argument(
+        "--verify-wav",
+        metavar="WAV",
+        help="noisy speech for the checks (default: the checkout's test clips, else synthetic)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0 done, 1 failed, 2 wrong usage."""
+    args = build_parser().parse_args(argv)
+    begin = time.perf_counter()
+
+    def say(line: str) -> None:
+        print(f"[{time.perf_counter() - begin:5.1f} s] {line}", file=sys.stderr, flush=True)
+
+    say("loading")
+    from dvpd.runtime.errors import DvpdError
+
+    try:
+        from dvpd.export.build import export_checkpoint
+    except ModuleNotFoundError as error:
+        print(f"error: {error}: pip install 'dvpd[export]'", file=sys.stderr)
+        return 1
+    try:
+        folder, manifest = export_checkpoint(
+            args.checkpoint, args.out, args.precision, args.verify_wav, say
+        )
+    except (DvpdError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    say("done")
+    print(json.dumps(manifest.to_dict(), indent=2) if args.json else folder)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
