@@ -1,0 +1,117 @@
+"""Losses: zero at equality, what they respond to, finite gradients at silence."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from dvpd.losses import (
+    anti_wrap,
+    mr_stft_loss,
+    phase_loss,
+    predictive_terms,
+    score_loss,
+    si_sdr_loss,
+    weighted_sum,
+)
+from dvpd.spectral import compress
+from dvpd.train_config import TrainConfig
+
+ALL = TrainConfig(mr_stft_weight=1.0, si_sdr_weight=1.0)
+# arithmetic in float32 on angles up to a few pi
+ANGLE_TOLERANCE = 1e-5
+
+
+@pytest.fixture
+def waves():
+    g = torch.Generator().manual_seed(0)
+    clean = 0.1 * torch.randn(2, 8192, generator=g)
+    return clean + 0.02 * torch.randn(2, 8192, generator=g), clean
+
+
+def test_anti_wrap_is_the_distance_on_the_circle():
+    x = torch.linspace(-20, 20, 4001)
+    expected = torch.acos(torch.cos(x.double())).float()
+    torch.testing.assert_close(anti_wrap(x), expected, rtol=0, atol=ANGLE_TOLERANCE)
+    torch.testing.assert_close(anti_wrap(x), anti_wrap(-x))
+    torch.testing.assert_close(
+        anti_wrap(x + 2 * math.pi), anti_wrap(x), rtol=0, atol=ANGLE_TOLERANCE
+    )
+    assert anti_wrap(torch.tensor(0.0)) == 0
+
+
+def rotate(spec: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
+    z = torch.view_as_complex(spec.movedim(1, -1).contiguous()) * torch.polar(
+        torch.ones_like(angle), angle
+    )
+    return torch.view_as_real(z).movedim(-1, 1)
+
+
+def test_phase_loss_by_hand(waves):
+    spec = compress(waves[1])
+    frames, bins = spec.shape[2:]
+    # float32 rounding of near-equal angles
+    assert phase_loss(spec, spec) < 1e-5
+    constant = rotate(spec, torch.full((frames, bins), 0.7))
+    assert phase_loss(constant, spec).item() == pytest.approx(0.7, abs=1e-3)
+    # a full turn of steps wraps: 0.5 rad a bin gives a group delay error of 0.5 everywhere
+    slope = rotate(spec, (0.5 * torch.arange(bins)).expand(frames, bins))
+    delta = anti_wrap(0.5 * torch.arange(bins)).mean()
+    assert phase_loss(slope, spec).item() == pytest.approx(float(delta) + 0.5, abs=1e-3)
+
+
+def test_terms_are_zero_at_equality(waves):
+    spec = compress(waves[1])
+    terms = predictive_terms(ALL, spec, spec, waves[1])
+    assert set(terms) == {"mag", "ri", "phase", "mr_stft", "si_sdr"}
+    assert float(terms["mag"]) == 0.0
+    assert float(terms["ri"]) == 0.0
+    assert float(terms["phase"]) < 1e-5
+    assert float(terms["mr_stft"]) < 1e-3
+    assert float(terms["si_sdr"]) == pytest.approx(-3.0, abs=0.05)
+
+
+def test_paper_terms_and_weights(waves):
+    paper = TrainConfig()
+    terms = predictive_terms(paper, compress(waves[0]), compress(waves[1]), waves[1])
+    assert set(terms) == {"mag", "ri", "phase"}
+    expected = 0.5 * terms["mag"] + 0.5 * terms["ri"] + 0.002 * terms["phase"]
+    torch.testing.assert_close(weighted_sum(paper, terms), expected)
+
+
+@pytest.mark.parametrize("silent", ["estimate", "target", "both"])
+def test_gradients_are_finite_at_silence(waves, silent):
+    noisy, clean = waves
+    if silent in ("target", "both"):
+        clean = torch.zeros_like(clean)
+    estimate = compress(noisy)
+    if silent in ("estimate", "both"):
+        estimate = torch.zeros_like(estimate)
+    estimate.requires_grad_(True)
+    loss = weighted_sum(ALL, predictive_terms(ALL, estimate, compress(clean), clean))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(estimate.grad).all()
+
+
+def test_score_loss():
+    z = torch.randn(3, 1, 8, 257, generator=torch.Generator().manual_seed(0))
+    std = torch.tensor([0.1, 0.2, 0.3]).reshape(3, 1, 1, 1)
+    assert score_loss(std * z, z, std) < 1e-12
+    torch.testing.assert_close(score_loss(torch.zeros_like(z), z, std), z.square().mean())
+
+
+def test_si_sdr_loss_ignores_scale_and_silence(waves):
+    noisy, clean = waves
+    torch.testing.assert_close(si_sdr_loss(3 * noisy, clean), si_sdr_loss(noisy, clean))
+    # 14 dB of signal over noise, capped softly at 30
+    assert float(si_sdr_loss(noisy, clean)) == pytest.approx(-1.39, abs=0.05)
+    assert float(si_sdr_loss(noisy, torch.zeros_like(clean))) == 0.0
+
+
+def test_mr_stft_loss_orders_by_damage(waves):
+    noisy, clean = waves
+    assert mr_stft_loss(clean, clean) == 0
+    assert mr_stft_loss(noisy, clean) < mr_stft_loss(clean + 5 * (noisy - clean), clean)
