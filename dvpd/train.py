@@ -135,10 +135,13 @@ class Trainer:
             for p in self.model.parameters():
                 if p.ndim == 4:
                     p.data = p.data.contiguous(memory_format=torch.channels_last)
+        self.model.train()
         if train.branches == "predictive":
             self.model.score.requires_grad_(False)
+            self.model.score.eval()  # a frozen branch keeps its norms' statistics, too
         elif train.branches == "score":
             self.model.predictive.requires_grad_(False)
+            self.model.predictive.eval()
         self.optimizer = make_optimizer(self.model, train)
         self.ema = Ema(self.model, train.ema_decay)
         self.step = 0
@@ -208,11 +211,6 @@ class Trainer:
             TrainingError: Too many non-finite steps in a row.
         """
         train = self.config.train
-        self.model.train()
-        if train.branches == "predictive":
-            self.model.score.eval()
-        elif train.branches == "score":
-            self.model.predictive.eval()
         before = [b.clone() for b in self._buffers]
         noisy, clean = noisy.to(self.device), clean.to(self.device)
         terms = self.losses(noisy, clean)
