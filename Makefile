@@ -1,0 +1,37 @@
+# Two commands need nothing but a Python >= 3.10: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+# The light CPU runtime: no torch. PESQ compiles C; without a compiler the demo only leaves it out.
+$(VENV)/.runtime: pyproject.toml .ci/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; set PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e ".[cpu]" matplotlib
+	$(PIP) pesq || echo "pesq could not be built (no C compiler?): the demo leaves PESQ out"
+	touch $@
+
+# Everything else: training, export, checks. The pinned torch is asked for first and by version.
+$(VENV)/.full: $(VENV)/.runtime
+	$(PIP) torch==2.13.0
+	$(PIP) -e ".[cpu,openvino,export,train,bench,demo,dev]"
+	$(PIP) tensorrt-rtx-cu13 || echo "TensorRT-RTX is not to be had here: its checks will be skipped"
+	touch $@
+
+demo: $(VENV)/.runtime
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.full
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.full
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy runtime export
+
+clean:
+	rm -rf $(VENV) demo-output
