@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -228,10 +227,9 @@ def _write_cache(stem: Path, root: Path, files: list[Path], progress: Progress |
     stem.parent.mkdir(parents=True, exist_ok=True)
     sources = sorted({_source_of(root, p) for p in files})
     offsets, source, lost = [0], [], 0
-    handle, raw = tempfile.mkstemp(dir=stem.parent, suffix=".tmp")
-    final, blank = f"{stem}.npy", "<i2"
+    raw, final, blank = f"{stem}.{os.getpid()}.tmp", f"{stem}.npy", "<i2"
     try:
-        with os.fdopen(handle, "wb") as out:
+        with open(raw, "wb") as out:
             # The header's length is not known yet: reserve room, rewrite it at the end.
             np.lib.format.write_array_header_1_0(
                 out, {"descr": blank, "fortran_order": False, "shape": (10**12,)}
@@ -260,6 +258,6 @@ def _write_cache(stem: Path, root: Path, files: list[Path], progress: Progress |
         Path(raw).unlink(missing_ok=True)
         raise
     meta = {"format": POOL_FORMAT, "offsets": offsets, "source": source, "sources": sources}
-    temporary = Path(f"{stem}.json.tmp")
+    temporary = Path(f"{stem}.json.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(meta))
     os.replace(temporary, f"{stem}.json")
