@@ -19,7 +19,7 @@ import dvpd
 from dvpd.checkpoint import load_model
 from dvpd.config import Config
 from dvpd.model import DVPD
-from dvpd.runtime.backend import LoadOptions, default_threads
+from dvpd.runtime.backend import LoadOptions
 from dvpd.runtime.errors import InputError, ParityError
 from dvpd.runtime.ort import OrtBackend
 from dvpd.runtime.spec import (
@@ -39,6 +39,9 @@ from .graphs import build_graph, prepare
 from .translate import OPSET, UnsupportedOperator, count_ops
 
 Say = Callable[[str], None]
+# Every check is a few seconds of one core; threads that wait for each other on a busy machine took
+# six times as long.
+THREADS = 1
 
 
 def default_folder(config: Config, precision: str) -> Path:
@@ -87,11 +90,14 @@ def export_checkpoint(
         temporary.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"{temporary}: {error.strerror or error}") from None
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
     try:
         digest = sha256_of(Path(checkpoint))
         manifest = _write(temporary, config, model, precision, digest, wav, source, say)
         _install(temporary, target)
     finally:
+        torch.set_num_threads(threads)
         shutil.rmtree(temporary, ignore_errors=True)
     return target, manifest
 
@@ -146,9 +152,7 @@ def _write(
     paths = _save(folder, graphs, manifest)
     say("verifying")
     begin = time.perf_counter()
-    backend = OrtBackend(
-        LoadOptions(paths["predictive"], paths["score"], manifest, "cpu", default_threads())
-    )
+    backend = OrtBackend(LoadOptions(paths["predictive"], paths["score"], manifest, "cpu", THREADS))
     try:
         half_model = graph_model if precision == "fp16" else None
         report = verify.verify(model, config, backend, precision, wav, half_model)

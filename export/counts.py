@@ -16,12 +16,12 @@ aten = torch.ops.aten
 COUNT_FRAMES = 1000  # long enough that what does not grow with time is lost in it
 
 
-class MacCounter(TorchDispatchMode):
+class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the products of convolutions, matrix products and elementwise multiplications."""
 
     def __init__(self) -> None:
         """Start at zero."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.macs = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -12,6 +12,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from dvpd.fanc import compressed_bins
 from dvpd.layers import fold_batch_norms
 from dvpd.model import DVPD
 from dvpd.runtime.spec import FRAME_MULTIPLE, N_FEATS, N_FREQS, graph_io
@@ -88,9 +89,7 @@ def _quick_tracing() -> Iterator[None]:
 
 def _sizes(graph: str, precision: str, model: DVPD) -> tuple[dict[str, Any], dict[str, Any]]:
     """Names and sizes of the graph's inputs and outputs, dynamic ones as "B", "T", "T/2", "T/4"."""
-    c, bins = model.config.channels, model.score.unet.split * 2
-    if model.config.encoder == "uniform":
-        from dvpd.fanc import UNIFORM_PADDED as bins  # type: ignore[no-redef]
+    c, bins = model.config.channels, compressed_bins(model.config.encoder)
     result: list[dict[str, Any]] = []
     for specs in graph_io(graph, precision):
         table: dict[str, Any] = {}

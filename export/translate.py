@@ -484,7 +484,7 @@ def _slice(
     end: int | None = None,
     step: int = 1,
 ) -> Value:
-    first, last = start or 0, _END if end is None else min(cast(int, end), _END)
+    first, last = start or 0, _END if end is None else min(end, _END)
     if not isinstance(first, int) or not isinstance(last, int):
         raise UnsupportedOperator(f"{e._where()}: its bounds depend on a dynamic size")
     if (first, last, step) == (0, _END, 1):

@@ -109,7 +109,7 @@ def synthetic_speech(n_samples: int, sample_rate: int) -> FloatArray:
         -np.sin(2 * np.pi * 2.3 * time), 0, 1
     )
     wav = syllable * voiced + 0.2 * hiss + 0.05 * rng.standard_normal(n_samples)
-    return (wav / np.abs(wav).max()).astype(np.float32)
+    return np.asarray(wav / np.abs(wav).max(), np.float32)
 
 
 def speech(config: Config, wav: str | Path | None = None) -> tuple[FloatArray, str]:
@@ -147,11 +147,11 @@ def speech(config: Config, wav: str | Path | None = None) -> tuple[FloatArray, s
     return (joined / peak).astype(np.float32), ", ".join(path.name for path in paths)
 
 
-class _HalfRange(TorchDispatchMode):
+class _HalfRange(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Watches every half-precision result for overflow; sigmoid would hide an infinity."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0.0
         self.first: str | None = None
 

@@ -1,0 +1,84 @@
+"""One small model, exported once in each precision for the whole session."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from dvpd.checkpoint import load_model, save_checkpoint
+from dvpd.config import Config, ModelConfig
+from dvpd.export.build import export_checkpoint
+from dvpd.model import DVPD
+from dvpd.runtime.spec import Manifest
+
+SMALL = ModelConfig(name="small", channels=8, blocks=1, decoder_channels=4, embedding=16, state=8)
+
+
+def randomise(model: DVPD, seed: int = 0) -> DVPD:
+    """Give every value that starts at zero or one something else, so that parity says something."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.0, generator=generator)
+                module.bias.normal_(0, 0.1, generator=generator)
+                module.running_mean.normal_(0, 0.1, generator=generator)
+                module.running_var.uniform_(0.5, 2.0, generator=generator)
+        for branch in (model.predictive, model.score):
+            branch.decoder.last.weight.normal_(0, 0.1, generator=generator)
+            branch.decoder.last.bias.normal_(0, 0.01, generator=generator)
+        for name, parameter in model.named_parameters():
+            if name.rpartition(".")[2] in ("gamma", "mean_weight", "l1", "l2", "beta"):
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.add_(0.3 * noise)
+    return model
+
+
+def write_checkpoint(path: Path, model_config: ModelConfig = SMALL) -> Path:
+    """A checkpoint of ``model_config`` with random weights."""
+    torch.manual_seed(0)
+    config = dataclasses.replace(Config(), model=model_config)
+    save_checkpoint(path, randomise(DVPD(model_config)).state_dict(), config)
+    return path
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "small.safetensors")
+
+
+@dataclass
+class Exported:
+    """An engine folder and the model that it is from."""
+
+    folder: Path
+    manifest: Manifest
+    config: Config
+    model: DVPD
+
+
+def _export(checkpoint: Path, folder: Path, precision: str) -> Exported:
+    folder, manifest = export_checkpoint(checkpoint, folder, precision)
+    return Exported(folder, manifest, *load_model(checkpoint))
+
+
+@pytest.fixture(scope="session")
+def fp32(checkpoint, tmp_path_factory):
+    return _export(checkpoint, tmp_path_factory.mktemp("engines") / "small", "fp32")
+
+
+@pytest.fixture(scope="session")
+def fp16(checkpoint, tmp_path_factory):
+    return _export(checkpoint, tmp_path_factory.mktemp("engines") / "small-fp16", "fp16")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

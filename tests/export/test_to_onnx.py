@@ -1,0 +1,162 @@
+"""The command: what it refuses, what it leaves behind, what it prints."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from dvpd.export import build, graphs, to_onnx, verify
+from dvpd.runtime.errors import InputError, ManifestError, ParityError
+from dvpd.runtime.spec import MANIFEST_NAME, Manifest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def quick(monkeypatch, fp32, fp16):
+    """Hand out the session's graphs instead of tracing the same model again."""
+    import onnx
+
+    def ready(model, graph, precision):
+        engine = fp16 if precision == "fp16" else fp32
+        return onnx.load(str(engine.folder / f"{graph}.onnx"))
+
+    monkeypatch.setattr(build, "build_graph", ready)
+
+
+def _tampered(monkeypatch, name):
+    """Exports of ``name`` get one weight that the model does not have."""
+    import onnx
+
+    ready = build.build_graph
+
+    def wrong(model, graph, precision):
+        result = ready(model, graph, precision)
+        if graph == name:
+            tensor = next(t for t in result.graph.initializer if len(t.dims) == 4)
+            array = onnx.numpy_helper.to_array(tensor).copy()
+            array.flat[0] += 0.1
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+        return result
+
+    monkeypatch.setattr(build, "build_graph", wrong)
+
+
+@pytest.mark.parametrize("graph", ["predictive", "score"])
+def test_failed_parity_leaves_nothing(monkeypatch, quick, checkpoint, tmp_path, capsys, graph):
+    _tampered(monkeypatch, graph)
+    out = tmp_path / "engines" / "small"
+    assert to_onnx.main([str(checkpoint), "-o", str(out)]) == 1
+    assert "of the range; at most 1e-04" in capsys.readouterr().err
+    assert list(tmp_path.rglob("*.*")) == []
+    assert not out.exists()
+
+
+def test_failed_parity_keeps_what_was_there(monkeypatch, quick, checkpoint, tmp_path):
+    _tampered(monkeypatch, "score")
+    (tmp_path / "score.onnx").write_text("old")
+    with pytest.raises(ParityError, match="sigma_z"):
+        build.export_checkpoint(checkpoint, tmp_path)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("score.onnx", "old")]
+
+
+def test_replaces_a_folder_and_spares_plans(quick, checkpoint, tmp_path, capsys):
+    out = tmp_path / "small"
+    out.mkdir()
+    (out / "score.onnx").write_text("old")
+    (out / "score.trt.plan").write_text("plan")
+    assert to_onnx.main([str(checkpoint), "-o", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == Manifest.load(out).to_dict()
+    Manifest.load(out).verify_graphs(out)
+    names = sorted(p.name for p in out.iterdir())
+    assert names == [MANIFEST_NAME, "predictive.onnx", "score.onnx", "score.trt.plan"]
+    assert [p.name for p in tmp_path.iterdir()] == ["small"]
+
+
+def test_export_is_reproducible(quick, checkpoint, tmp_path, fp32):
+    _, manifest = build.export_checkpoint(checkpoint, tmp_path / "again")
+    assert manifest.to_dict() == fp32.manifest.to_dict()
+
+
+def test_pickle_is_refused(tmp_path, capsys):
+    path = tmp_path / "model.pt"
+    torch.save({"a": torch.zeros(1)}, path)
+    assert to_onnx.main([str(path), "-o", str(tmp_path / "out")]) == 1
+    assert "never loaded" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_unknown_config_key_is_refused(checkpoint, tmp_path):
+    with safe_open(checkpoint, framework="pt") as file:
+        meta = dict(file.metadata())
+        state = {key: file.get_tensor(key) for key in file.keys()}
+    config = json.loads(meta["config"])
+    config["model"]["colour"] = "blue"
+    path = tmp_path / "odd.safetensors"
+    save_file(state, path, {**meta, "config": json.dumps(config)})
+    with pytest.raises(ManifestError, match=r"config\.model\.colour"):
+        build.export_checkpoint(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_folder_that_is_a_file(checkpoint, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(InputError, match="is a file"):
+        build.export_checkpoint(checkpoint, tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_unknown_precision(checkpoint, tmp_path):
+    with pytest.raises(InputError, match="precision"):
+        build.export_checkpoint(checkpoint, tmp_path / "out", "int8")
+    with pytest.raises(SystemExit) as error:
+        to_onnx.main([str(checkpoint), "--precision", "int8"])
+    assert error.value.code == 2
+
+
+def test_missing_speech(checkpoint, tmp_path):
+    with pytest.raises(InputError, match=r"gone\.wav"):
+        build.export_checkpoint(checkpoint, tmp_path / "out", verify_wav=tmp_path / "gone.wav")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_overflow_is_found(fp16):
+    model = graphs.prepare(fp16.model, "fp16")
+    model.predictive.unet.enc1.first.mixer.value.weight.fill_(6e4)
+    wav, _ = verify.speech(fp16.config)
+    noise = [np.zeros((1, 1, 32, 257), np.float32)] * 3
+    with verify._HalfRange() as watched:
+        tlb = verify.TLB_PRESETS["none"]
+        verify._torch_waveform(model, fp16.config, wav[: 31 * 128], noise, tlb)
+    assert watched.first is not None
+
+
+def test_synthetic_speech_is_fixed():
+    wav = verify.synthetic_speech(16000, 16000)
+    assert wav.dtype == np.float32
+    assert np.abs(wav).max() == 1
+    assert np.array_equal(wav, verify.synthetic_speech(16000, 16000))
+
+
+@pytest.mark.parametrize(
+    "way", [[str(ROOT / "export" / "to_onnx.py")], ["-m", "dvpd.export.to_onnx"]]
+)
+def test_runs_without_an_installation(way, tmp_path):
+    cwd = ROOT if way[0] == "-m" else tmp_path
+    result = subprocess.run(
+        [sys.executable, *way, str(tmp_path / "gone.safetensors")],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1, result.stderr
+    assert "no such checkpoint file" in result.stderr
