@@ -205,7 +205,8 @@ def _runtime_waveform(
         tlb=tlb,
         draw=lambda i: noise[i],
     )
-    return stft.istft(stft.decompress(ri[0], config.signal), len(wav), config.signal)
+    out = stft.istft(stft.decompress(ri[0], config.signal), len(wav), config.signal)
+    return np.asarray(out, dtype=np.float32)
 
 
 def _compare_outputs(
@@ -219,7 +220,7 @@ def _compare_outputs(
         first = [int(rng.integers(0, noisy.shape[2] - n_frames)) for _ in range(batch)]
         x = np.concatenate([noisy[:, :, f : f + n_frames] for f in first])
         z = rng.standard_normal((batch, 1, n_frames, x.shape[3]), np.float32)
-        t = rng.uniform(0.02, config.sampler.t_rs, batch).astype(np.float32)
+        t = (config.sampler.t_rs * rng.uniform(0.3, 1.0, batch)).astype(np.float32)
         xt = x[:, 2:3] + np.float32(0.2) * z
         skip, backbone = factors[i % len(factors)].arrays()
         with torch.no_grad():
@@ -276,7 +277,7 @@ def verify(
         rng.standard_normal((1, 1, n_frames, config.signal.n_freqs), np.float32)
         for _ in range(config.sampler.n_steps)
     ]
-    tlb = TLB_PRESETS["mild"]
+    tlb = TLB_PRESETS["severe"]  # the largest gains: the hardest case for half
     want = _torch_waveform(model, config, short, noise, tlb)
     lowest = MIN_SNR_DB[precision]
     report.waveform_snr_db = snr_db(want, _runtime_waveform(backend, config, short, noise, tlb))
