@@ -139,6 +139,15 @@ def test_half_overflow_is_found(fp16):
     assert watched.first is not None
 
 
+def test_unwritten_memory_is_no_overflow():
+    infinite = torch.full((64,), float("inf"), dtype=torch.float16)
+    del infinite
+    with verify._HalfRange() as watched:
+        for _ in range(10):
+            torch.empty(64, dtype=torch.float16)
+    assert (watched.first, watched.peak) == (None, 0.0)
+
+
 def test_synthetic_speech_is_fixed():
     wav = verify.synthetic_speech(16000, 16000)
     assert wav.dtype == np.float32
