@@ -87,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     clean, rate = sf.read(clean_path, dtype="float32")
     noisy, _ = sf.read(noisy_path, dtype="float32")
     enhanced, _ = sf.read(enhanced_path, dtype="float32")
-    print(f"{noisy_path.name}: {len(noisy) / rate:.2f} s, enhanced by {name} in {result.seconds:.2f} s")
+    print(
+        f"{noisy_path.name}: {len(noisy) / rate:.2f} s, enhanced by {name} in {result.seconds:.2f} s"
+    )
     print(f"real-time factor {result.rtf:.3f} ({result.nfe} network calls)")
     print(f"{'':10}{'PESQ':>8}{'SI-SDR':>10}")
     for label, wav in (("noisy", noisy), ("enhanced", enhanced)):
