@@ -18,6 +18,7 @@ import torch
 import dvpd
 from dvpd.checkpoint import load_model
 from dvpd.config import Config
+from dvpd.macs import macs_per_second, parameter_counts
 from dvpd.model import DVPD
 from dvpd.runtime.backend import LoadOptions
 from dvpd.runtime.errors import InputError, ParityError
@@ -34,7 +35,6 @@ from dvpd.runtime.spec import (
 )
 
 from . import verify
-from .counts import macs_per_second, parameter_counts
 from .graphs import build_graph, prepare
 from .translate import OPSET, UnsupportedOperator, count_ops
 

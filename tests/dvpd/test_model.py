@@ -7,7 +7,7 @@ import torch
 
 from dvpd.config import ModelConfig, load_toml
 from dvpd.layers import fold_batch_norms
-from dvpd.macs import macs_per_second, parameter_counts
+from dvpd.macs import MacCounter, macs_per_second, parameter_counts
 from dvpd.model import DVPD
 
 CONFIGS = Path(__file__).parents[2] / "dvpd" / "configs"
@@ -31,13 +31,26 @@ def both(model, noisy, t, **tlb):
     ("tiny.toml", (610_000 / 3, 1_900_000 / 3), (2.41 / 4, 10.2 / 4)),
 ])  # fmt: skip
 def test_size_budgets_with_every_product_counted(file, params, gmacs):
-    model = DVPD(load_toml(CONFIGS / file).model)
+    model = DVPD(load_toml(CONFIGS / file).model).eval()
     count, macs = parameter_counts(model), macs_per_second(model)
     assert count["predictive"] <= params[0]
     assert count["total"] <= params[1]
     assert macs["predictive"] <= gmacs[0] * 1e9
     assert macs["total"] <= gmacs[1] * 1e9
     assert macs["total"] == macs["predictive"] + 3 * macs["score"]
+
+
+def test_the_counter_counts_what_a_hand_count_does():
+    conv, linear = torch.nn.Conv2d(4, 6, 3, padding=1, groups=2), torch.nn.Linear(5, 7)
+    with torch.no_grad(), MacCounter() as counter:
+        y = conv(torch.zeros(1, 4, 8, 5))  # 6 x 8 x 5 outputs of (4 / 2) x 9 products
+        linear(y)  # 6 x 8 rows of 5 x 7
+        (y @ y.transpose(-1, -2)) * 2.0  # 6 x 8 x 8 outputs of 5, then as many elementwise
+    assert counter.macs == {
+        "convolution": 240 * 18,
+        "matrix product": 48 * 35 + 384 * 5,
+        "elementwise product": 384,
+    }
 
 
 @torch.no_grad()
