@@ -32,6 +32,7 @@ from dvpd.runtime.errors import DvpdError, InputError
 SAMPLE_RATE, HOP, N_FREQS, SCORE_CALLS = 16000, 128, 257, 3
 ENGINES = ("onnxruntime", "openvino")
 WARM_UP_ROUNDS = 3
+SETTLE_S = 0.05  # idle threads of the engine before spin for a while and would share the cores
 
 Feeds = dict[str, NDArray[Any]]
 Call = Callable[[], Any]
@@ -105,6 +106,7 @@ def time_engines(
     times: list[tuple[list[float], list[float]]] = [([], []) for _ in rows]
     for i in range(WARM_UP_ROUNDS + rounds):
         for (_, _, calls), kept in zip(rows, times, strict=True):
+            time.sleep(SETTLE_S)
             for call, values in zip(calls, kept, strict=True):
                 start = time.perf_counter()
                 call()

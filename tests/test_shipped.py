@@ -1,0 +1,72 @@
+"""The graphs tracked in engines/ do their job on recordings they were not trained on."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from dvpd.metrics import pesq_wb, si_sdr
+from dvpd.runtime.enhancer import Enhancer
+from dvpd.runtime.spec import MANIFEST_NAME, Manifest
+
+ROOT = Path(__file__).resolve().parent.parent
+ASSETS = ROOT / "tests" / "assets"
+DEV = ROOT.parent / "shared" / "data" / "dev" / "noise"
+ENGINES = sorted(path.parent for path in ROOT.glob(f"engines/*/{MANIFEST_NAME}"))
+BACKENDS_AGREE_DB = 60.0  # float32 in two engines, three diffusion steps
+
+pytestmark = pytest.mark.parametrize("folder", ENGINES, ids=lambda path: path.name)
+
+
+def pairs(noisy_dir: Path, clean_dir: Path, names: list[tuple[str, str]]):
+    for noisy, clean in names:
+        yield (
+            sf.read(noisy_dir / noisy, dtype="float32")[0],
+            sf.read(clean_dir / clean, dtype="float32")[0],
+        )
+
+
+def gains(folder: Path, items, steps: int) -> np.ndarray:
+    """Mean gain in PESQ and SI-SDR (dB)."""
+    rows = []
+    with Enhancer.open(folder, backend="ort") as enhancer:
+        for noisy, clean in items:
+            wav = enhancer.enhance(noisy, 16000, steps=steps).wav
+            before = (pesq_wb(clean, noisy), si_sdr(clean, noisy))
+            after = (pesq_wb(clean, wav), si_sdr(clean, wav))
+            rows.append(np.subtract(after, before))
+    return np.mean(rows, axis=0)
+
+
+def test_there_is_a_shipped_engine(folder):
+    manifest = Manifest.load(folder)
+    manifest.verify_graphs(folder)
+    assert manifest.parity
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_tracked_clips_improve(folder, steps):
+    names = [(f"clip{i}_noisy.flac", f"clip{i}_clean.flac") for i in range(4)]
+    pesq, db = gains(folder, pairs(ASSETS, ASSETS, names), steps)
+    assert pesq > 0.05
+    assert db > 1.0
+
+
+@pytest.mark.skipif(not DEV.is_dir(), reason="the shared dev set is not on this machine")
+def test_dev_recordings_improve(folder):
+    names = [(f"noise_{i:03d}.flac",) * 2 for i in range(0, 60, 7)]
+    pesq, db = gains(folder, pairs(DEV / "noisy", DEV / "clean", names), 3)
+    assert pesq > 0.05
+    assert db > 2.0
+
+
+def test_backends_agree(folder):
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    noisy, _ = sf.read(ASSETS / "clip1_noisy.flac", dtype="float32")
+    wavs = []
+    for backend in ("ort", "openvino"):
+        with Enhancer.open(folder, backend=backend) as enhancer:
+            wavs.append(enhancer.enhance(noisy[:48000], 16000, seed=3).wav)
+    error = wavs[0] - wavs[1]
+    assert 10 * np.log10((wavs[0] ** 2).sum() / (error**2).sum()) > BACKENDS_AGREE_DB
