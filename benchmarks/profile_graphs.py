@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,10 @@ def _calls(engine: str, folder: Path, feeds: tuple[Feeds, Feeds], threads: int) 
         path = folder / f"{graph}.onnx"
         if engine == "onnxruntime":
             session = _ort_session(path, threads)
-            calls.append(lambda s=session, f=feed: s.run(None, f))  # type: ignore[misc]
+            calls.append(partial(session.run, None, feed))
         else:
             request = _ov_request(path, threads)
-            calls.append(lambda r=request, f=feed: r.infer(f, share_inputs=True))  # type: ignore[misc]
+            calls.append(partial(request.infer, feed, share_inputs=True))
     return calls
 
 

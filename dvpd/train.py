@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import load_checkpoint, save_checkpoint
-from .config import Config, from_dict, load_toml, to_dict
+from .config import Config, from_dict, load_toml, to_dict, tomllib
 from .data.loader import PairSource, batches
 from .data.mix import Mixer
 from .data.pool import SAMPLE_RATE, load_pool
@@ -35,11 +35,6 @@ from .runtime.errors import DvpdError, InputError
 from .sde import mean, std
 from .spectral import compress, compressed_noisy, magnitude
 from .train_config import TrainConfig
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib  # type: ignore[no-redef]
 
 STATE_FORMAT = "dvpd-train-1"
 STATE_NAME = "state.pt"
