@@ -1,15 +1,13 @@
-"""Training pairs made on the fly: small pure functions on float32 waveforms at 16 kHz.
+"""Training pairs made on the fly from speech, noise and rooms.
 
 Everything random comes from one generator, seeded by (seed, epoch, index): the same three numbers
-give the same pair on any number of workers. Filters act on the spectrum with a real gain (zero
-phase) and rooms are moved so that the direct path stays where the dry speech is: clean and noisy
-are aligned to the sample.
+give the same pair on any number of workers. Clean and noisy are aligned to the sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import scipy.fft
@@ -17,74 +15,20 @@ import soxr
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from ..data_config import DataConfig
 from ..runtime.errors import InputError
-from ..train_config import DataConfig
+from .chain import draw_snr, run_chain
+from .degrade import Wav, add_noise, db_to_gain, fit_length, noise_gain, rms, spectral_gain
 from .pool import SAMPLE_RATE, Pool
+from .rooms import Room, as_room, freeverb_room, statistical_room
 
-Wav = NDArray[np.float32]
-
-_FILTER_TAIL = 1024  # zeros against the wrap-around of a filter's ringing (samples)
 _ACTIVE_DB = -35.0  # a 16 ms block this far below the loudest one is a pause
 _SPEECH_TRIES = 4
-_RIR_MAX = 16000  # one second of a room is enough for a crop of two
-_DIRECT = 40  # samples around the strongest one that count as the direct path (2.5 ms)
 
 
 def make_rng(seed: int, epoch: int, index: int) -> Generator:
     """The generator of one pair."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch, index))))
-
-
-def rms(wav: Wav) -> float:
-    """Root mean square."""
-    return float(np.sqrt(np.dot(wav, wav) / max(len(wav), 1)))
-
-
-def db_to_gain(level_db: float) -> float:
-    """Decibels to an amplitude factor."""
-    return float(10.0 ** (level_db / 20.0))
-
-
-def noise_gain(speech: Wav, noise: Wav, snr_db: float) -> float:
-    """Factor for ``noise`` that sets the ratio of mean powers to ``snr_db`` (dB); 0 if it is silent."""
-    level = rms(noise)
-    return rms(speech) / level * db_to_gain(-snr_db) if level > 1e-7 else 0.0
-
-
-def spectral_gain(wav: Wav, gain: Callable[[Wav], Wav]) -> Wav:
-    """Filter with a real gain over frequency, so without delay.
-
-    Args:
-        wav: [L].
-        gain: Frequencies (Hz) -> amplitude factors.
-    """
-    size = scipy.fft.next_fast_len(len(wav) + _FILTER_TAIL, real=True)
-    spec = scipy.fft.rfft(wav, size)
-    freqs = np.arange(len(spec), dtype=np.float32) * np.float32(SAMPLE_RATE / size)
-    spec *= gain(freqs)
-    return scipy.fft.irfft(spec, size)[: len(wav)].astype(np.float32, copy=False)
-
-
-def lowpass_gain(freqs: Wav, cutoff_hz: float, order: int) -> Wav:
-    """Amplitude of a Butterworth low-pass: -3 dB at the cut-off."""
-    ratio = np.minimum(freqs / np.float32(cutoff_hz), np.float32(20.0))
-    return np.float32(1.0) / np.sqrt(np.float32(1.0) + ratio ** np.float32(2 * order))
-
-
-def lowpass(wav: Wav, cutoff_hz: float, order: int = 12) -> Wav:
-    """Zero-phase Butterworth low-pass."""
-    return spectral_gain(wav, lambda f: lowpass_gain(f, cutoff_hz, order))
-
-
-def bandpass(wav: Wav, low_hz: float, high_hz: float, order: int = 4) -> Wav:
-    """Zero-phase Butterworth band-pass."""
-
-    def gain(freqs: Wav) -> Wav:
-        high = lowpass_gain(freqs, high_hz, order)
-        # a Butterworth high-pass is the low-pass's power complement
-        return high * np.sqrt(np.maximum(1.0 - lowpass_gain(freqs, low_hz, order) ** 2, 0.0))
-
-    return spectral_gain(wav, gain)
 
 
 def random_eq(wav: Wav, rng: Generator, depth_db: float) -> Wav:
@@ -105,24 +49,6 @@ def change_speed(wav: Wav, factor: float) -> Wav:
     return soxr.resample(wav, SAMPLE_RATE * factor, SAMPLE_RATE, "MQ").astype(
         np.float32, copy=False
     )
-
-
-def through_rate(wav: Wav, rate_hz: int) -> Wav:
-    """To a lower sample rate and back; length and alignment stay (the resampler has no delay)."""
-    down = soxr.resample(wav, SAMPLE_RATE, rate_hz, "HQ")
-    up = soxr.resample(down, rate_hz, SAMPLE_RATE, "HQ")
-    return fit_length(up.astype(np.float32, copy=False), len(wav))
-
-
-def fit_length(wav: Wav, count: int) -> Wav:
-    """Cut or zero-pad at the end to ``count`` samples."""
-    return wav[:count] if len(wav) >= count else np.pad(wav, (0, count - len(wav)))
-
-
-def clip_at_quantile(wav: Wav, quantile: float) -> Wav:
-    """Hard clipping at a quantile of |wav|."""
-    limit = np.float32(np.quantile(np.abs(wav[::4]), quantile))
-    return np.clip(wav, -limit, limit) if limit > 0 else wav
 
 
 def coloured_noise(rng: Generator, count: int, exponent: float) -> Wav:
@@ -160,95 +86,6 @@ def hum(rng: Generator, count: int) -> Wav:
     return wav / np.float32(max(rms(wav), 1e-9))
 
 
-@dataclass(frozen=True)
-class Room:
-    """A room impulse response with its direct path found.
-
-    Attributes:
-        response: float32 [L], scaled so that the direct path has unit energy.
-        peak: Index of the direct path.
-    """
-
-    response: Wav
-    peak: int
-
-
-def as_room(response: Wav) -> Room:
-    """Find the direct path (the strongest sample), cut to a second, scale, make it positive.
-
-    Args:
-        response: [L] at 16 kHz.
-
-    Raises:
-        InputError: The response is silent.
-    """
-    peak = int(np.argmax(np.abs(response)))
-    if not abs(response[peak]) > 0.0:
-        raise InputError("a room response is silent")
-    start = max(peak - _DIRECT, 0)
-    cut = response[start : start + _RIR_MAX]
-    peak -= start
-    direct = cut[max(peak - _DIRECT, 0) : peak + _DIRECT]
-    scale = np.sign(cut[peak]) / np.sqrt(np.sum(direct**2))
-    return Room((cut * scale).astype(np.float32), peak)
-
-
-def simulate_room(rng: Generator, t60_s: float) -> Room:
-    """A simple synthetic room: direct path, a dozen early reflections, a decaying diffuse tail.
-
-    The tail starts at the mixing time and decays by 60 dB in ``t60_s``, faster at high
-    frequencies; its level follows from the direct-to-reverberant ratio drawn in -6 to 12 dB.
-
-    Args:
-        rng: Source of randomness.
-        t60_s: Reverberation time (s).
-    """
-    count = int(np.clip(0.8 * t60_s * SAMPLE_RATE, 1600, _RIR_MAX))
-    decay = np.float32(-6.9078 / (t60_s * SAMPLE_RATE))
-    envelope = np.exp(decay * np.arange(count, dtype=np.float32))
-    tail = rng.standard_normal(count, dtype=np.float32) * envelope
-    # Air and walls take the highs first: a second, duller part decays slower.
-    dull = tail.copy()
-    dull[1:] += tail[:-1]
-    tail = np.float32(0.35) * tail * np.sqrt(envelope) + np.float32(0.65) * dull
-    mixing = int(rng.uniform(0.008, 0.03) * SAMPLE_RATE)
-    tail[:mixing] *= np.linspace(0.0, 1.0, mixing, dtype=np.float32) ** 2
-    n_early = int(rng.integers(6, 16))
-    places = rng.integers(16, max(mixing * 2, 64), n_early)
-    places = np.minimum(places, count - 1)
-    heights = rng.uniform(0.1, 0.7, n_early) * rng.choice((-1.0, 1.0), n_early)
-    early = np.zeros(count, np.float32)
-    np.add.at(early, places, (heights / np.sqrt(places / 32.0 + 1.0)).astype(np.float32))
-    reverberant = tail + early * np.float32(np.sqrt(np.sum(tail**2) / (np.sum(early**2) + 1e-9)))
-    drr_db = rng.uniform(-6.0, 12.0)
-    reverberant *= np.float32(db_to_gain(-drr_db) / np.sqrt(np.sum(reverberant**2)))
-    reverberant[0] = 1.0
-    return Room(reverberant, 0)
-
-
-def reverberate(speech: Wav, room: Room, early_ms: float = 0.0) -> tuple[Wav, Wav]:
-    """Speech in a room, and its target.
-
-    Args:
-        speech: Dry speech [L].
-        room: The room.
-        early_ms: Reflections up to here stay in the target (ms); 0 leaves it dry.
-
-    Returns:
-        Reverberant speech and target, both [L], the direct path at the dry speech's place.
-    """
-    count = len(speech)
-    size = scipy.fft.next_fast_len(count + len(room.response), real=True)
-    spec = scipy.fft.rfft(speech, size)
-    shift = slice(room.peak, room.peak + count)
-    wet = scipy.fft.irfft(spec * scipy.fft.rfft(room.response, size), size)[shift]
-    if early_ms <= 0.0:
-        return wet, speech
-    early = room.response.copy()
-    early[room.peak + int(early_ms * SAMPLE_RATE / 1000.0) :] = 0.0
-    return wet, scipy.fft.irfft(spec * scipy.fft.rfft(early, size), size)[shift]
-
-
 def active_share(wav: Wav, reference: float) -> float:
     """Share of 16 ms blocks within 35 dB of ``reference`` (an RMS)."""
     blocks = wav[: len(wav) // 256 * 256].reshape(-1, 256)
@@ -258,11 +95,24 @@ def active_share(wav: Wav, reference: float) -> float:
     )
 
 
+def scale_pair(rng: Generator, config: DataConfig, noisy: Wav, clean: Wav) -> tuple[Wav, Wav]:
+    """Scale a pair together so that max|noisy| is 1, or less by the config's level."""
+    scale = 1.0 / max(float(np.max(np.abs(noisy))), 1e-4)
+    if rng.random() < config.level_p:
+        scale *= db_to_gain(rng.uniform(*config.level_db))
+    return noisy * np.float32(scale), clean * np.float32(scale)
+
+
 class Mixer:
     """Makes training pairs from pools of speech, noise and rooms."""
 
     def __init__(
-        self, config: DataConfig, speech: Pool, noise: Pool | None = None, rirs: Pool | None = None
+        self,
+        config: DataConfig,
+        speech: Pool,
+        noise: Pool | None = None,
+        rirs: Pool | None = None,
+        bank: Sequence[Room] = (),
     ) -> None:
         """Prepare the draw of sources.
 
@@ -271,6 +121,7 @@ class Mixer:
             speech: Clean speech.
             noise: Recorded noise; None replaces it by coloured noise.
             rirs: Measured rooms; None simulates all of them.
+            bank: Image-source rooms; without them there are statistical ones.
 
         Raises:
             InputError: Every source has weight 0, or a room is silent.
@@ -282,7 +133,8 @@ class Mixer:
         self._noise_p = (
             None if noise is None else _source_probabilities(noise, config.noise_weights)
         )
-        self._rooms = [] if rirs is None else [as_room(rirs.read(i)) for i in range(len(rirs))]
+        self._measured = [] if rirs is None else [as_room(rirs.read(i)) for i in range(len(rirs))]
+        self._bank = list(bank)
         self._speech_members = [
             np.flatnonzero(speech.source == s) for s in range(len(speech.sources))
         ]
@@ -309,33 +161,17 @@ class Mixer:
         clean = self._speech(rng)
         if rng.random() < c.speech_eq_p:
             clean = random_eq(clean, rng, 5.0)
-        universal = rng.random() < c.universal_p
-        degraded = clean
-        if universal and rng.random() < c.reverb_p:
-            degraded, clean = reverberate(clean, self._room(rng), c.early_ms)
-        noise = self._noise(rng)
-        snr_db = rng.uniform(30.0, 50.0) if rng.random() < c.clean_p else rng.uniform(*c.snr_db)
-        noisy = degraded + noise * np.float32(noise_gain(degraded, noise, snr_db))
-        if universal:
-            noisy = self._channel(rng, noisy)
-        scale = 1.0 / max(float(np.max(np.abs(noisy))), 1e-4)
-        if rng.random() < c.level_p:
-            scale *= db_to_gain(rng.uniform(*c.level_db))
-        return noisy * np.float32(scale), clean * np.float32(scale)
+        if rng.random() < c.universal_p:
+            noisy, clean, _ = self.degrade(rng, clean)
+        else:
+            noisy = add_noise(clean, self.draw_noise(rng, len(clean)), draw_snr(rng, c))
+        return scale_pair(rng, c, noisy, clean)
 
-    def _channel(self, rng: Generator, noisy: Wav) -> Wav:
-        c = self.config
-        if rng.random() < c.bandpass_p:
-            noisy = bandpass(noisy, rng.uniform(100.0, 400.0), rng.uniform(2800.0, 4500.0))
-        if rng.random() < c.lowpass_p:
-            low, high = c.lowpass_hz
-            cutoff = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-            noisy = lowpass(noisy, cutoff, int(rng.choice((4, 8, 12))))
-        if rng.random() < c.clip_p:
-            noisy = clip_at_quantile(noisy, rng.uniform(*c.clip_quantile))
-        if rng.random() < c.resample_p:
-            noisy = through_rate(noisy, int(rng.choice(c.resample_hz)))
-        return noisy
+    def degrade(self, rng: Generator, clean: Wav) -> tuple[Wav, Wav, dict[str, Any]]:
+        """Clean speech [L] through the universal chain: noisy, target, and what was drawn."""
+        return run_chain(
+            rng, self.config, clean, lambda: self.draw_noise(rng, len(clean)), self.draw_room
+        )
 
     def _speech(self, rng: Generator) -> Wav:
         c, pool = self.config, self.speech
@@ -375,38 +211,49 @@ class Mixer:
             at = (at + 1) % len(members)
         return wav
 
-    def _room(self, rng: Generator) -> Room:
-        if self._rooms and rng.random() < self.config.measured_rir_p:
-            return self._rooms[int(rng.integers(len(self._rooms)))]
-        return simulate_room(rng, rng.uniform(*self.config.t60_s))
+    def draw_room(self, rng: Generator) -> tuple[Room, str]:
+        """A room, and its kind."""
+        c = self.config
+        kind = rng.random()
+        if self._measured and kind < c.measured_rir_p:
+            return self._measured[int(rng.integers(len(self._measured)))], "measured"
+        kind -= c.measured_rir_p
+        if self._bank and 0.0 <= kind < c.image_rir_p:
+            return self._bank[int(rng.integers(len(self._bank)))], "image"
+        kind -= c.image_rir_p
+        t60_s, drr_db = rng.uniform(*c.t60_s), rng.uniform(*c.drr_db)
+        if 0.0 <= kind < c.freeverb_p:
+            return freeverb_room(t60_s, drr_db, rng.uniform(0.0, 0.5)), "freeverb"
+        return statistical_room(rng, t60_s, drr_db), "statistical"
 
-    def _noise(self, rng: Generator) -> Wav:
+    def draw_noise(self, rng: Generator, count: int) -> Wav:
+        """Noise [count] of the config's kinds, at any level."""
         c = self.config
         kind = rng.random()
         if kind < c.recorded_p and self.noise is not None:
-            noise = self._recorded(rng)
+            noise = self._recorded(rng, count)
             if rng.random() < c.second_noise_p:
-                other = self._recorded(rng)
+                other = self._recorded(rng, count)
                 noise = noise + other * np.float32(noise_gain(noise, other, rng.uniform(-10, 10)))
         elif c.recorded_p <= kind < c.recorded_p + c.babble_p:
-            noise = self._babble(rng)
+            noise = self._babble(rng, count)
         else:
-            noise = coloured_noise(rng, c.crop_samples, rng.uniform(-0.5, 2.0))
+            noise = coloured_noise(rng, count, rng.uniform(-0.5, 2.0))
             if rng.random() < 0.6:
-                noise = noise * slow_modulation(rng, c.crop_samples, rng.uniform(0.0, 15.0))
+                noise = noise * slow_modulation(rng, count, rng.uniform(0.0, 15.0))
         if rng.random() < c.noise_eq_p:
             noise = random_eq(noise, rng, 12.0)
         if rng.random() < c.hum_p:
-            extra = hum(rng, c.crop_samples)
+            extra = hum(rng, count)
             noise = noise + extra * np.float32(noise_gain(noise, extra, rng.uniform(-10, 10)))
         return noise
 
-    def _recorded(self, rng: Generator) -> Wav:
+    def _recorded(self, rng: Generator, count: int) -> Wav:
         pool, c = self.noise, self.config
         if pool is None or self._noise_p is None:
             raise InputError("the mixer has no recorded noise")
         speed = rng.uniform(*c.noise_speed) if rng.random() < c.noise_speed_p else 1.0
-        need = c.crop_samples if speed == 1.0 else int(c.crop_samples * speed) + 64
+        need = count if speed == 1.0 else int(count * speed) + 64
         wav = np.zeros(need, np.float32)
         for _ in range(_SPEECH_TRIES):
             source = int(rng.choice(len(self._noise_p), p=self._noise_p))
@@ -419,10 +266,10 @@ class Mixer:
                 wav = np.roll(np.resize(pool.read(index), need), int(rng.integers(need)))
             if rms(wav) > 1e-4:
                 break
-        return fit_length(change_speed(wav, speed) if speed != 1.0 else wav, c.crop_samples)
+        return fit_length(change_speed(wav, speed) if speed != 1.0 else wav, count)
 
-    def _babble(self, rng: Generator) -> Wav:
-        pool, count = self.speech, self.config.crop_samples
+    def _babble(self, rng: Generator, count: int) -> Wav:
+        pool = self.speech
         total = np.zeros(count, np.float32)
         for _ in range(int(rng.integers(3, 9))):
             source = int(rng.integers(len(self._speech_members)))

@@ -12,9 +12,10 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import soundfile as sf
@@ -41,12 +42,14 @@ class Pool:
         offsets: int64 [n + 1]; recording i is samples[offsets[i] : offsets[i + 1]].
         source: int64 [n], index into ``sources``.
         sources: Names of the folders the recordings came from.
+        names: Name of each recording, where they are known.
     """
 
     samples: NDArray[np.int16]
     offsets: NDArray[np.int64]
     source: NDArray[np.int64]
     sources: tuple[str, ...]
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Number of recordings."""
@@ -60,6 +63,10 @@ class Pool:
     def length(self, index: int) -> int:
         """Samples of recording ``index``."""
         return int(self.offsets[index + 1] - self.offsets[index])
+
+    def name(self, index: int) -> str:
+        """What to call a recording in a message."""
+        return self.names[index] if self.names else f"recording {index}"
 
     def read(self, index: int, first: int = 0, count: int | None = None) -> NDArray[np.float32]:
         """Samples ``first`` ... ``first + count`` of a recording, float32 in [-1, 1).
@@ -117,7 +124,10 @@ def find_audio(folder: str | Path) -> list[Path]:
 
 
 def load_pool(
-    folder: str | Path, cache: str | Path | None = None, progress: Progress | None = None
+    folder: str | Path,
+    cache: str | Path | None = None,
+    progress: Progress | None = None,
+    files: list[Path] | None = None,
 ) -> Pool:
     """Decode a folder of recordings, or map the cache of an earlier call.
 
@@ -128,33 +138,41 @@ def load_pool(
         folder: Folder with audio.
         cache: Where to keep the decoded array; None decodes into memory.
         progress: Called with (files done, files in all).
+        files: These files below the folder alone, in this order, and every one of them; without
+            it all there are, but for a few that cannot be decoded.
 
     Raises:
-        InputError: The folder is missing or empty, or too many files cannot be decoded.
+        InputError: The folder is missing or empty, or too many files cannot be decoded; the
+            message says how many and which.
     """
     root = Path(folder)
-    files = find_audio(root)
+    whole = files is not None
+    files = find_audio(root) if files is None else files
+    names = tuple(str(p) for p in files) if whole else ()
+    spare = 0 if whole else max(1, int(_LOST_SHARE * len(files)))
     if cache is None:
-        recordings = []
-        for done, (name, wav) in enumerate(_decode_all(root, files), start=1):
-            if wav is not None:
-                recordings.append((name, wav))
-            if progress:
-                progress(done, len(files))
-        _check_lost(root, len(files) - len(recordings), len(files))
-        return Pool.from_arrays(recordings)
+        return replace(Pool.from_arrays(_decode_all(root, files, spare, progress)), names=names)
     stem = Path(cache) / f"pool-{root.name}-{_key(root, files)}"
     index = Path(f"{stem}.json")  # written last: where it is, the samples are whole
-    if not index.is_file():
-        _write_cache(stem, root, files, progress)
-    meta = json.loads(index.read_text())
+    meta = _read_index(index)
+    if meta is None or (whole and len(meta["source"]) != len(files)):
+        _write_cache(stem, root, files, spare, progress)
+        meta = json.loads(index.read_text())
     samples = np.load(f"{stem}.npy", mmap_mode="r")
     return Pool(
         samples,
         np.asarray(meta["offsets"], np.int64),
         np.asarray(meta["source"], np.int64),
         tuple(meta["sources"]),
+        names,
     )
+
+
+def _read_index(index: Path) -> dict[str, Any] | None:
+    try:
+        return cast(dict[str, Any], json.loads(index.read_text()))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _to_int16(wav: NDArray[np.floating] | NDArray[np.int16]) -> NDArray[np.int16]:
@@ -200,33 +218,43 @@ def decode(path: str | Path) -> NDArray[np.int16]:
     return _to_int16(mono)
 
 
-def _decode_all(root: Path, files: list[Path]) -> Iterator[tuple[str, NDArray[np.int16] | None]]:
-    """(source, recording) for each file in order; None where a file cannot be decoded."""
+def _decode_all(
+    root: Path, files: list[Path], spare: int, progress: Progress | None
+) -> Iterator[tuple[str, NDArray[np.int16]]]:
+    """(source, recording) of each file in order; up to ``spare`` bad ones are left out."""
 
-    def one(path: Path) -> NDArray[np.int16] | None:
+    def one(path: Path) -> NDArray[np.int16] | InputError:
         try:
             return decode(path)
         except InputError as error:
-            logger.warning("left out: %s", error)
-            return None
+            return error
 
+    bad: list[InputError] = []
     # libsndfile releases the interpreter lock; batches keep the memory bounded.
     with ThreadPoolExecutor(os.cpu_count() or 1) as executor:
-        todo = iter(files)
+        todo, done = iter(files), 0
         while batch := list(islice(todo, 64)):
             for path, wav in zip(batch, executor.map(one, batch), strict=True):
-                yield _source_of(root, path), wav
+                done += 1
+                if isinstance(wav, InputError):
+                    bad.append(wav)
+                else:
+                    yield _source_of(root, path), wav
+                if progress:
+                    progress(done, len(files))
+    if len(bad) > spare or len(bad) == len(files):
+        text = "; ".join(str(e) for e in bad[:3]) + ("; ..." if len(bad) > 3 else "")
+        raise InputError(f"{len(bad)} of {len(files)} files in {root} cannot be used: {text}")
+    for error in bad:
+        logger.warning("left out: %s", error)
 
 
-def _check_lost(root: Path, lost: int, total: int) -> None:
-    if lost == total or lost > max(1, _LOST_SHARE * total):
-        raise InputError(f"{lost} of {total} files in {root} cannot be decoded")
-
-
-def _write_cache(stem: Path, root: Path, files: list[Path], progress: Progress | None) -> None:
+def _write_cache(
+    stem: Path, root: Path, files: list[Path], spare: int, progress: Progress | None
+) -> None:
     stem.parent.mkdir(parents=True, exist_ok=True)
     sources = sorted({_source_of(root, p) for p in files})
-    offsets, source, lost = [0], [], 0
+    offsets, source = [0], []
     raw, final, blank = f"{stem}.{os.getpid()}.tmp", f"{stem}.npy", "<i2"
     try:
         with open(raw, "wb") as out:
@@ -235,16 +263,10 @@ def _write_cache(stem: Path, root: Path, files: list[Path], progress: Progress |
                 out, {"descr": blank, "fortran_order": False, "shape": (10**12,)}
             )
             header = out.tell()
-            for done, (name, wav) in enumerate(_decode_all(root, files), start=1):
-                if wav is None:
-                    lost += 1
-                else:
-                    out.write(wav.astype(blank, copy=False).tobytes())
-                    offsets.append(offsets[-1] + len(wav))
-                    source.append(sources.index(name))
-                if progress:
-                    progress(done, len(files))
-            _check_lost(root, lost, len(files))
+            for name, wav in _decode_all(root, files, spare, progress):
+                out.write(wav.astype(blank, copy=False).tobytes())
+                offsets.append(offsets[-1] + len(wav))
+                source.append(sources.index(name))
             out.seek(0)
             np.lib.format.write_array_header_1_0(
                 out, {"descr": blank, "fortran_order": False, "shape": (offsets[-1],)}
