@@ -5,6 +5,7 @@ EMA weights, with the whole config as JSON in the header. Pickle is never loaded
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +22,36 @@ from .runtime.errors import InputError, ManifestError
 
 FORMAT = "dvpd-checkpoint-1"
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".pkl", ".bin")
+
+
+def write_whole(path: Path, data: bytes, previous: Path | None = None) -> None:
+    """Write a file so that it is whole or not there, whatever happens in between.
+
+    Args:
+        path: File to write; its folder must exist.
+        data: Its bytes.
+        previous: The file that ``path`` was until now is kept under this name.
+
+    Raises:
+        OSError: It cannot be written; what ``path`` held is still there (or in ``previous``).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            path.replace(previous)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # makes the rename outlive a power cut, where that exists
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def save_checkpoint(
@@ -40,15 +71,7 @@ def save_checkpoint(
     path = Path(path)
     meta = {**(extra or {}), "format": FORMAT, "config": json.dumps(to_dict(config))}
     tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(save(tensors, metadata=meta))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, save(tensors, metadata=meta))
 
 
 def read_checkpoint(path: str | Path) -> tuple[Config, dict[str, Tensor], dict[str, str]]:

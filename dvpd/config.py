@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import typing
 from collections.abc import Mapping
@@ -10,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .data_config import DataConfig, complete_old_table
 from .runtime.errors import InputError
 from .runtime.schedule import SdeSpec
 from .runtime.spec import SamplerSpec, SignalSpec
-from .train_config import DataConfig, TrainConfig
+from .train_config import TrainConfig
 
 try:
     import tomllib
@@ -21,6 +23,8 @@ except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib  # type: ignore[no-redef]
 
 T = TypeVar("T")
+# Keys of [train] that later versions added, with what their absence meant.
+_LATER_TRAIN_KEYS = {"perceptual_weight": 0.0, "snr_weight": 0.0}
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,9 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") ->
     known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(known))
     if unknown:
-        raise InputError(f"unknown key {where}.{unknown[0]}; known keys: {', '.join(known)}")
+        close = difflib.get_close_matches(str(unknown[0]), known, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise InputError(f"unknown key {where}.{unknown[0]}; {hint}known keys: {', '.join(known)}")
     kwargs = {k: _convert(hints[k], v, f"{where}.{k}") for k, v in values.items()}
     try:
         return cls(**kwargs)
@@ -149,12 +155,27 @@ def to_dict(config: Any) -> dict[str, Any]:
     return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(config))))
 
 
+def complete_old(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Config tables of an older version, with the keys that came later as they were meant then."""
+    if not isinstance(values, Mapping):
+        return values
+    completed = dict(values)
+    if isinstance(values.get("data"), Mapping):
+        completed["data"] = complete_old_table(values["data"])
+    if isinstance(values.get("train"), Mapping):
+        completed["train"] = {**_LATER_TRAIN_KEYS, **values["train"]}
+    return completed
+
+
 def complete_from_dict(values: Mapping[str, Any]) -> Config:
     """Like `from_dict` for a whole `Config`, but every key must be there (checkpoints).
+
+    Tables of older versions are completed by what their missing keys meant then.
 
     Raises:
         InputError: A key is unknown or missing.
     """
+    values = complete_old(values)
     _require_all(to_dict(Config()), values, "config")
     return from_dict(Config, values)
 

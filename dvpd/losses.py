@@ -10,11 +10,12 @@ import math
 import torch
 from torch import Tensor
 
+from .perceptual import perceptual_loss
 from .spectral import istft_from_compressed, magnitude
 from .train_config import TrainConfig
 
 PHASE_FLOOR = 1e-3  # compressed magnitude below which a bin has no phase; speech stays above it
-_SI_SDR_LIMIT_DB = 30.0
+_SDR_LIMIT_DB = 30.0
 _MR_STFT = ((256, 64), (512, 128), (1024, 256))  # (n_fft, hop) in samples
 
 
@@ -82,11 +83,26 @@ def si_sdr_loss(estimate: Tensor, target: Tensor) -> Tensor:
     """
     energy = target.square().sum(-1, keepdim=True)
     projected = (estimate * target).sum(-1, keepdim=True) / (energy + 1e-8) * target
-    residual = (estimate - projected).square().sum(-1)
-    power = projected.square().sum(-1)
-    soft = 10.0 ** (-_SI_SDR_LIMIT_DB / 10.0)
-    ratio = (power + 1e-8) / (residual + soft * power + 1e-8)
-    return -torch.log10(ratio)[energy[..., 0] > 1e-4].sum() / len(estimate)
+    return _limited_ratio(projected, estimate - projected, energy[..., 0])
+
+
+def snr_loss(estimate: Tensor, target: Tensor) -> Tensor:
+    """Negative SNR in tens of dB, limited to 30 dB; 0 for silent targets.
+
+    Speech that is lowered by 2 dB has an SNR of 14 dB, however clean it is.
+
+    Args:
+        estimate: [B, L].
+        target: [B, L].
+    """
+    return _limited_ratio(target, estimate - target, target.square().sum(-1))
+
+
+def _limited_ratio(wanted: Tensor, residual: Tensor, energy: Tensor) -> Tensor:
+    power, rest = wanted.square().sum(-1), residual.square().sum(-1)
+    soft = 10.0 ** (-_SDR_LIMIT_DB / 10.0)
+    ratio = (power + 1e-8) / (rest + soft * power + 1e-8)
+    return -torch.log10(ratio)[energy > 1e-4].sum() / len(wanted)
 
 
 def mr_stft_loss(estimate: Tensor, target: Tensor) -> Tensor:
@@ -125,12 +141,16 @@ def predictive_terms(
     }
     if config.phase_weight:
         terms["phase"] = phase_loss(estimate, target)
-    if config.mr_stft_weight or config.si_sdr_weight:
+    if config.perceptual_weight:
+        terms["perceptual"] = perceptual_loss(estimate, target)
+    if config.mr_stft_weight or config.si_sdr_weight or config.snr_weight:
         wav = istft_from_compressed(estimate, clean.shape[-1])
         if config.mr_stft_weight:
             terms["mr_stft"] = mr_stft_loss(wav, clean)
         if config.si_sdr_weight:
             terms["si_sdr"] = si_sdr_loss(wav, clean)
+        if config.snr_weight:
+            terms["snr"] = snr_loss(wav, clean)
     return terms
 
 

@@ -1,10 +1,14 @@
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from dvpd.config import ModelConfig
 from dvpd.model import DVPD
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # for train_parts
 
 SMALL = ModelConfig(name="small", channels=8, blocks=1, state=4, decoder_channels=4, embedding=8)
 

@@ -1,7 +1,13 @@
+from pathlib import Path
+
 import pytest
 
 from dvpd.config import Config, ModelConfig, complete_from_dict, from_dict, load_toml, to_dict
+from dvpd.data_config import DataConfig
 from dvpd.runtime.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS, ENGINES = ROOT / "dvpd" / "configs", ROOT / "engines"
 
 
 def test_round_trip_through_plain_tables():
@@ -42,3 +48,49 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_whole_numbers_stand_for_floats():
     assert from_dict(ModelConfig, {"ffn_factor": 2}).ffn_factor == 2.0
+
+
+def test_tables_from_before_the_whole_chain_are_completed():
+    """A checkpoint's [data] table, as it was before the links of Table 6 had their own keys."""
+    table = {"crop_samples": 16256, "speech_weights": {"a": 2.0}, "noise_weights": {}}
+    table |= {"speech_speed_p": 0.2, "speech_speed": [0.9, 1.1], "speech_eq_p": 0.2}
+    table |= {"snr_db": [-5.0, 20.0], "clean_p": 0.03, "recorded_p": 0.65, "babble_p": 0.15}
+    table |= {"coloured_p": 0.2, "hum_p": 0.07, "second_noise_p": 0.25, "noise_speed_p": 0.3}
+    table |= {"noise_speed": [0.8, 1.25], "noise_eq_p": 0.4, "universal_p": 0.4, "reverb_p": 0.5}
+    table |= {"measured_rir_p": 0.3, "t60_s": [0.15, 1.0], "early_ms": 0.0, "lowpass_p": 0.25}
+    table |= {"lowpass_hz": [2000.0, 7900.0], "bandpass_p": 0.15, "resample_p": 0.2}
+    table |= {"resample_hz": [6000, 8000], "clip_p": 0.25, "clip_quantile": [0.85, 0.995]}
+    table |= {"level_p": 0.5, "level_db": [-30.0, 0.0]}
+    data = complete_from_dict({**to_dict(Config()), "data": table}).data
+    assert to_dict(data) == {**to_dict(data), **table}
+    # what came later is off, what was always there stays on
+    later = ("gsm", "tanh", "phaser", "bits", "expand", "gain", "microphone", "highpass", "white",
+             "single", "freeverb", "image_rir", "noise_in_room", "gain_change")  # fmt: skip
+    assert {getattr(data, f"{name}_p") for name in later} == {0.0}
+    assert data.noise_p == data.resample_sinc_p == 1.0
+    del table["snr_db"]
+    with pytest.raises(InputError, match=r"missing key config\.data\.snr_db"):
+        complete_from_dict({**to_dict(Config()), "data": table})
+
+
+def test_shipped_weights_still_say_what_they_were_trained_with():
+    from dvpd.checkpoint import load_checkpoint
+
+    data = load_checkpoint(ENGINES / "dvpd-tiny" / "dvpd-tiny.safetensors")[0].data
+    assert data.crop_samples == 16256
+    assert data.gsm_p in (0.0, DataConfig().gsm_p)
+
+
+@pytest.mark.parametrize("name", ["tiny", "base", "paper"])
+def test_shipped_configs_are_whole(name):
+    config = load_toml(CONFIGS / f"{name}.toml")
+    assert complete_from_dict(to_dict(config)) == config
+
+
+def test_older_train_tables_are_completed_and_others_not():
+    values = to_dict(Config())
+    del values["train"]["perceptual_weight"]
+    assert complete_from_dict(values).train.perceptual_weight == 0.0
+    del values["train"]["lr"]
+    with pytest.raises(InputError, match=r"train\.lr"):
+        complete_from_dict(values)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dvpd.lisa import DILATIONS, LISA, stripes, stripes_conv
+from dvpd.lisa import DILATIONS, LISA, _dilated_sum, _DilatedSum, stripes, stripes_conv
 
 SAME = 1e-4  # float32, values of order 10
 
@@ -60,6 +60,14 @@ def test_both_forms_have_the_same_gradient():
     a = torch.autograd.grad((stripes(x, taps.unbind(0), x) * weight).sum(), x, retain_graph=True)[0]
     b = torch.autograd.grad((stripes_conv(x, taps, x) * weight).sum(), x)[0]
     assert (a - b).abs().max() < SAME * a.abs().max()
+
+
+def test_fast_backward_is_the_gradient():
+    torch.manual_seed(2)
+    padded = torch.randn(1, 3, 18, 17, dtype=torch.float64, requires_grad=True)
+    kernels = torch.randn(3, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(_DilatedSum.apply, (padded, kernels))
+    assert torch.equal(_DilatedSum.apply(padded, kernels), _dilated_sum(padded, kernels))
 
 
 def test_kernels_depend_on_the_input():

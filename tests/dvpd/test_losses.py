@@ -14,12 +14,13 @@ from dvpd.losses import (
     predictive_terms,
     score_loss,
     si_sdr_loss,
+    snr_loss,
     weighted_sum,
 )
 from dvpd.spectral import compress
 from dvpd.train_config import TrainConfig
 
-ALL = TrainConfig(mr_stft_weight=1.0, si_sdr_weight=1.0)
+ALL = TrainConfig(mr_stft_weight=1.0, si_sdr_weight=1.0, snr_weight=1.0, perceptual_weight=1.0)
 # arithmetic in float32 on angles up to a few pi
 ANGLE_TOLERANCE = 1e-5
 
@@ -65,12 +66,14 @@ def test_phase_loss_by_hand(waves):
 def test_terms_are_zero_at_equality(waves):
     spec = compress(waves[1])
     terms = predictive_terms(ALL, spec, spec, waves[1])
-    assert set(terms) == {"mag", "ri", "phase", "mr_stft", "si_sdr"}
+    assert set(terms) == {"mag", "ri", "phase", "mr_stft", "si_sdr", "snr", "perceptual"}
     assert float(terms["mag"]) == 0.0
     assert float(terms["ri"]) == 0.0
     assert float(terms["phase"]) < 1e-5
+    assert float(terms["perceptual"]) < 1e-5
     assert float(terms["mr_stft"]) < 1e-3
     assert float(terms["si_sdr"]) == pytest.approx(-3.0, abs=0.05)
+    assert float(terms["snr"]) == pytest.approx(-3.0, abs=0.05)
 
 
 def test_paper_terms_and_weights(waves):
@@ -109,6 +112,16 @@ def test_si_sdr_loss_ignores_scale_and_silence(waves):
     # 14 dB of signal over noise, capped softly at 30
     assert float(si_sdr_loss(noisy, clean)) == pytest.approx(-1.39, abs=0.05)
     assert float(si_sdr_loss(noisy, torch.zeros_like(clean))) == 0.0
+
+
+def test_snr_loss_holds_the_level(waves):
+    _, clean = waves
+    lowered = 10 ** (-2.2 / 20) * clean
+    # 20 log10(1 / (1 - 0.776)) = 13.0 dB, softly limited at 30 dB
+    assert float(snr_loss(lowered, clean)) == pytest.approx(-1.29, abs=0.01)
+    assert float(snr_loss(lowered, clean)) > float(snr_loss(clean, clean)) + 1.5
+    assert float(si_sdr_loss(lowered, clean)) == pytest.approx(float(si_sdr_loss(clean, clean)))
+    assert float(snr_loss(clean, torch.zeros_like(clean))) == 0.0
 
 
 def test_mr_stft_loss_orders_by_damage(waves):

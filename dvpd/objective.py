@@ -1,0 +1,84 @@
+"""The training objective as one module: waveforms in, unweighted loss terms out (model.md, losses).
+
+Data parallelism wraps this module: all that is differentiated happens in its ``forward``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .config import Config
+from .losses import predictive_terms, score_loss
+from .model import DVPD
+from .sde import mean, std
+from .spectral import compress, compressed_noisy, magnitude
+
+
+class Objective(nn.Module):
+    """Both branches and their losses."""
+
+    def __init__(self, model: DVPD, config: Config, rank: int = 0, size: int = 1) -> None:
+        """Make the objective.
+
+        Args:
+            model: The networks in training.
+            config: The whole config.
+            rank: Which part of each batch this process has.
+            size: Number of parts.
+        """
+        super().__init__()
+        self.model, self.config = model, config
+        self.rank, self.size = rank, size
+
+    def forward(self, noisy_wav: Tensor, clean_wav: Tensor, step: int) -> dict[str, Tensor]:
+        """Loss terms by name, each the mean over the crops.
+
+        Args:
+            noisy_wav: [B, L], this process's part of the batch.
+            clean_wav: [B, L].
+            step: Steps done: with the seed it fixes the diffusion times and the noise.
+        """
+        train, sde = self.config.train, self.config.sde
+        with torch.no_grad():
+            noisy = compressed_noisy(noisy_wav, self.config.signal)  # [B, 3, T, F]
+            target = compress(clean_wav, self.config.signal)  # [B, 2, T, F]
+            extra = -noisy.shape[2] % 4
+            if extra:
+                noisy = nn.functional.pad(noisy, (0, 0, 0, extra))
+                target = nn.functional.pad(target, (0, 0, 0, extra))
+            if train.channels_last:
+                noisy = noisy.contiguous(memory_format=torch.channels_last)
+        autocast = torch.autocast(noisy.device.type, torch.bfloat16, train.precision == "bf16")
+        frozen = train.branches == "score"
+        with autocast, torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            clean_ri, feats = self.model.predictive(noisy)
+        terms: dict[str, Tensor] = {}
+        if not frozen:
+            terms = predictive_terms(train, clean_ri.float(), target, clean_wav)
+        if train.branches == "predictive":
+            return terms
+        with torch.no_grad():
+            x0, y = magnitude(target), noisy[:, 2:3]
+            t, z = self._draw(step, y)
+            sigma = std(sde, t)
+            xt = mean(sde, x0, y, t) + sigma * z
+        if train.detach_feats:
+            feats = [f.detach() for f in feats]
+        with autocast:
+            sigma_z = self.model.score(xt, t, feats)
+        terms["score"] = score_loss(sigma_z.float(), z, sigma)
+        return terms
+
+    def _draw(self, step: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Diffusion times [B] and noise [B, 1, T, F]: this part of what the whole batch gets.
+
+        A function of (seed, step): resuming needs no generator's state.
+        """
+        draw = torch.Generator().manual_seed(self.config.train.seed * 1_000_003 + step)
+        low, high = self.config.train.t_range
+        part, whole = len(like), len(like) * self.size
+        mine = slice(self.rank * part, (self.rank + 1) * part)
+        t = low + (high - low) * torch.rand(whole, generator=draw)[mine]
+        z = torch.randn(whole, *like.shape[1:], generator=draw)[mine]
+        return t.to(like.device), z.to(like.device)
