@@ -1,0 +1,163 @@
+"""A larger model that starts as a smaller trained one: ``python -m dvpd.grow CKPT CONFIG.toml -o OUT``.
+
+Every layer outside the attention's products works on each channel by itself after its
+convolution (batch norm, sigmoid gates, LISA's taps), so a trained network can be laid into a wider
+and deeper one without a change of what it computes (Net2Net, arXiv 1511.05641; here with zeros
+instead of copies, so that nothing has to be told apart later):
+
+- old channels keep their weights and hear nothing from new ones: those weights start at zero;
+- new channels start with the fresh model's random weights and hear the old ones: the zeros in
+  front of them get a gradient from the first step on;
+- a stage's second ODAM block starts as the identity, as it does in every fresh model.
+
+TLB factors other than one are the exception: their map is a mean over all channels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .checkpoint import load_model, save_checkpoint
+from .config import ModelConfig, load_toml
+from .fanc import F_DILATIONS
+from .lisa import GROUPS
+from .model import DVPD
+from .runtime.errors import DvpdError, InputError
+
+# What must be the same in both: a new slot or feature would change what the old ones do.
+FIXED = ("state", "embedding", "encoder", "local", "fi_gate", "scan", "norm")
+GROWING = ("channels", "blocks", "ffn_factor", "decoder_channels")
+
+
+def channel_places(old: int, new: int) -> Tensor:
+    """Where ``old`` channels lie among ``new`` ones, [old] of indices.
+
+    Within each of LISA's groups the old ones come first. Pixel shuffles keep this order: they
+    split a channel's index at its lowest digits.
+    """
+    if old % GROUPS or new % GROUPS:
+        return torch.arange(old)
+    index = torch.arange(old)
+    width, wider = old // GROUPS, new // GROUPS
+    return index // width * wider + index % width
+
+
+def _places(name: str, axis: int, old: int, new: int) -> Tensor:
+    if name.endswith(".mix.weight") and axis == 1:  # parallel branches, concatenated
+        low_band = ".bands.0." in name
+        n = len(F_DILATIONS) + low_band
+        index = torch.arange(old)
+        return index // (old // n) * (new // n) + index % (old // n)
+    return channel_places(old, new)
+
+
+def check_growth(old: ModelConfig, new: ModelConfig) -> None:
+    """Refuse what cannot start as the smaller model.
+
+    Raises:
+        InputError: Something shrinks, or a key of ``FIXED`` differs; the message names all.
+    """
+    wrong = [
+        f"model.{key} is {getattr(new, key)!r}; expected {getattr(old, key)!r}"
+        for key in FIXED
+        if getattr(new, key) != getattr(old, key)
+    ]
+    wrong += [
+        f"model.{key} is {getattr(new, key)!r}; expected at least {getattr(old, key)!r}"
+        for key in GROWING
+        if getattr(new, key) < getattr(old, key)
+    ]
+    # Half of the channels, at the shuffles, must still lie in LISA's groups.
+    wrong += [
+        f"model.{key} is {value}; expected a multiple of {step}"
+        for config in (old, new)
+        for key, step in (("channels", 2 * GROUPS), ("decoder_channels", GROUPS))
+        if (value := getattr(config, key)) % step
+    ]
+    if old.scan != "linear" or old.norm != "batch":
+        wrong.append(
+            f"model.scan is {old.scan!r} and model.norm {old.norm!r}; only 'linear' with 'batch' grows"
+        )
+    if wrong:
+        raise InputError("the model cannot be grown: " + "; ".join(wrong))
+
+
+@torch.no_grad()
+def grow(small: DVPD, config: ModelConfig) -> DVPD:
+    """A model of ``config`` that computes what ``small`` does.
+
+    Args:
+        small: The trained model.
+        config: The larger architecture; what is new is drawn from torch's generator.
+
+    Raises:
+        InputError: As `check_growth`.
+    """
+    check_growth(small.config, config)
+    model = DVPD(config)
+    source = small.state_dict()
+    for name, value in model.state_dict().items():
+        old = source.get(name)
+        if old is None:  # a second block
+            continue
+        if old.shape == value.shape:
+            value.copy_(old)
+            continue
+        places = [
+            torch.arange(n) if n == m else _places(name, axis, n, m)
+            for axis, (n, m) in enumerate(zip(old.shape, value.shape, strict=True))
+        ]
+        if name.endswith(".weight") and old.ndim > 1:  # [out, in, ...] of a convolution or product
+            value[places[0]] = 0.0
+        value[torch.meshgrid(*places, indexing="ij")] = old
+    return model.train(small.training)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="dvpd.grow", description="Lay a trained model into a larger one."
+    )
+    parser.add_argument("checkpoint", metavar="CKPT", help="the smaller model, .safetensors")
+    parser.add_argument("config", metavar="CONFIG", help="TOML file of the larger one")
+    parser.add_argument("-o", "--out", required=True, help="checkpoint to write, for --init")
+    parser.add_argument("--seed", type=int, default=0, help="of the new weights")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        out = Path(args.out)
+        if out.exists() and out.samefile(args.checkpoint):
+            raise InputError(f"{out} is the smaller model itself; choose another --out")
+        old, small = load_model(args.checkpoint)
+        config = load_toml(args.config)
+        if config.signal != old.signal:
+            raise InputError(f"{args.config} has another [signal]: {config.signal}, {old.signal}")
+        torch.manual_seed(args.seed)
+        model = grow(small, config.model)
+        save_checkpoint(
+            out,
+            model.state_dict(),
+            replace(config, sampler=old.sampler),
+            {"grown_from": old.model.name},
+        )
+    except (DvpdError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    count = sum(p.numel() for p in model.parameters())
+    before = sum(p.numel() for p in small.parameters())
+    sys.stdout.write(f"{out}: {before} -> {count} parameters\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
