@@ -2,297 +2,77 @@
 
 MODEL is a checkpoint (.safetensors, run in PyTorch) or an engine folder (run by the runtime);
 both go through the runtime's own front end, sampler and noise. The noisy input, the predictive
-branch alone and the full sampler are measured in one pass.
+branch alone and any number of samplers are measured in one pass. The parts are in
+``dvpd.quality``.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import hashlib
-import json
 import math
-import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-import soundfile as sf
-from numpy.typing import NDArray
-
-from .metrics import METRICS, SAMPLE_RATE, summarise
-from .runtime.backend import Backend
+from .metrics import MEASURES, Meter, choose_metrics
+from .quality.models import (
+    SharedBackend,
+    System,
+    enhance_systems,
+    open_model,
+    sampler_grid,
+    torch_enhancer,
+)
+from .quality.page import check_plots, render_page
+from .quality.pairs import PairFile, every, find_pairs, read_pair
+from .quality.report import (
+    FORMAT,
+    REPORT_FILES,
+    check_folder,
+    compare,
+    csv_text,
+    json_text,
+    load_baseline,
+    markdown,
+    plain,
+    primary_system,
+    ranked,
+    set_sha256,
+    summarise_records,
+    versions,
+    write_folder,
+    write_text,
+)
+from .quality.run import Progress, Task, measure_pair, measure_set
+from .runtime.backend import BACKENDS, cpu_quota
 from .runtime.enhancer import Enhancer
-from .runtime.errors import BackendError, DvpdError, InputError
-from .runtime.spec import GRAPH_NAMES, TLB_PRESETS, GraphFile, Manifest, SamplerSpec
+from .runtime.errors import DvpdError, InputError
+from .runtime.noise import check_seed
+from .runtime.spec import sha256_of
 
-FloatArray = NDArray[np.float32]
-AUDIO = (".flac", ".wav", ".ogg")
-Progress = Callable[[int, int], None]
+__all__ = [
+    "PairFile",
+    "SharedBackend",
+    "System",
+    "Task",
+    "build_parser",
+    "enhance_systems",
+    "evaluate_pairs",
+    "find_pairs",
+    "main",
+    "measure_set",
+    "open_model",
+    "quick_evaluation",
+    "read_pair",
+    "sampler_grid",
+    "summarise_records",
+    "torch_enhancer",
+]
 
-
-class TorchBackend:
-    """A model in PyTorch behind the runtime's ``Backend`` protocol.
-
-    Attributes:
-        name: "torch".
-        device: torch device.
-    """
-
-    name = "torch"
-
-    def __init__(self, model: Any, device: str = "cpu") -> None:
-        """Wrap a ``dvpd.model.DVPD`` in eval mode."""
-        self.model, self.device = model, device
-
-    def predict(self, noisy: FloatArray) -> tuple[FloatArray, Sequence[Any]]:
-        """See ``Backend.predict``."""
-        import torch
-
-        with torch.inference_mode():
-            clean_ri, feats = self.model.predictive(torch.from_numpy(noisy).to(self.device))
-        return _finite(clean_ri.float().cpu().numpy()), feats
-
-    def score(
-        self,
-        xt: FloatArray,
-        t: FloatArray,
-        feats: Sequence[Any],
-        tlb_skip: FloatArray,
-        tlb_backbone: FloatArray,
-    ) -> FloatArray:
-        """See ``Backend.score``."""
-        import torch
-
-        arrays = (torch.from_numpy(np.ascontiguousarray(a)).to(self.device) for a in (xt, t))
-        # Factors of one are the identity: None is the same, and faster.
-        factors = (
-            None if np.all(a == 1.0) else torch.from_numpy(a).to(self.device)
-            for a in (tlb_skip, tlb_backbone)
-        )
-        with torch.inference_mode():
-            sigma_z = self.model.score(*arrays, list(feats), *factors)
-        return _finite(sigma_z.float().cpu().numpy())
-
-    def close(self) -> None:
-        """Nothing to release."""
-
-
-def _finite(array: FloatArray) -> FloatArray:
-    if not np.isfinite(array).all():
-        raise BackendError("the model's output is not finite")
-    return array
-
-
-class SharedPrediction:
-    """A backend that remembers its last predictions, so that a second sampler reuses them.
-
-    Attributes:
-        name: The inner backend's name.
-        device: Its device.
-    """
-
-    def __init__(self, inner: Backend) -> None:
-        """Wrap a backend."""
-        self.inner = inner
-        self.name, self.device = inner.name, inner.device
-        self._known: dict[bytes, tuple[FloatArray, Sequence[Any]]] = {}
-
-    def forget(self) -> None:
-        """Drop what is remembered (call it between recordings)."""
-        self._known.clear()
-
-    def predict(self, noisy: FloatArray) -> tuple[FloatArray, Sequence[Any]]:
-        """See ``Backend.predict``."""
-        key = hashlib.blake2b(np.ascontiguousarray(noisy)).digest()
-        if key not in self._known:
-            self._known[key] = self.inner.predict(noisy)
-        return self._known[key]
-
-    def score(
-        self,
-        xt: FloatArray,
-        t: FloatArray,
-        feats: Sequence[Any],
-        tlb_skip: FloatArray,
-        tlb_backbone: FloatArray,
-    ) -> FloatArray:
-        """See ``Backend.score``."""
-        return self.inner.score(xt, t, feats, tlb_skip, tlb_backbone)
-
-    def close(self) -> None:
-        """Release the inner backend."""
-        self.inner.close()
-
-
-def torch_enhancer(model: Any, config: Any, device: str = "cpu") -> Enhancer:
-    """The runtime around a model in PyTorch.
-
-    Args:
-        model: ``dvpd.model.DVPD`` in eval mode.
-        config: Its ``dvpd.config.Config``.
-        device: torch device the model is on.
-    """
-    nothing = MappingProxyType({})
-    manifest = Manifest(
-        name=config.model.name,
-        version="0",
-        signal=config.signal,
-        sde=config.sde,
-        sampler=config.sampler,
-        tlb_presets=TLB_PRESETS,
-        precision="fp32",
-        opset=0,
-        exporter=nothing,
-        checkpoint_sha256="0" * 64,
-        graphs={name: GraphFile(f"{name}.onnx", "0" * 64) for name in GRAPH_NAMES},
-        parameters=nothing,
-        macs_per_second=nothing,
-        parity=nothing,
-    )
-    return Enhancer(manifest, SharedPrediction(TorchBackend(model, device)))
-
-
-def open_model(
-    path: str | Path, backend: str = "auto", device: str = "auto", threads: int | None = None
-) -> Enhancer:
-    """A checkpoint or an engine folder as an ``Enhancer`` that shares predictions.
-
-    Args:
-        path: .safetensors file, or engine folder.
-        backend: For an engine folder, see ``Enhancer.open``.
-        device: See ``Enhancer.open``; for a checkpoint a torch device, "auto" for CUDA if there.
-        threads: CPU threads; None for a sensible number.
-
-    Raises:
-        DvpdError: It cannot be opened.
-    """
-    if Path(path).is_dir():
-        enhancer = Enhancer.open(path, backend, device, threads)
-        return Enhancer(enhancer.manifest, SharedPrediction(enhancer.backend), enhancer.window_plan)
-    import torch
-
-    from .checkpoint import load_model
-
-    if threads:
-        torch.set_num_threads(threads)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    config, model = load_model(path)
-    return torch_enhancer(model.to(device), config, device)
-
-
-@dataclass(frozen=True)
-class PairFile:
-    """One pair of a test set: its name, both files, and what was done to it ("" if unknown)."""
-
-    name: str
-    noisy: Path
-    clean: Path
-    group: str
-
-
-def find_pairs(folder: str | Path) -> list[PairFile]:
-    """Pairs below ``noisy/`` and ``clean/``, matched by name without suffix.
-
-    If ``folder/../pairs.tsv`` has a line for a pair, its ``degradation`` becomes the group.
-
-    Args:
-        folder: Folder of a test set.
-
-    Raises:
-        InputError: A folder is missing or empty, or a file has no partner.
-    """
-    root = Path(folder)
-    sides = []
-    for side in ("noisy", "clean"):
-        if not (root / side).is_dir():
-            raise InputError(f"{root / side} is not a folder; expected noisy/ and clean/")
-        files = sorted(p for p in (root / side).iterdir() if p.suffix.lower() in AUDIO)
-        sides.append({p.stem: p for p in files})
-    noisy, clean = sides
-    if alone := sorted(set(noisy) ^ set(clean)):
-        raise InputError(
-            f"{root}: {len(alone)} files lack a partner of the same name, such as {alone[0]}"
-        )
-    if not noisy:
-        raise InputError(f"{root} holds no {', '.join(AUDIO)} pairs")
-    groups: dict[str, str] = {}
-    table = root.parent / "pairs.tsv"
-    if table.is_file():
-        with table.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file, delimiter="\t"):
-                if row.get("set") == root.name:
-                    groups[Path(row["file"]).stem] = row.get("degradation") or ""
-    return [PairFile(n, noisy[n], clean[n], groups.get(n, "")) for n in sorted(noisy)]
-
-
-def read_pair(pair: PairFile) -> tuple[FloatArray, FloatArray]:
-    """Noisy and clean waveform [L] of a pair.
-
-    Args:
-        pair: Which pair.
-
-    Raises:
-        InputError: A file is unreadable, not 16 kHz mono, or the lengths differ.
-    """
-    wavs = []
-    for path in (pair.noisy, pair.clean):
-        try:
-            wav, rate = sf.read(str(path), dtype="float32", always_2d=True)
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"{path} cannot be read: {error}") from error
-        if rate != SAMPLE_RATE or wav.shape[1] != 1:
-            raise InputError(f"{path}: {rate} Hz, {wav.shape[1]} channels; expected 16 kHz mono")
-        wavs.append(wav[:, 0])
-    if len(wavs[0]) != len(wavs[1]):
-        raise InputError(f"{pair.name}: noisy has {len(wavs[0])} samples, clean {len(wavs[1])}")
-    return wavs[0], wavs[1]
-
-
-def enhance_pair(
-    enhancer: Enhancer, noisy: FloatArray, *, steps: int, alpha: float | None, seed: int = 0
-) -> dict[str, FloatArray]:
-    """Outputs of one recording by system: "noisy", "predictive" and, if steps > 0, "full".
-
-    Args:
-        enhancer: From ``open_model`` or ``torch_enhancer``.
-        noisy: [L] at 16 kHz.
-        steps: Calls of the score network.
-        alpha: Weight of the predictive magnitude; None for the model's.
-        seed: Seed of the sampler's noise.
-    """
-    outputs = {"noisy": noisy, "predictive": enhancer.enhance(noisy, SAMPLE_RATE, steps=0).wav}
-    if steps:
-        outputs["full"] = enhancer.enhance(
-            noisy, SAMPLE_RATE, steps=steps, alpha=alpha, seed=seed
-        ).wav
-    if isinstance(enhancer.backend, SharedPrediction):
-        enhancer.backend.forget()
-    return outputs
-
-
-def measure(
-    clean: FloatArray, outputs: dict[str, FloatArray], metrics: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    """Figures by system and metric."""
-    return {
-        system: {name: METRICS[name](clean, wav) for name in metrics}
-        for system, wav in outputs.items()
-    }
-
-
-class _Inline(Executor):
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
+EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
 
 
 def evaluate_pairs(
@@ -300,61 +80,24 @@ def evaluate_pairs(
     pairs: Sequence[PairFile],
     *,
     steps: int = 3,
-    alpha: float | None = None,
     seed: int = 0,
-    jobs: int = 1,
-    metrics: Sequence[str] = tuple(METRICS),
-    progress: Progress | None = None,
+    metrics: Sequence[str] = ("pesq", "estoi", "si_sdr"),
 ) -> list[dict[str, Any]]:
-    """Enhance and measure pairs; one record a pair, in order.
+    """Enhance and measure pairs with a model in this process; one record a pair, in order.
 
     Args:
         enhancer: From ``open_model`` or ``torch_enhancer``.
         pairs: What to measure.
         steps: Calls of the score network; 0 leaves the full sampler out.
-        alpha: Weight of the predictive magnitude; None for the model's.
         seed: Seed of the sampler's noise.
-        jobs: Processes that measure while this one enhances; 1 measures here.
         metrics: Names out of ``METRICS``.
-        progress: Called with (pairs done, pairs in all).
 
     Raises:
         DvpdError: A file cannot be read, or the model fails.
     """
-    # Not forked: torch's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) if jobs > 1 else _Inline() as executor:
-        waiting: list[Future[Any]] = []
-        for done, pair in enumerate(pairs):
-            noisy, clean = read_pair(pair)
-            outputs = enhance_pair(enhancer, noisy, steps=steps, alpha=alpha, seed=seed)
-            waiting.append(executor.submit(measure, clean, outputs, tuple(metrics)))
-            if progress:
-                progress(done + 1, len(pairs))
-        return [
-            {"name": pair.name, "group": pair.group, "figures": future.result()}
-            for pair, future in zip(pairs, waiting, strict=True)
-        ]
-
-
-def summarise_records(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Summaries by system and metric over all pairs, and their means by group."""
-
-    def by_system(chosen: list[dict[str, Any]]) -> Iterator[tuple[str, str, list[float]]]:
-        for system, figures in chosen[0]["figures"].items():
-            for metric in figures:
-                yield system, metric, [r["figures"][system][metric] for r in chosen]
-
-    result: dict[str, Any] = {"systems": {}, "groups": {}}
-    for system, metric, values in by_system(records):
-        result["systems"].setdefault(system, {})[metric] = asdict(summarise(values))
-    for group in sorted({r["group"] for r in records} - {""}):
-        chosen = [r for r in records if r["group"] == group]
-        table: dict[str, Any] = {"n": len(chosen), "systems": {}}
-        for system, metric, values in by_system(chosen):
-            table["systems"].setdefault(system, {})[metric] = summarise(values, draws=1).mean
-        result["groups"][group] = table
-    return result
+    systems = sampler_grid(enhancer.manifest, steps=(steps,))
+    meter = Meter(metrics)
+    return [measure_pair(enhancer, meter, pair, systems, seed) for pair in pairs]
 
 
 def quick_evaluation(folder: str | Path, n_files: int) -> Callable[[Any, Any], dict[str, float]]:
@@ -371,9 +114,7 @@ def quick_evaluation(folder: str | Path, n_files: int) -> Callable[[Any, Any], d
     Raises:
         InputError: The folder is not a test set.
     """
-    pairs = find_pairs(folder)
-    count = min(max(n_files, 1), len(pairs))
-    chosen = [pairs[i * len(pairs) // count] for i in range(count)]
+    chosen = every(find_pairs(folder), max(n_files, 1))
 
     def run(model: Any, config: Any) -> dict[str, float]:
         device = str(next(model.parameters()).device)
@@ -392,72 +133,96 @@ def quick_evaluation(folder: str | Path, n_files: int) -> Callable[[Any, Any], d
     return run
 
 
-def format_report(report: dict[str, Any]) -> str:
-    """The report as a text table."""
-    metrics = list(next(iter(report["systems"].values())))
-    lines = [f"{report['model']} on {report['set']}: {report['n_files']} pairs"]
-    for system, table in report["systems"].items():
-        cells = (
-            f"{m} {table[m]['mean']:.3f} (sd {table[m]['std']:.3f}, 95 % "
-            f"{table[m]['low']:.3f} to {table[m]['high']:.3f})"
-            for m in metrics
-        )
-        lines.append(f"  {system:<11}" + "  ".join(cells))
-    for group, part in report["groups"].items():
-        lines.append(f"{group} ({part['n']})")
-        for system, table in part["systems"].items():
-            cells = (f"{m} {table[m]:.3f}" for m in metrics)
-            lines.append(f"  {system:<11}" + "  ".join(cells))
-    return "\n".join(lines)
+def _numbers(kind: type, what: str) -> Callable[[str], tuple[Any, ...]]:
+    def parse(text: str) -> tuple[Any, ...]:
+        try:
+            return tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: expected {what}, several separated by commas"
+            ) from None
+
+    return parse
 
 
-def _strict(value: Any) -> Any:
-    """JSON knows no NaN: null instead."""
-    if isinstance(value, dict):
-        return {k: _strict(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_strict(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_json(path: str | Path, report: dict[str, Any]) -> None:
-    """Write a report, whole or not at all.
-
-    Args:
-        path: File to write.
-        report: The report.
-
-    Raises:
-        OSError: It cannot be written.
-    """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(_strict(report), file, indent=1, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="dvpd.evaluate", description="Measure speech quality.")
+    parser = argparse.ArgumentParser(
+        prog="dvpd.evaluate",
+        description="Measure speech quality on pairs of noisy and clean recordings: the noisy "
+        "input, the predictive branch alone and the full sampler. Exits with 1 when a file failed.",
+    )
     parser.add_argument("model", help="checkpoint (.safetensors) or engine folder")
     parser.add_argument("--set", required=True, dest="folder", help="folder with noisy/ and clean/")
-    parser.add_argument("--json", metavar="FILE", help="write all figures here")
-    parser.add_argument("--steps", type=int, default=3, help="score calls; 0: predictive alone")
-    parser.add_argument("--alpha", type=float, help="weight of the predictive magnitude")
-    parser.add_argument("--t-rs", type=float, help="start time of the sampler")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, default=0, help="only so many pairs, evenly spaced")
-    parser.add_argument("--jobs", type=int, default=2, help="processes that measure")
-    parser.add_argument("--metrics", default=",".join(METRICS), help="comma-separated")
-    parser.add_argument("--backend", default="auto", help="ort, openvino or auto (engine folders)")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int)
+
+    out = parser.add_argument_group("what is written")
+    out.add_argument("--out", metavar="DIR", help="report folder: JSON, CSV, Markdown, HTML page")
+    out.add_argument("--json", metavar="FILE", help="all figures in one file")
+    out.add_argument(
+        "--worst", type=int, default=5, metavar="N", help="best and worst files to show (5)"
+    )
+    out.add_argument(
+        "--baseline", metavar="FILE", help="report.json of an earlier run, to compare with"
+    )
+
+    what = parser.add_argument_group("measures")
+    what.add_argument(
+        "--metrics",
+        type=_names,
+        metavar="A,B",
+        help=f"out of {', '.join(MEASURES)}; dnsmos for its four (default: PESQ, ESTOI, SI-SDR, "
+        "CSIG, CBAK, COVL, and what models are given for)",
+    )
+    what.add_argument("--dnsmos", metavar="DIR", help="folder of sig_bak_ovr.onnx, model_v8.onnx")
+    what.add_argument(
+        "--wv-mos", metavar="FILE", help="WV-MOS as ONNX or TorchScript: [1, L] at 16 kHz to score"
+    )
+
+    grid = parser.add_argument_group(
+        "samplers", "several values separated by commas are all measured, in every combination"
+    )
+    grid.add_argument(
+        "--steps",
+        type=_numbers(int, "whole numbers"),
+        default=(),
+        metavar="N",
+        help="score calls; 0: predictive alone (default: the model's)",
+    )
+    grid.add_argument(
+        "--alpha",
+        type=_numbers(float, "numbers in [0, 1]"),
+        default=(),
+        metavar="A",
+        help="weight of the predictive magnitude; several share the sampler's work",
+    )
+    grid.add_argument(
+        "--t-rs",
+        type=_numbers(float, "numbers in (0, 1)"),
+        default=(),
+        metavar="T",
+        help="start time of the sampler",
+    )
+    grid.add_argument(
+        "--tlb",
+        type=_names,
+        default=(),
+        metavar="PRESET",
+        help="besides none: severe, moderate, mild, or all (default: off)",
+    )
+    grid.add_argument("--seed", type=int, default=0, help="seed of the sampler's noise")
+
+    how = parser.add_argument_group("how it runs")
+    how.add_argument("--jobs", type=int, metavar="N", help="processes (default: one for each CPU)")
+    how.add_argument("--threads", type=int, default=1, help="threads of each process's model (1)")
+    how.add_argument(
+        "--backend", default="auto", help=f"auto or {', '.join(BACKENDS)} (engine folders)"
+    )
+    how.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     return parser
 
 
@@ -465,56 +230,134 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = build_parser().parse_args(argv)
     try:
-        report = _run(args)
-        if args.json:
-            write_json(args.json, report)
+        return _run(args)
     except (DvpdError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
-        return 1
-    sys.stdout.write(format_report(report) + "\n")
-    return 0
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: nothing was written\n")
+        return EXIT_INTERRUPTED
 
 
-def _show(done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K{done}/{total}" + "\n" * (done == total))
-        sys.stderr.flush()
-
-
-def _run(args: argparse.Namespace) -> dict[str, Any]:
-    metrics = tuple(args.metrics.split(","))
-    if unknown := sorted(set(metrics) - set(METRICS)):
-        raise InputError(f"unknown metric {unknown[0]!r}; known: {', '.join(METRICS)}")
-    pairs = find_pairs(args.folder)
-    if args.limit and args.limit < len(pairs):
-        pairs = [pairs[i * len(pairs) // args.limit] for i in range(args.limit)]
-    with open_model(args.model, args.backend, args.device, args.threads) as enhancer:
-        if args.t_rs is not None:
-            manifest = enhancer.manifest
-            sampler: SamplerSpec = replace(manifest.sampler, t_rs=args.t_rs)
-            enhancer.manifest = replace(manifest, sampler=sampler)
-        sampler = enhancer.manifest.sampler
-        records = evaluate_pairs(
-            enhancer,
-            pairs,
-            steps=args.steps,
-            alpha=args.alpha,
-            seed=args.seed,
-            jobs=args.jobs,
-            metrics=metrics,
-            progress=_show,
+@contextmanager
+def _bar() -> Iterator[Progress | None]:
+    """Progress with the time left; nothing where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
         )
-    return {
+        from rich.progress import Progress as Bar
+    except ImportError:  # the figures do not need it
+        yield None
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Bar(*columns, TextColumn("{task.description}"), console=Console(stderr=True)) as bar:
+        task = bar.add_task("")
+
+        def show(done: int, total: int, failed: int) -> None:
+            text = f"[red]{failed} failed" if failed else ""
+            bar.update(task, completed=done, total=total, description=text)
+
+        yield show
+
+
+def _run(args: argparse.Namespace) -> int:
+    # What can be refused is refused before time is spent.
+    metrics = choose_metrics(
+        args.metrics, dnsmos=args.dnsmos is not None, wv_mos=args.wv_mos is not None
+    )
+    for name in ("worst", "limit"):
+        if getattr(args, name) < 0:
+            raise InputError(f"{name} is {getattr(args, name)}; expected 0 or more")
+    check_seed(args.seed)
+    jobs = cpu_quota() if args.jobs is None else args.jobs
+    if jobs < 1:
+        raise InputError(f"jobs is {jobs}; expected at least 1")
+    baseline = load_baseline(args.baseline) if args.baseline else None
+    if args.out:
+        check_plots()
+        check_folder(args.out)
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        raise InputError(f"{Path(args.json).parent} is not a folder; create it first")
+    pairs = every(find_pairs(args.folder), args.limit)
+    Meter(metrics, args.dnsmos, args.wv_mos)
+    task = Task(
+        model=args.model,
+        backend=args.backend,
+        device=args.device,
+        threads=args.threads,
+        seed=args.seed,
+        metrics=metrics,
+        dnsmos=args.dnsmos,
+        wv_mos=args.wv_mos,
+    )
+    with task.open() as enhancer:
+        manifest, backend = enhancer.manifest, enhancer.backend.name
+        systems = sampler_grid(
+            manifest, steps=args.steps, alphas=args.alpha, tlbs=args.tlb, t_rs=args.t_rs
+        )
+    task = Task(**{**vars(task), "systems": systems})
+    with _bar() as progress:
+        records, failures = measure_set(task, pairs, jobs, progress)
+    for failure in failures:
+        sys.stderr.write(f"failed: {failure['name']}: {failure['error']}\n")
+    if not records:
+        raise InputError(f"none of the {len(pairs)} pairs could be measured; nothing was written")
+    report: dict[str, Any] = {
+        "format": FORMAT,
         "model": Path(args.model).name,
-        "set": Path(args.folder).name,
-        "n_files": len(pairs),
-        "steps": args.steps,
-        "alpha": sampler.alpha if args.alpha is None else args.alpha,
-        "t_rs": sampler.t_rs,
+        "checkpoint_sha256": (
+            sha256_of(Path(args.model))
+            if Path(args.model).is_file()
+            else manifest.checkpoint_sha256
+        ),
+        "precision": manifest.precision,
+        "backend": backend,
+        "set": Path(args.folder).absolute().name,
+        "set_sha256": set_sha256(records),
+        "n_files": len(records),
         "seed": args.seed,
+        "primary": primary_system(systems, manifest),
+        "settings": {s.name: {k: v for k, v in asdict(s).items() if k != "name"} for s in systems},
+        "versions": versions(),
         **summarise_records(records),
+        "failures": failures,
         "files": records,
     }
+    if baseline is not None:
+        report["baseline"] = compare(report, baseline)
+    sys.stdout.write(plain(report) + "\n")
+    if args.json:
+        write_text(args.json, json_text(report))
+    if args.out:
+        page = render_page(report, _worst_waveforms(task, pairs, report, args.worst), args.worst)
+        texts = (json_text(report), csv_text(report), markdown(report, args.worst), page)
+        write_folder(args.out, dict(zip(REPORT_FILES, texts, strict=True)))
+    return EXIT_FAILED if failures else EXIT_DONE
+
+
+def _worst_waveforms(
+    task: Task, pairs: Sequence[PairFile], report: dict[str, Any], count: int
+) -> dict[str, dict[str, Any]]:
+    """Clean, noisy and enhanced waveforms of the files that gained least."""
+    by_name = {pair.name: pair for pair in pairs}
+    wanted = [by_name[record["name"]] for _, record in ranked(report)[1][:count]]
+    shown = tuple(s for s in task.systems if s.name == report["primary"])
+    result = {}
+    with task.open() as enhancer:
+        for pair in wanted:
+            noisy, clean = read_pair(pair)
+            outputs = enhance_systems(enhancer, noisy, shown, task.seed)
+            result[pair.name] = {"clean": clean, **outputs}
+    return result
 
 
 if __name__ == "__main__":

@@ -1,18 +1,24 @@
-"""Speech quality measures of one recording, 16 kHz mono NumPy in, a number out.
+"""Speech quality measures of one recording, 16 kHz mono NumPy in, numbers out.
 
 PESQ and ESTOI come from their public implementations (``pesq``, ``pystoi``), imported on use.
+CSIG, CBAK and COVL: ``dvpd.quality.composite``; DNSMOS and WV-MOS: ``dvpd.quality.mos``.
 """
 
 from __future__ import annotations
 
+import difflib
+import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .runtime.errors import InputError
+from .quality.composite import composite
+from .quality.mos import DNSMOS_NAMES, Dnsmos, WvMos
+from .runtime.errors import BackendError, InputError
 
 SAMPLE_RATE = 16000
 Wav = NDArray[np.floating]
@@ -92,19 +98,168 @@ def estoi(clean: Wav, estimate: Wav) -> float:
     from pystoi import stoi
 
     s, e = _checked(clean, estimate)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="Not enough STFT frames")
-        try:
+    # pystoi adds 1e-16 of NumPy's global noise: seeded, so that equal input gives equal figures.
+    state = np.random.get_state()  # noqa: NPY002
+    np.random.seed(0)  # noqa: NPY002
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Not enough STFT frames")
             return float(stoi(s, e, SAMPLE_RATE, extended=True))
-        except RuntimeWarning:
-            return float("nan")
+    except RuntimeWarning:
+        return float("nan")
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
 
 
+def _composite(name: str) -> Callable[[Wav, Wav], float]:
+    def measure(clean: Wav, estimate: Wav) -> float:
+        s, e = _checked(clean, estimate)
+        return composite(s, e, pesq_wb(clean, estimate))[name]
+
+    return measure
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How one measure is shown.
+
+    Attributes:
+        label: Its usual name.
+        unit: Its unit, "" for none.
+        decimals: Digits worth printing.
+        better: 1 where more is better, -1 where less is.
+    """
+
+    label: str
+    unit: str = ""
+    decimals: int = 3
+    better: int = 1
+
+
+COMPOSITE = ("csig", "cbak", "covl", "llr", "wss", "ssnr")
+MEASURES: dict[str, Measure] = {
+    "pesq": Measure("PESQ"),
+    "estoi": Measure("ESTOI"),
+    "si_sdr": Measure("SI-SDR", "dB", 2),
+    "csig": Measure("CSIG"),
+    "cbak": Measure("CBAK"),
+    "covl": Measure("COVL"),
+    "llr": Measure("LLR", better=-1),
+    "wss": Measure("WSS", decimals=2, better=-1),
+    "ssnr": Measure("SSNR", "dB", 2),
+    "dnsmos_sig": Measure("DNSMOS SIG"),
+    "dnsmos_bak": Measure("DNSMOS BAK"),
+    "dnsmos_ovrl": Measure("DNSMOS OVRL"),
+    "dnsmos_p808": Measure("DNSMOS P.808"),
+    "wv_mos": Measure("WV-MOS"),
+}
+# Those that need nothing but the pair.
 METRICS: dict[str, Callable[[Wav, Wav], float]] = {
     "pesq": pesq_wb,
     "estoi": estoi,
     "si_sdr": si_sdr,
+    **{name: _composite(name) for name in COMPOSITE},
 }
+DEFAULT_METRICS = ("pesq", "estoi", "si_sdr", "csig", "cbak", "covl")
+
+
+def choose_metrics(
+    names: Iterable[str] | None = None, *, dnsmos: bool = False, wv_mos: bool = False
+) -> tuple[str, ...]:
+    """The measures to take, in the order of ``MEASURES``.
+
+    Args:
+        names: Names out of ``MEASURES``, "dnsmos" for its four; None for ``DEFAULT_METRICS`` and
+            what there are models for.
+        dnsmos: Whether the DNSMOS models are given.
+        wv_mos: Whether a WV-MOS model is given.
+
+    Raises:
+        InputError: A name is unknown, or its model is not given.
+        BackendError: A package that a measure needs is not installed.
+    """
+    if names is None:
+        wanted = {*DEFAULT_METRICS, *DNSMOS_NAMES * dnsmos, *("wv_mos",) * wv_mos}
+    else:
+        wanted = set()
+        for name in (name.strip() for name in names):
+            if name not in MEASURES and name != "dnsmos":
+                close = difflib.get_close_matches(name, MEASURES, 1, 0.5)
+                hint = f"did you mean {close[0]!r}? " if close else ""
+                raise InputError(f"unknown metric {name!r}; {hint}known: {', '.join(MEASURES)}")
+            wanted |= set(DNSMOS_NAMES) if name == "dnsmos" else {name}
+    if not wanted:
+        raise InputError("no metric is asked for; expected one at least")
+    for given, needing, option in (
+        (dnsmos, DNSMOS_NAMES, "--dnsmos DIR"),
+        (wv_mos, ("wv_mos",), "--wv-mos FILE"),
+    ):
+        if not given and (lacking := sorted(wanted.intersection(needing))):
+            raise InputError(f"{lacking[0]} needs its model: {option}")
+    for package, needing in (("pesq", ("pesq", *COMPOSITE)), ("pystoi", ("estoi",))):
+        if wanted.intersection(needing) and importlib.util.find_spec(package) is None:
+            raise BackendError(
+                f"the package {package} is not installed: pip install 'dvpd[bench]', or leave out "
+                + ", ".join(name for name in needing if name in wanted)
+            )
+    return tuple(name for name in MEASURES if name in wanted)
+
+
+class Meter:
+    """Takes several measures of a recording, what they share only once.
+
+    Attributes:
+        names: The measures.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str] | None = None,
+        dnsmos: str | Path | None = None,
+        wv_mos: str | Path | None = None,
+    ) -> None:
+        """Load what the measures need.
+
+        Args:
+            names: See ``choose_metrics``.
+            dnsmos: Folder of the DNSMOS models.
+            wv_mos: File of a WV-MOS model.
+
+        Raises:
+            InputError: A name is unknown, or a model is missing or damaged.
+            BackendError: A package is missing.
+        """
+        self.names = choose_metrics(names, dnsmos=dnsmos is not None, wv_mos=wv_mos is not None)
+        self._blind: list[Callable[[Wav], dict[str, float]]] = []
+        if dnsmos is not None and set(DNSMOS_NAMES).intersection(self.names):
+            self._blind.append(Dnsmos(dnsmos))
+        if wv_mos is not None and "wv_mos" in self.names:
+            self._blind.append(WvMos(wv_mos))
+
+    def __call__(self, clean: Wav, estimate: Wav) -> dict[str, float]:
+        """Measure one recording.
+
+        Args:
+            clean: [L] at 16 kHz.
+            estimate: [L].
+
+        Returns:
+            Name -> figure, in the order of ``names``; NaN where a measure is not defined.
+
+        Raises:
+            InputError: Shapes differ, or values are not finite.
+        """
+        s, e = _checked(clean, estimate)
+        figures: dict[str, float] = {}
+        if set(COMPOSITE).intersection(self.names):
+            figures["pesq"] = pesq_wb(clean, estimate)
+            figures |= composite(s, e, figures["pesq"])
+        for name in self.names:
+            if name in METRICS and name not in figures:
+                figures[name] = METRICS[name](clean, estimate)
+        for meter in self._blind:
+            figures |= meter(estimate)
+        return {name: figures[name] for name in self.names}
 
 
 @dataclass(frozen=True)
@@ -128,6 +283,14 @@ class Summary:
     lost: int
 
 
+def _interval(values: NDArray[np.float64], draws: int, seed: int) -> tuple[float, float]:
+    """Ends of the 95 % percentile-bootstrap interval of the mean."""
+    rng = np.random.default_rng(seed)
+    means = values[rng.integers(len(values), size=(draws, len(values)))].mean(axis=1)
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
+
+
 def summarise(values: list[float], *, draws: int = 2000, seed: int = 0) -> Summary:
     """Mean, spread and a percentile-bootstrap interval; values that are not finite are left out.
 
@@ -141,14 +304,59 @@ def summarise(values: list[float], *, draws: int = 2000, seed: int = 0) -> Summa
     if not len(good):
         nan = float("nan")
         return Summary(nan, nan, nan, nan, 0, len(array))
-    rng = np.random.default_rng(seed)
-    means = good[rng.integers(len(good), size=(draws, len(good)))].mean(axis=1)
-    low, high = np.percentile(means, (2.5, 97.5))
+    low, high = _interval(good, draws, seed)
     return Summary(
         mean=float(good.mean()),
         std=float(good.std(ddof=1)) if len(good) > 1 else 0.0,
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         n=len(good),
         lost=len(array) - len(good),
     )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean difference of one measure between two systems on the same recordings.
+
+    Attributes:
+        mean: Mean of the differences.
+        low: Lower end of its 95 % bootstrap interval.
+        high: Its upper end.
+        n: Recordings for which both are defined.
+        significant: Whether the interval leaves out zero.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    significant: bool
+
+
+def paired(
+    values: Sequence[float], others: Sequence[float], *, draws: int = 2000, seed: int = 0
+) -> Difference:
+    """Paired bootstrap of ``values - others``; recordings without both are left out.
+
+    Args:
+        values: One number a recording.
+        others: The other system's, in the same order.
+        draws: Bootstrap samples.
+        seed: Their seed.
+
+    Raises:
+        InputError: The lengths differ.
+    """
+    a, b = np.asarray(values, np.float64), np.asarray(others, np.float64)
+    if a.shape != b.shape:
+        raise InputError(f"got {a.size} and {b.size} figures; expected one each a recording")
+    both = np.isfinite(a) & np.isfinite(b)
+    good = a[both] - b[both]
+    if not len(good):
+        nan = float("nan")
+        return Difference(nan, nan, nan, 0, False)
+    low, high = _interval(good, draws, seed)
+    # One recording, or none that differs, shows no spread: nothing to conclude from.
+    significant = bool(len(good) > 1 and (low > 0.0 or high < 0.0))
+    return Difference(float(good.mean()), low, high, len(good), significant)

@@ -1,0 +1,1 @@
+"""What ``python -m dvpd.evaluate`` is made of: measures, systems, statistics, reports."""

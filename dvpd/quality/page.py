@@ -1,0 +1,355 @@
+"""The report as one HTML page that needs no network: tables, plots and spectrograms.
+
+Plots are inline SVG whose text and axes take the page's colour, so that they read in light, dark
+and print alike.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..metrics import MEASURES, SAMPLE_RATE
+from ..runtime.errors import BackendError
+from .report import Table, headline, ranked, settings, tables
+
+PLOTTED = ("pesq", "estoi", "si_sdr", "dnsmos_ovrl")
+# Each reads on white and on near-black.
+_COLOURS = ("#8a8f98", "#2f8fd6", "#e07b2d")
+_INK = "#123456"  # stands for the page's own colour until the SVG is written
+_MAX_SPECTROGRAM_S = 12.0
+_DYNAMIC_RANGE_DB = 80.0
+
+_STYLE = """
+:root { color-scheme: light dark; --paper: #ffffff; --ink: #1b1f24; --soft: #5c6570;
+  --line: #d5dae0; --band: #f4f6f8; }
+@media (prefers-color-scheme: dark) { :root { --paper: #15181c; --ink: #e4e7eb; --soft: #9aa4b0;
+  --line: #363c44; --band: #1d2126; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 78rem; background: var(--paper);
+  color: var(--ink); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .5rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 2.5rem 0 .25rem; }
+h3 { font-size: 1rem; margin: 1.5rem 0 .25rem; overflow-wrap: anywhere; }
+p { margin: .25rem 0 .75rem; color: var(--soft); max-width: 60rem; overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .7rem; text-align: right; vertical-align: top; white-space: nowrap; }
+td { border-top: 1px solid var(--line); }
+.more td { border-top: 0; padding-top: 0; }
+th { color: var(--soft); font-weight: 600; white-space: normal; vertical-align: bottom; }
+tbody tr:hover { background: var(--band); }
+td small { display: block; color: var(--soft); font-size: .92em; }
+th.text, td.text { text-align: left; }
+td.wide { white-space: normal; min-width: 12rem; overflow-wrap: anywhere; }
+.plots { display: flex; flex-wrap: wrap; gap: 1rem; }
+.plots figure { flex: 1 1 24rem; max-width: 38rem; }
+figure { margin: 0; min-width: 0; }
+figure svg { width: 100%; height: auto; color: var(--ink); }
+.key { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin: 0 .3em 0 1em; }
+@media print { :root { --paper: #fff; --ink: #000; --soft: #444; --line: #bbb; --band: #f4f4f4; }
+  body { padding: 0; max-width: none; font-size: 8pt; } .scroll { overflow: visible; }
+  .plots figure { flex: 0 0 48%; }
+  table { font-size: 6pt; } th, td { white-space: normal; padding: .15rem .3rem; }
+  figure, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } }
+"""
+
+
+def check_plots() -> None:
+    """Refuse to start where the page cannot be drawn.
+
+    Raises:
+        BackendError: Matplotlib is missing.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise BackendError("the report page needs Matplotlib: pip install 'dvpd[bench]'") from None
+
+
+def _figure(width_in: float, height_in: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width_in, height_in), layout="constrained")
+
+
+def _svg(name: str, width_in: float, height_in: float, draw: Any) -> str:
+    """Draw on a fresh figure; inline SVG."""
+    import matplotlib as mpl
+
+    ink = dict.fromkeys(
+        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK
+    )
+    style = {
+        **ink,
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,  # ids are the same in each run, and differ between figures
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "grid.color": "#8a8f98",
+        "grid.alpha": 0.3,
+    }
+    stream = io.StringIO()
+    with mpl.rc_context(style):
+        figure = _figure(width_in, height_in)
+        draw(figure)
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(stream, format="svg", transparent=True, dpi=100, metadata=nothing)
+    text = stream.getvalue()
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    used = set(re.findall(r"""["(]#([^")]+)[")]""", text))
+    text = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", text)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(name, quote=True)}" ', 1)
+
+
+def _values(records: Sequence[Mapping[str, Any]], system: str, metric: str) -> NDArray[np.float64]:
+    return np.array([r["figures"][system][metric] for r in records], np.float64)
+
+
+def _finite(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return values[np.isfinite(values)]
+
+
+def _label(metric: str) -> str:
+    measure = MEASURES[metric]
+    return f"{measure.label} ({measure.unit})" if measure.unit else measure.label
+
+
+def _shown(report: Mapping[str, Any]) -> list[str]:
+    """Noisy, predictive and what stands for the model: more would not be told apart."""
+    return list(dict.fromkeys(("noisy", "predictive", report["primary"])))
+
+
+def _plotted(report: Mapping[str, Any]) -> list[str]:
+    measured = list(report["systems"]["noisy"])
+    return [m for m in PLOTTED if m in measured] or measured[:4]
+
+
+def _overview(report: Mapping[str, Any], metric: str) -> str:
+    """Mean and interval of every system."""
+    systems = list(report["systems"])
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for row, system in enumerate(systems):
+            part = report["systems"][system][metric]
+            if not math.isfinite(part["mean"]):
+                continue
+            colour = _COLOURS[min(row, 2)]
+            axes.plot([part["low"], part["high"]], [row, row], color=colour, linewidth=2.5)
+            axes.plot([part["mean"]], [row], "o", color=colour, markersize=6)
+        axes.set_yticks(range(len(systems)), systems)
+        axes.set_ylim(len(systems) - 0.5, -0.5)
+        axes.set_xlabel(_label(metric))
+        axes.grid(axis="x")
+
+    return _svg(f"{_label(metric)} by system", 5.2, 0.9 + 0.27 * len(systems), draw)
+
+
+def _boxes(report: Mapping[str, Any], metric: str) -> str:
+    """Spread over files by degradation."""
+    records = report["files"]
+    names = list(report["groups"]) or [""]
+    systems = _shown(report)
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        height = 0.8 / len(systems)
+        for i, system in enumerate(systems):
+            data = [
+                _finite(_values([r for r in records if not g or r["group"] == g], system, metric))
+                for g in names
+            ]
+            rows = [n + (i - (len(systems) - 1) / 2) * height for n in range(len(names))]
+            line = {"color": _COLOURS[i], "linewidth": 1.2}
+            axes.boxplot(
+                data,
+                positions=rows,
+                widths=height * 0.8,
+                orientation="horizontal",
+                manage_ticks=False,
+                patch_artist=True,
+                boxprops={"facecolor": _COLOURS[i] + "59", "edgecolor": _COLOURS[i]},
+                medianprops={"color": _COLOURS[i], "linewidth": 2.2},
+                whiskerprops=line,
+                capprops=line,
+                flierprops={"markeredgecolor": _COLOURS[i], "marker": ".", "markersize": 5},
+            )
+        labels = [textwrap.fill(name, 22) if name else "all files" for name in names]
+        axes.set_yticks(range(len(names)), labels)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xlabel(_label(metric))
+        axes.grid(axis="x")
+
+    return _svg(f"{_label(metric)} by degradation", 5.2, 0.9 + 0.62 * len(names), draw)
+
+
+def _scatter(report: Mapping[str, Any], metric: str) -> str:
+    """Each file before and after."""
+    records = report["files"]
+    before = _values(records, "noisy", metric)
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        ends = [_finite(before)]
+        for i, system in enumerate(_shown(report)[1:], start=1):
+            after = _values(records, system, metric)
+            ends.append(_finite(after))
+            axes.plot(
+                before, after, "o", color=_COLOURS[i], markersize=4.5, alpha=0.75, markeredgewidth=0
+            )
+        everything = np.concatenate(ends)
+        if everything.size:
+            span = [float(everything.min()), float(everything.max())]
+            axes.plot(span, span, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.set_xlabel(f"{_label(metric)}, noisy")
+        axes.set_ylabel(f"{_label(metric)}, enhanced")
+        axes.grid()
+
+    return _svg(f"{_label(metric)} of each file, noisy and enhanced", 5.2, 3.9, draw)
+
+
+def _spectrogram(name: str, wavs: Mapping[str, NDArray[np.floating]]) -> str:
+    """Spectrograms of one file on one scale, dB below the loudest bin of all."""
+    window = np.hanning(512)
+    levels = {}
+    for label, wav in wavs.items():
+        cut = np.asarray(wav[: int(_MAX_SPECTROGRAM_S * SAMPLE_RATE)], np.float64)
+        cut = np.pad(cut, (0, max(0, 512 - len(cut))))
+        frames = np.lib.stride_tricks.sliding_window_view(cut, 512)[::160] * window
+        levels[label] = 20 * np.log10(np.abs(np.fft.rfft(frames, axis=1)).T + 1e-9)
+    top = max(float(level.max()) for level in levels.values())
+
+    def draw(figure: Any) -> None:
+        grid = figure.subplots(len(levels), 1, sharex=True, squeeze=False)[:, 0]
+        image = None
+        for axes, (label, level) in zip(grid, levels.items(), strict=True):
+            seconds = (level.shape[1] - 1) * 160 / SAMPLE_RATE + 512 / SAMPLE_RATE
+            image = axes.imshow(
+                level - top,
+                origin="lower",
+                aspect="auto",
+                extent=(0.0, seconds, 0.0, SAMPLE_RATE / 2000),
+                vmin=-_DYNAMIC_RANGE_DB,
+                vmax=0.0,
+                cmap="magma",
+            )
+            axes.set_title(label, loc="left", fontsize=9)
+            axes.set_ylabel("kHz")
+        grid[-1].set_xlabel("s")
+        figure.colorbar(image, ax=list(grid), label="dB", pad=0.01, aspect=40)
+
+    return _svg(f"Spectrograms of {name}", 10.5, 0.5 + 1.75 * len(levels), draw)
+
+
+def _table(table: Table) -> str:
+    right = [table.is_numeric(i) for i in range(len(table.header))]
+
+    def cell(tag: str, i: int, text: str) -> str:
+        kinds = [] if right[i] else ["text"]
+        kinds += ["wide"] * (len(text) > 60)
+        body = escape(text)
+        if right[i]:  # the interval below the figure
+            head, _, tail = body.partition(" [")
+            body = f"{head}<small>[{tail}</small>" if tail else body
+        return (
+            f'<{tag} class="{" ".join(kinds)}">{body}</{tag}>'
+            if kinds
+            else f"<{tag}>{body}</{tag}>"
+        )
+
+    head = "".join(cell("th", i, text) for i, text in enumerate(table.header))
+    rows = "".join(
+        ("<tr>" if row[0] else '<tr class="more">')
+        + "".join(cell("td", i, text) for i, text in enumerate(row))
+        + "</tr>\n"
+        for row in table.rows
+    )
+    note = f"<p>{escape(table.note)}</p>\n" if table.note else ""
+    return (
+        f'<section>\n<h2>{escape(table.title)}</h2>\n{note}<div class="scroll"><table>'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>\n</section>\n"
+    )
+
+
+def _plots(title: str, note: str, figures: Sequence[str]) -> str:
+    inner = "\n".join(f"<figure>{figure}</figure>" for figure in figures)
+    return (
+        f"<section>\n<h2>{escape(title)}</h2>\n<p>{note}</p>\n"
+        f'<div class="plots">\n{inner}\n</div>\n</section>\n'
+    )
+
+
+def render_page(
+    report: Mapping[str, Any],
+    waveforms: Mapping[str, Mapping[str, NDArray[np.floating]]],
+    n_extremes: int = 5,
+) -> str:
+    """The page.
+
+    Args:
+        report: The report.
+        waveforms: File name -> label -> wav [L] at 16 kHz, drawn as spectrograms in this order.
+        n_extremes: Best and worst files to show.
+
+    Raises:
+        BackendError: Matplotlib is missing.
+    """
+    check_plots()
+    metrics = _plotted(report)
+    keys = [
+        f'<span class="key" style="background:{_COLOURS[i]}"></span>{escape(system)}'
+        for i, system in enumerate(_shown(report))
+    ]
+    first, *others = tables(report, n_extremes)
+    parts = [
+        f"<h1>{escape(headline(report))}</h1>\n<p>{escape(settings(report))}</p>\n",
+        _table(first),
+        _plots(
+            "Systems",
+            "Mean and its 95 % bootstrap interval.",
+            [_overview(report, m) for m in metrics],
+        ),
+        _plots(
+            "Spread by degradation",
+            f"Median, quartiles, 1.5 interquartile ranges, outliers:{''.join(keys)}",
+            [_boxes(report, m) for m in metrics],
+        ),
+        _plots(
+            "Noisy against enhanced",
+            f"One point a file; on the dashed line nothing changed:{''.join(keys[1:])}",
+            [_scatter(report, m) for m in metrics],
+        ),
+        *(_table(table) for table in others),
+    ]
+    if waveforms:
+        measure = MEASURES[ranked(report)[0]]
+        gains = {r["name"]: (gain, r["group"]) for gain, r in ranked(report)[1]}
+        parts.append(
+            f"<section>\n<h2>Spectrograms of the worst files</h2>\n<p>By the gain in "
+            f"{escape(measure.label)}; dB below the loudest bin of each file's panels; the first "
+            f"{_MAX_SPECTROGRAM_S:g} s.</p>\n"
+        )
+        for name, wavs in waveforms.items():
+            gain, group = gains[name]
+            words = f"{name}: {gain:+.{measure.decimals}f}" + (f", {group}" if group else "")
+            figure = _spectrogram(name, wavs)
+            parts.append(f"<h3>{escape(words)}</h3>\n<figure>{figure}</figure>\n")
+        parts.append("</section>\n")
+    title = escape(headline(report))
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        + "".join(parts)
+        + "</body>\n</html>\n"
+    )
