@@ -33,9 +33,10 @@ from dvpd.runtime.spec import (
     manifest_to_metadata,
     sha256_of,
 )
+from dvpd.torch_backend import prepare
 
-from . import verify
-from .graphs import build_graph, prepare
+from . import parity
+from .graphs import build_graph
 from .translate import OPSET, UnsupportedOperator, count_ops
 
 Say = Callable[[str], None]
@@ -84,7 +85,7 @@ def export_checkpoint(
     target = Path(folder) if folder is not None else default_folder(config, precision)
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: is a file; give a folder for the graphs")
-    wav, source = verify.speech(config, verify_wav)
+    wav, source = parity.speech(config, verify_wav)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -155,11 +156,11 @@ def _write(
     backend = OrtBackend(LoadOptions(paths["predictive"], paths["score"], manifest, "cpu", THREADS))
     try:
         half_model = graph_model if precision == "fp16" else None
-        report = verify.verify(model, config, backend, precision, wav, half_model)
+        report = parity.verify(model, config, backend, precision, wav, half_model)
     finally:
         backend.close()
     say(f"{report.text()} ({time.perf_counter() - begin:.1f} s)")
-    verify.require(report)
+    parity.require(report)
     manifest = replace(manifest, parity=report.as_dict(source))
     paths = _save(folder, graphs, manifest)  # the same graphs, the figures in their metadata
     manifest = replace(

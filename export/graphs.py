@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from dvpd.fanc import compressed_bins
-from dvpd.layers import fold_batch_norms
 from dvpd.model import DVPD
 from dvpd.runtime.spec import FRAME_MULTIPLE, N_FEATS, N_FREQS, graph_io
 
@@ -51,22 +49,6 @@ class ScoreGraph(nn.Module):
         """``rest``: feat_0 ... feat_5, tlb_skip, tlb_backbone."""
         *feats, tlb_skip, tlb_backbone = rest
         return (self.net(xt, t, feats, tlb_skip, tlb_backbone),)
-
-
-def prepare(model: DVPD, precision: str) -> DVPD:
-    """A copy for export: eval mode, batch norms folded, weights in the graph's precision.
-
-    In fp16 only the time embedding's frequencies stay float32; the forward passes hold the
-    other float32 parts themselves (means, sums, min-max, mask and residual).
-    """
-    # an .eval() copy shares nothing with a model that may be in training
-    graph_model = copy.deepcopy(model).eval().requires_grad_(False)
-    fold_batch_norms(graph_model)
-    if precision == "fp16":
-        frequencies = graph_model.score.embedding.frequencies
-        graph_model.half()
-        graph_model.score.embedding.frequencies = frequencies
-    return graph_model.requires_grad_(False)
 
 
 @contextmanager

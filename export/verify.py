@@ -1,310 +1,648 @@
-"""Parity of the exported graphs with the PyTorch model, on speech; every figure is returned."""
+"""Every backend at hand on the same speech and noise; the report is kept beside the engine.
+
+python export/verify.py engines/NAME [--backends torch,torch-half,onnx,ort,openvino,...]
+
+The reference is the PyTorch model in float32 where its checkpoint is found, else ONNX Runtime on
+the fp32 engine of the same checkpoint. Without a current report the runtime warns.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from dvpd import sde as torch_sde
-from dvpd import spectral
-from dvpd.config import Config
-from dvpd.model import DVPD
-from dvpd.runtime import sampler as runtime_sampler
-from dvpd.runtime import schedule, stft
-from dvpd.runtime.backend import Backend
-from dvpd.runtime.errors import InputError, ParityError
-from dvpd.runtime.spec import TLB_PRESETS, TlbFactors, padded_frames
+if not __package__:  # run as a plain script: the checkout is not installed
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-FloatArray = NDArray[np.float32]
+from dvpd.export.figures import (
+    FloatArray,
+    error_of_range,
+    runtime_waveform,
+    snr_db,
+    speech,
+    synthetic_speech,
+)
+from dvpd.runtime import stft
+from dvpd.runtime.backend import BACKENDS, Backend, LoadOptions, installed, open_backend
+from dvpd.runtime.doctor import processor_name
+from dvpd.runtime.engines import VERIFICATION_FORMAT, VERIFICATION_NAME
+from dvpd.runtime.enhancer import Enhancer
+from dvpd.runtime.errors import BackendError, DvpdError, InputError
+from dvpd.runtime.spec import (
+    N_FEATS,
+    PREDICTIVE_INPUTS,
+    TLB_PRESETS,
+    Manifest,
+    padded_frames,
+    sha256_of,
+)
 
-# Contract: float32 graphs differ from PyTorch by rounding only; half keeps about three digits.
-MAX_ERROR_OF_RANGE = 1e-4
+Say = Callable[[str], None]
+# Contract, as for an export: float32 differs by rounding only, half keeps about three digits.
+MAX_ERROR_OF_RANGE = {"fp32": 1e-4, "fp16": 2e-2}
 MIN_SNR_DB = {"fp32": 80.0, "fp16": 35.0}
-LENGTHS = (32, 76, 128)  # frames; three different quarters, the first the smallest allowed
-BATCHES = (1, 2)
-WAV_S = 1.5  # speech for the whole chain (s)
-MAX_VERIFY_S = 30.0  # read from a recording at most (s)
+# A silent recording has no signal to relate an error to; against full scale it is inaudible.
+MAX_SILENT_DB = {"fp32": -100.0, "fp16": -60.0}
+MAX_PESQ_DIFFERENCE = {"fp32": 0.005, "fp16": 0.05}
+DEFAULT_S = 1.0  # of each recording (s); the reference evaluator takes seconds for it
+WORST_NODES = 5
+NODE_FRAMES = 64
+SLOW = ("onnx", "torch-half")  # left out of PESQ, which needs a whole recording
+# Half convolutions of torch take minutes on processors without them; onnx says the same of the
+# graph itself. Only where it is named.
+ON_DEMAND = ("torch-half",)
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass
-class Report:
-    """Figures of one verification.
+class Verification:
+    """Figures of one engine folder; JSON-ready.
 
     Attributes:
-        errors: Largest error of each output over all sizes, as a part of the output's range.
-        waveform_snr_db: SNR of the graphs' waveform against PyTorch float32, same noise (dB).
-        half_snr_db: The same for the model in true half arithmetic (fp16 only).
-        half_max: Largest magnitude met in half arithmetic; 65504 is the end of the range.
+        engine: Name, version, precision.
+        graphs: SHA-256 of each graph: a report of others does not count.
+        reference: What everything was compared with.
+        speech: The recording that the cases are made of.
+        seconds: Length of each case (s).
+        machine: Processor and versions of what took part.
+        outputs: Backend -> tensor -> largest error as a part of its range.
+        waveform_snr_db: Backend -> case -> SNR against the reference, same noise (dB).
+        silent_db: Backend -> largest error on silence against full scale (dB).
+        pesq: Backend -> PESQ of the enhanced example, and what that is above the reference.
+        nodes: Graph -> case -> worst nodes in true half arithmetic (fp16 engines).
+        half_peak: Graph -> case -> node with the largest half value.
+        skipped: Backend -> why it did not take part.
         failures: One line for each figure out of bounds.
+        day: When.
     """
 
-    errors: dict[str, float] = field(default_factory=dict)
-    waveform_snr_db: float = float("nan")
-    half_snr_db: float | None = None
-    half_max: float | None = None
+    engine: dict[str, str]
+    graphs: dict[str, str]
+    reference: str
+    speech: str
+    seconds: float
+    machine: dict[str, str]
+    outputs: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    waveform_snr_db: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    silent_db: dict[str, float] = field(default_factory=dict)
+    pesq: dict[str, dict[str, float]] = field(default_factory=dict)
+    nodes: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
+    half_peak: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    day: str = ""
 
-    def as_dict(self, source: str) -> dict[str, Any]:
-        """What the manifest holds of it."""
-        table: dict[str, Any] = {
-            "reference": "pytorch fp32, onnxruntime cpu",
-            "speech": source,
-            "frames": list(LENGTHS),
-            "batches": list(BATCHES),
-            "max_error_of_range": {k: float(f"{v:.3g}") for k, v in self.errors.items()},
-            "waveform_snr_db": round(self.waveform_snr_db, 1),
-        }
-        if self.half_snr_db is not None and self.half_max is not None:
-            table["half_snr_db"] = round(self.half_snr_db, 1)
-            table["half_max"] = round(self.half_max, 1)
-        return table
-
-    def text(self) -> str:
-        """One line of figures."""
-        worst = max(self.errors, key=lambda k: self.errors[k])
-        line = (
-            f"largest error {self.errors[worst]:.1e} of the range ({worst}), "
-            f"waveform SNR {self.waveform_snr_db:.1f} dB"
-        )
-        if self.half_snr_db is not None:
-            line += f", in half arithmetic {self.half_snr_db:.1f} dB, peak {self.half_max:.0f}"
-        return line
+    def as_dict(self) -> dict[str, Any]:
+        """The value of verification.json."""
+        table = {"format": VERIFICATION_FORMAT, "passed": not self.failures}
+        return table | asdict(self)
 
 
-def snr_db(reference: NDArray[Any], estimate: NDArray[Any]) -> float:
-    """Signal-to-noise ratio of ``estimate`` (dB), at most 200; -inf where it is not finite."""
-    ref, est = reference.astype(np.float64), estimate.astype(np.float64)
-    if not np.isfinite(est).all():
-        return float("-inf")
-    noise = max(float(np.square(est - ref).sum()), 1e-300)
-    return min(200.0, 10 * float(np.log10(max(float(np.square(ref).sum()), 1e-300) / noise)))
+def recordings(wav: FloatArray, rate: int, seconds: float) -> dict[str, FloatArray]:
+    """The cases: one stretch of speech at several levels, [L] each.
 
-
-def error_of_range(reference: NDArray[Any], value: NDArray[Any]) -> float:
-    """Largest absolute error as a part of the reference's range; inf where not finite."""
-    if reference.shape != value.shape or not np.isfinite(value).all():
-        return float("inf")
-    span = float(reference.max() - reference.min())
-    return float(np.abs(value.astype(np.float64) - reference).max()) / max(span, 1e-12)
-
-
-def synthetic_speech(n_samples: int, sample_rate: int) -> FloatArray:
-    """A deterministic speech-like signal: voiced syllables and hiss, over a noise floor."""
-    rng = np.random.default_rng(0)
-    time = np.arange(n_samples) / sample_rate
-    pitch = 120 + 30 * np.sin(2 * np.pi * 0.7 * time)
-    phase = 2 * np.pi * np.cumsum(pitch) / sample_rate
-    voiced = sum(np.sin(k * phase) / k ** (1 + 0.5 * (k % 3)) for k in range(1, 25))
-    syllable = np.clip(np.sin(2 * np.pi * 2.3 * time), 0, 1) ** 0.5
-    hiss = np.diff(rng.standard_normal(n_samples + 1)) * np.clip(
-        -np.sin(2 * np.pi * 2.3 * time), 0, 1
-    )
-    wav = syllable * voiced + 0.2 * hiss + 0.05 * rng.standard_normal(n_samples)
-    return np.asarray(wav / np.abs(wav).max(), np.float32)
-
-
-def speech(config: Config, wav: str | Path | None = None) -> tuple[FloatArray, str]:
-    """Mono audio at the model's rate, peak 1, for the checks, and where it is from.
+    The runtime scales every recording to a peak of 1; here the graphs get the levels as they are,
+    which is harder.
 
     Args:
-        config: For the sample rate.
-        wav: A recording; without one the checkout's test clips, or synthetic speech.
-
-    Raises:
-        InputError: The recording cannot be read.
+        wav: Speech at ``rate``, peak 1.
+        rate: Model's rate (Hz).
+        seconds: Length (s).
     """
-    rate, needed = config.signal.sample_rate, 5 * config.signal.sample_rate
-    assets = Path(__file__).resolve().parent.parent / "tests" / "assets"
-    paths = [Path(wav)] if wav else sorted(assets.glob("*_noisy.flac"))
-    if not paths:
-        return synthetic_speech(needed, rate), "synthetic"
-    import soundfile
-    import soxr
+    length = min(int(seconds * rate), len(wav))
+    energy = np.cumsum(np.square(wav, dtype=np.float64))
+    start = int(np.argmax(energy[length - 1 :] - np.r_[0.0, energy[: len(wav) - length]]))
+    part = wav[start : start + length]
+    part = part / np.abs(part).max()
+    cases = {
+        "speech": part,
+        "loud": 4.0 * part,  # 12 dB beyond full scale
+        "quiet": 1e-3 * part,  # -60 dB
+        "clipped": np.clip(10.0 * part, -1.0, 1.0),
+        "silent": np.zeros_like(part),
+    }
+    return {name: case.astype(np.float32) for name, case in cases.items()}
 
-    parts = []
-    for path in paths:
+
+def find_checkpoint(folder: Path, manifest: Manifest) -> Path | None:
+    """The checkpoint that an engine was exported from, beside its graphs or in a sibling folder."""
+    for path in sorted([*folder.glob("*.safetensors"), *folder.parent.glob("*/*.safetensors")]):
+        if sha256_of(path) == manifest.checkpoint_sha256:
+            return path
+    return None
+
+
+def find_float_engine(folder: Path, manifest: Manifest) -> Path | None:
+    """The fp32 engine of the same checkpoint: this folder or a sibling."""
+    for candidate in [folder, *sorted(p.parent for p in folder.parent.glob("*/manifest.json"))]:
         try:
-            with soundfile.SoundFile(str(path)) as file:
-                source_rate = file.samplerate
-                data = file.read(int(MAX_VERIFY_S * source_rate), dtype="float32", always_2d=True)
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"{path}: cannot be read as audio ({error})") from None
-        parts.append(soxr.resample(data[:, 0], source_rate, rate))
-    joined = np.concatenate(parts)
-    joined = np.resize(joined, max(len(joined), needed))  # repeats a short recording
-    peak = float(np.abs(joined).max())
-    if not np.isfinite(peak) or peak == 0:
-        raise InputError(f"{paths[0]}: silent or not finite; give a recording of speech")
-    return (joined / peak).astype(np.float32), ", ".join(path.name for path in paths)
+            other = Manifest.load(candidate)
+        except DvpdError:
+            continue
+        if other.precision == "fp32" and other.checkpoint_sha256 == manifest.checkpoint_sha256:
+            return candidate
+    return None
 
 
-class _HalfRange(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Watches every half-precision result for overflow; sigmoid would hide an infinity."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.peak = 0.0
-        self.first: str | None = None
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if "empty" in str(func):  # memory that nothing has been written to yet
-            return out
-        for value in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(value, Tensor) and value.dtype == torch.float16 and value.numel():
-                peak = float(value.float().abs().max())
-                if not np.isfinite(peak) and self.first is None:
-                    self.first = str(func)
-                self.peak = max(self.peak, peak)
-        return out
-
-
-def _torch_waveform(
-    model: DVPD, config: Config, wav: FloatArray, noise: Sequence[FloatArray], tlb: TlbFactors
-) -> FloatArray:
-    noisy = _padded(spectral.compressed_noisy(torch.from_numpy(wav)[None], config.signal))
-    skip, backbone = (torch.from_numpy(a) for a in tlb.arrays())
-    ri, _ = torch_sde.sample(
-        model,
-        noisy,
-        [torch.from_numpy(z) for z in noise],
-        sde=config.sde,
-        sampler=config.sampler,
-        tlb_skip=skip,
-        tlb_backbone=backbone,
-    )
-    out = spectral.istft_from_compressed(ri, len(wav), config.signal)
-    return np.asarray(out[0].numpy(), dtype=np.float32)
-
-
-def _padded(noisy: Tensor) -> Tensor:
-    n_frames = noisy.shape[2]
-    return torch.nn.functional.pad(noisy, (0, 0, 0, padded_frames(n_frames) - n_frames))
-
-
-def _runtime_waveform(
-    backend: Backend, config: Config, wav: FloatArray, noise: Sequence[FloatArray], tlb: TlbFactors
-) -> FloatArray:
-    noisy = stft.compress(stft.stft(wav, config.signal), config.signal)[None]
-    extra = padded_frames(noisy.shape[2]) - noisy.shape[2]
-    noisy = np.pad(noisy, ((0, 0), (0, 0), (0, extra), (0, 0)))
-    spec = config.sampler
-    ri = runtime_sampler.sample(
-        backend,
-        noisy,
-        start=schedule.initial_state(config.sde, spec.t_rs),
-        steps=schedule.sampler_steps(config.sde, spec.t_rs, spec.n_steps),
-        alpha=spec.alpha,
-        tlb=tlb,
-        draw=lambda i: noise[i],
-    )
-    out = stft.istft(stft.decompress(ri[0], config.signal), len(wav), config.signal)
-    return np.asarray(out, dtype=np.float32)
-
-
-def _compare_outputs(
-    model: DVPD, config: Config, backend: Backend, noisy: FloatArray, precision: str, report: Report
-) -> None:
-    """Each output of both graphs at every length and batch; each graph on PyTorch's inputs."""
-    rng = np.random.default_rng(1)
-    factors = list(TLB_PRESETS.values())
-    half = np.float16 if precision == "fp16" else np.float32
-    for i, (n_frames, batch) in enumerate((t, b) for t in LENGTHS for b in BATCHES):
-        first = [int(rng.integers(0, noisy.shape[2] - n_frames)) for _ in range(batch)]
-        x = np.concatenate([noisy[:, :, f : f + n_frames] for f in first])
-        z = rng.standard_normal((batch, 1, n_frames, x.shape[3]), np.float32)
-        t = (config.sampler.t_rs * rng.uniform(0.3, 1.0, batch)).astype(np.float32)
-        xt = x[:, 2:3] + np.float32(0.2) * z
-        skip, backbone = factors[i % len(factors)].arrays()
-        with torch.no_grad():
-            clean, feats = model.predictive(torch.from_numpy(x))
-            sigma_z = model.score(
-                torch.from_numpy(xt),
-                torch.from_numpy(t),
-                feats,
-                torch.from_numpy(skip),
-                torch.from_numpy(backbone),
-            )
-        got_clean, got_feats = backend.predict(x)
-        feats_in = [np.ascontiguousarray(f.numpy().astype(half)) for f in feats]
-        got_sigma = backend.score(xt, t, feats_in, skip, backbone)
-        pairs = {"clean_ri": (clean, got_clean), "sigma_z": (sigma_z, got_sigma)}
-        pairs |= {f"feat_{k}": (f, got_feats[k]) for k, f in enumerate(feats)}
-        for name, (want, got) in pairs.items():
-            error = error_of_range(want.numpy(), np.asarray(got))
-            report.errors[name] = max(report.errors.get(name, 0.0), error)
-
-
-def verify(
-    model: DVPD,
-    config: Config,
-    backend: Backend,
-    precision: str,
-    wav: FloatArray,
-    half_model: DVPD | None = None,
-) -> Report:
-    """Compare the graphs that ``backend`` has loaded with ``model``.
+def torch_backend(checkpoint: Path, half: bool = False) -> Backend:
+    """The model in PyTorch, in float32 as trained or folded and in half as exported.
 
     Args:
-        model: The PyTorch model in float32 and eval mode, as trained (norms not folded).
-        config: Its config.
-        backend: The graphs.
-        precision: "fp32" or "fp16"; sets the tolerances.
-        wav: Speech at the model's rate, peak 1, some seconds.
-        half_model: For fp16: the folded half-precision model, run in true half arithmetic.
+        checkpoint: Its checkpoint.
+        half: Whether in true half arithmetic.
+    """
+    from dvpd.checkpoint import load_model
+    from dvpd.torch_backend import TorchBackend, prepare
+
+    _, model = load_model(checkpoint)
+    backend: Backend = TorchBackend(prepare(model, "fp16") if half else model)
+    return backend
+
+
+def available(folder: Path, manifest: Manifest) -> dict[str, str | None]:
+    """Backend -> None if it can take part here, else why not."""
+    checkpoint = find_checkpoint(folder, manifest)
+    torch_missing = None if checkpoint else "no checkpoint of this engine beside it"
+    for module in ("torch", "onnx"):
+        if importlib.util.find_spec(module) is None:
+            torch_missing = f"{module} is not installed: dvpd[export]"
+    half = None if manifest.precision == "fp16" else "the engine is fp32"
+    table: dict[str, str | None] = {
+        "torch": torch_missing,
+        "torch-half": half or torch_missing,
+        "onnx": half or (torch_missing if torch_missing and "installed" in torch_missing else None),
+    }
+    for name in BACKENDS:
+        table[name] = None if installed(name) else f"not installed: {BACKENDS[name][1]}"
+    return table
+
+
+@contextmanager
+def opened(name: str, folder: Path, manifest: Manifest) -> Iterator[Backend]:
+    """One of the backends, closed afterwards."""
+    if name in ("torch", "torch-half"):
+        checkpoint = find_checkpoint(folder, manifest)
+        if checkpoint is None:
+            raise BackendError(f"{name}: no checkpoint of this engine beside it")
+        backend = torch_backend(checkpoint, name == "torch-half")
+    elif name == "onnx":
+        from dvpd.export.half import ReferenceBackend
+
+        paths = manifest.verify_graphs(folder)
+        options = LoadOptions(paths["predictive"], paths["score"], manifest, "cpu", 1)
+        backend = ReferenceBackend(options)
+    else:
+        backend = open_backend(folder, manifest, name)
+    try:
+        yield backend
+    finally:
+        backend.close()
+
+
+def _array(value: Any) -> NDArray[Any]:
+    """A feat of any backend as a NumPy array."""
+    if hasattr(value, "numpy"):  # torch tensor, OrtValue
+        value = value.numpy()
+    return np.asarray(value, np.float32)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One recording with its noise."""
+
+    wav: FloatArray
+    noise: list[FloatArray]
+    noisy: FloatArray
+
+
+def _case(manifest: Manifest, wav: FloatArray) -> _Case:
+    signal = manifest.signal
+    noisy = stft.compress(stft.stft(wav, signal), signal)[None]
+    n_frames = padded_frames(noisy.shape[2])
+    noisy = np.pad(noisy, ((0, 0), (0, 0), (0, n_frames - noisy.shape[2]), (0, 0)))
+    rng = np.random.default_rng(2)
+    shape = (1, 1, n_frames, signal.n_freqs)
+    noise = [rng.standard_normal(shape, np.float32) for _ in range(manifest.sampler.n_steps)]
+    return _Case(wav, noise, noisy)
+
+
+def _outputs(backend: Backend, manifest: Manifest, case: _Case) -> dict[str, NDArray[Any]]:
+    """Every output of both graphs; the score graph on this backend's own feats."""
+    clean_ri, feats = backend.predict(case.noisy)
+    tlb = TLB_PRESETS["severe"]  # the largest gains
+    xt = case.noisy[:, 2:3] + np.float32(0.2) * case.noise[0]
+    t = np.array([manifest.sampler.t_rs / 2], np.float32)
+    table = {"clean_ri": clean_ri, "sigma_z": backend.score(xt, t, feats, *tlb.arrays())}
+    return table | {f"feat_{i}": _array(feats[i]) for i in range(N_FEATS)}
+
+
+@dataclass
+class _Run:
+    """What one backend returned for every case; None where it failed."""
+
+    outputs: dict[str, NDArray[Any]] | None
+    waveforms: dict[str, FloatArray | None]
+    enhanced: FloatArray | None
+    errors: list[str]
+
+
+def _run(
+    backend: Backend,
+    manifest: Manifest,
+    cases: dict[str, _Case],
+    example: FloatArray | None,
+) -> _Run:
+    result = _Run(None, {}, None, [])
+    try:
+        result.outputs = _outputs(backend, manifest, cases["speech"])
+    except BackendError as error:
+        result.errors.append(f"outputs: {error}")
+    for name, case in cases.items():
+        try:
+            wave = runtime_waveform(backend, manifest, case.wav, case.noise, TLB_PRESETS["severe"])
+            result.waveforms[name] = wave
+        except BackendError as error:
+            result.waveforms[name] = None
+            result.errors.append(f"{name}: {error}")
+    if example is not None:
+        try:
+            enhancer = Enhancer(manifest, backend)
+            result.enhanced = enhancer.enhance(example, manifest.signal.sample_rate).wav
+        except BackendError as error:
+            result.errors.append(f"example: {error}")
+    return result
+
+
+def _finite(value: float, digits: str) -> float | None:
+    return float(f"{value:{digits}}") if np.isfinite(value) else None
+
+
+def _compare(name: str, got: _Run, want: _Run, report: Verification) -> None:
+    """Figures of one backend against the reference, and what is out of bounds."""
+    precision = report.engine["precision"]
+    fail = report.failures.append
+    for text in got.errors:
+        fail(f"{name}: {text}")
+    if got.outputs is not None and want.outputs is not None:
+        errors = {k: error_of_range(want.outputs[k], v) for k, v in got.outputs.items()}
+        report.outputs[name] = {k: _finite(v, ".3g") for k, v in errors.items()}
+        for tensor, error in errors.items():
+            if not error <= MAX_ERROR_OF_RANGE[precision]:
+                fail(
+                    f"{name}: {tensor} differs by {error:.1e} of its range; at most "
+                    f"{MAX_ERROR_OF_RANGE[precision]:.0e}"
+                )
+    report.waveform_snr_db[name] = {}
+    for case, wave in got.waveforms.items():
+        reference = want.waveforms[case]
+        if wave is None or reference is None:
+            continue
+        if case == "silent":
+            difference = float(np.abs(wave - reference).max())
+            level = 20 * float(np.log10(max(difference, 1e-10)))
+            report.silent_db[name] = round(level, 1)
+            if not level <= MAX_SILENT_DB[precision]:
+                fail(
+                    f"{name}: silence differs by {level:.1f} dB of full scale; at most "
+                    f"{MAX_SILENT_DB[precision]:.0f} dB"
+                )
+            continue
+        ratio = snr_db(reference, wave)
+        report.waveform_snr_db[name][case] = _finite(ratio, ".1f")
+        if not ratio >= MIN_SNR_DB[precision]:
+            fail(
+                f"{name}: {case} has a waveform SNR of {ratio:.1f} dB; at least "
+                f"{MIN_SNR_DB[precision]:.0f} dB"
+            )
+
+
+def _pesq(name: str, got: _Run, want: _Run, clean: FloatArray, report: Verification) -> None:
+    if got.enhanced is None or want.enhanced is None:
+        return
+    from dvpd.metrics import pesq_wb
+
+    score, reference = pesq_wb(clean, got.enhanced), pesq_wb(clean, want.enhanced)
+    report.pesq[name] = {"score": round(score, 4), "difference": round(score - reference, 4)}
+    most = MAX_PESQ_DIFFERENCE[report.engine["precision"]]
+    if not abs(score - reference) <= most:
+        report.failures.append(
+            f"{name}: PESQ differs by {score - reference:.3f}; at most {most:.3f}"
+        )
+
+
+def _half_nodes(
+    folder: Path, manifest: Manifest, cases: dict[str, _Case], report: Verification
+) -> None:
+    """Worst nodes of both graphs in true half arithmetic, for every case."""
+    from dvpd.export import half
+
+    graphs = {name: half.load(path) for name, path in manifest.verify_graphs(folder).items()}
+    predict = half.evaluator(graphs["predictive"])
+    tlb_skip, tlb_backbone = TLB_PRESETS["severe"].arrays()
+    for name, case in cases.items():
+        noisy = np.ascontiguousarray(case.noisy[:, :, :NODE_FRAMES])
+        inputs: dict[str, NDArray[Any]] = {PREDICTIVE_INPUTS[0].name: noisy}
+        feats: list[Any] = predict.run(half.FEAT_NAMES, inputs)
+        xt = noisy[:, 2:3] + np.float32(0.2) * case.noise[0][:, :, : noisy.shape[2]]
+        score = {"xt": xt, "t": np.array([manifest.sampler.t_rs / 2], np.float32)}
+        score |= dict(zip(half.FEAT_NAMES, feats, strict=True))
+        score |= {"tlb_skip": tlb_skip, "tlb_backbone": tlb_backbone}
+        for graph, values in (("predictive", inputs), ("score", score)):
+            found = half.node_errors(graphs[graph], values)
+            worst = sorted(found, key=lambda n: n.own_snr_db)[:WORST_NODES]
+            highest = max(found, key=lambda n: n.peak)
+            report.nodes.setdefault(graph, {})[name] = [_rounded(node) for node in worst]
+            report.half_peak.setdefault(graph, {})[name] = _rounded(highest)
+            if not highest.peak < half.HALF_MAX:
+                report.failures.append(
+                    f"onnx: {name}: {highest.node} ({highest.operator}) of the {graph} graph "
+                    "overflows in half"
+                )
+
+
+def _rounded(node: Any) -> dict[str, Any]:
+    table = {k: round(v, 1) if isinstance(v, float) else v for k, v in asdict(node).items()}
+    # JSON has no infinity: None is what left half's range.
+    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in table.items()}
+
+
+def _example(rate: int) -> tuple[FloatArray, FloatArray] | None:
+    """The checkout's noisy example and its clean speech, for PESQ; None without them."""
+    if any(importlib.util.find_spec(name) is None for name in ("pesq", "soundfile")):
+        return None
+    import soundfile
+
+    paths = [ROOT / "examples" / f"{name}.flac" for name in ("noisy", "clean")]
+    if not all(path.is_file() for path in paths):
+        return None
+    pairs = [soundfile.read(path, dtype="float32") for path in paths]
+    if any(found != rate for _, found in pairs):
+        return None
+    return pairs[0][0], pairs[1][0]
+
+
+def verify_engine(
+    folder: str | Path,
+    backends: Sequence[str] | None = None,
+    *,
+    wav: str | Path | None = None,
+    seconds: float = DEFAULT_S,
+    quality: bool = True,
+    say: Say = lambda _: None,
+) -> Verification:
+    """Compare every backend with the reference.
+
+    Args:
+        folder: The engine folder.
+        backends: Names; None for all that are at hand.
+        wav: Noisy speech; None for the checkout's example, else synthetic.
+        seconds: Length of each case (s).
+        quality: Whether PESQ is measured, too.
+        say: Receives a line for each step.
 
     Returns:
         All figures; ``failures`` is empty if every one is within its bound.
+
+    Raises:
+        InputError: Unknown backend, or the recording cannot be used.
+        ManifestError: The folder is damaged.
+        BackendError: A backend that was named is not there, or there is no reference.
     """
-    report = Report()
-    noisy = stft.compress(stft.stft(wav, config.signal), config.signal)[None]
-    _compare_outputs(model, config, backend, noisy, precision, report)
-    bound = MAX_ERROR_OF_RANGE if precision == "fp32" else float("inf")
-    for name, error in report.errors.items():
-        if not error <= bound or not np.isfinite(error):
-            report.failures.append(f"{name}: error {error:.2e} of the range; at most {bound:.0e}")
-    short = wav[: int(WAV_S * config.signal.sample_rate)]
-    n_frames = padded_frames(config.signal.n_frames(len(short)))
-    rng = np.random.default_rng(2)
-    noise = [
-        rng.standard_normal((1, 1, n_frames, config.signal.n_freqs), np.float32)
-        for _ in range(config.sampler.n_steps)
-    ]
-    tlb = TLB_PRESETS["severe"]  # the largest gains: the hardest case for half
-    want = _torch_waveform(model, config, short, noise, tlb)
-    lowest = MIN_SNR_DB[precision]
-    report.waveform_snr_db = snr_db(want, _runtime_waveform(backend, config, short, noise, tlb))
-    if not report.waveform_snr_db >= lowest:
-        report.failures.append(
-            f"waveform SNR {report.waveform_snr_db:.1f} dB; at least {lowest:.0f} dB"
-        )
-    if half_model is not None:
-        with _HalfRange() as watched:
-            got = _torch_waveform(half_model, config, short, noise, tlb)
-        report.half_snr_db, report.half_max = snr_db(want, got), watched.peak
-        if watched.first is not None:
-            report.failures.append(f"half precision overflows, first in {watched.first}")
-        if not report.half_snr_db >= lowest:
-            report.failures.append(
-                f"waveform SNR in half arithmetic {report.half_snr_db:.1f} dB; at least "
-                f"{lowest:.0f} dB"
-            )
+    root = Path(folder)
+    manifest = Manifest.load(root)
+    manifest.verify_graphs(root)
+    there = available(root, manifest)
+    if unknown := sorted(set(backends or ()) - set(there)):
+        raise InputError(f"backends has {unknown}; expected some of {', '.join(there)}")
+    for name in backends or ():
+        if (reason := there[name]) is not None:
+            raise BackendError(f"backend {name} cannot take part: {reason}")
+    for name in ON_DEMAND:
+        if not backends and there[name] is None:
+            there[name] = "slow: name it with --backends to have it"
+    names = list(backends or [name for name, reason in there.items() if reason is None])
+    example_path = ROOT / "examples" / "noisy.flac"
+    source = wav or (example_path if example_path.is_file() else None)
+    rate = manifest.signal.sample_rate
+    if source is None:
+        sound, told = synthetic_speech(5 * rate, rate), "synthetic"
+    else:
+        sound, told = speech(manifest, source)
+    cases = {k: _case(manifest, v) for k, v in recordings(sound, rate, seconds).items()}
+    example = _example(rate) if quality else None
+    reference, where = _reference(root, manifest, there)
+    report = Verification(
+        engine={k: getattr(manifest, k) for k in ("name", "version", "precision")},
+        graphs={name: graph.sha256 for name, graph in manifest.graphs.items()},
+        reference=f"{reference}, float32",
+        speech=told,
+        seconds=seconds,
+        machine={"processor": processor_name(), "python": platform.python_version()},
+        skipped={k: v for k, v in there.items() if v is not None},
+        day=time.strftime("%Y-%m-%d", time.gmtime()),
+    )
+    say(f"reference: {report.reference}")
+    example_noisy = None if example is None else example[0]
+    with opened(reference, where, Manifest.load(where)) as backend:
+        want = _run(backend, manifest, cases, example_noisy)
+    if want.errors:
+        raise BackendError(f"the reference, {report.reference}, fails: {'; '.join(want.errors)}")
+    for name in names:
+        if name == reference and where == root:
+            report.machine[name] = _version(name)
+            continue
+        say(name)
+        try:
+            with opened(name, root, manifest) as backend:
+                got = _run(backend, manifest, cases, None if name in SLOW else example_noisy)
+        except BackendError as error:
+            if backends:
+                raise
+            report.skipped[name] = str(error)
+            continue
+        report.machine[name] = _version(name)
+        _compare(name, got, want, report)
+        if example is not None:
+            _pesq(name, got, want, example[1], report)
+    if manifest.precision == "fp16" and "onnx" in names:
+        say("node by node in half")
+        _half_nodes(root, manifest, cases, report)
+    if not report.waveform_snr_db:
+        report.failures.append("nothing was compared: no backend beside the reference")
     return report
 
 
-def require(report: Report) -> None:
-    """Raise if a figure is out of bounds.
+def _reference(folder: Path, manifest: Manifest, there: dict[str, str | None]) -> tuple[str, Path]:
+    """Name of the reference backend, and the engine folder that it loads."""
+    if there["torch"] is None:
+        return "torch", folder
+    engine = find_float_engine(folder, manifest)
+    if engine is not None and there["ort"] is None:
+        return "ort", engine
+    raise BackendError(
+        f"{folder}: nothing to compare with: neither the checkpoint of this engine nor an fp32 "
+        "engine of it lies beside it; copy one of them there (pip install 'dvpd[export]')"
+    )
+
+
+def _version(name: str) -> str:
+    module = {"torch-half": "torch"}.get(name) or (BACKENDS[name][0] if name in BACKENDS else name)
+    return str(getattr(sys.modules.get(module) or __import__(module), "__version__", "?"))
+
+
+def markdown(report: Verification) -> str:
+    """The report as Markdown.
+
+    Args:
+        report: From `verify_engine`.
+    """
+    engine = report.engine
+    lines = [
+        f"# Verification of {engine['name']} {engine['version']}, {engine['precision']}",
+        "",
+        f"{'Passed' if not report.failures else 'FAILED'} on {report.day}; reference: "
+        f"{report.reference}; speech: {report.speech}, {report.seconds:g} s a case, same noise, "
+        "strongest TLB preset.",
+        "",
+        *(f"- {k}: {v}" for k, v in report.machine.items()),
+        *(f"- {name} graph: SHA-256 {digest}" for name, digest in report.graphs.items()),
+        *(f"- {name} did not take part: {reason}" for name, reason in report.skipped.items()),
+    ]
+    cases = list(dict.fromkeys(c for row in report.waveform_snr_db.values() for c in row))
+    lines += ["", "## Waveform: SNR against the reference (dB)", ""]
+    lines += _rows(["backend", *cases, "silent: error, dB of full scale"], [
+        [name, *(row.get(case, "-") for case in cases), report.silent_db.get(name, "-")]
+        for name, row in report.waveform_snr_db.items()
+    ])  # fmt: skip
+    tensors = list(dict.fromkeys(t for row in report.outputs.values() for t in row))
+    lines += ["", "## Outputs: largest error as a part of the range", ""]
+    lines += _rows(["output", *report.outputs], [
+        [tensor, *(_cell(row.get(tensor)) for row in report.outputs.values())] for tensor in tensors
+    ])  # fmt: skip
+    if report.pesq:
+        lines += ["", "## PESQ of the enhanced example", ""]
+        lines += _rows(
+            ["backend", "PESQ", "above the reference"],
+            [[n, f"{r['score']:.4f}", f"{r['difference']:+.4f}"] for n, r in report.pesq.items()],
+        )
+    for graph, table in report.nodes.items():
+        lines += ["", f"## {graph}, node by node in true half arithmetic", ""]
+        lines.append(
+            "The node that rounding costs most, alone and with all before it, and the largest value "
+            "(half ends at 65504)."
+        )
+        lines.append("")
+        rows = []
+        for case, worst in table.items():
+            peak = report.half_peak[graph][case]
+            rows.append([
+                case, f"{worst[0]['node']} ({worst[0]['operator']})", worst[0]["own_snr_db"],
+                worst[0]["snr_db"], f"{peak['peak']} in {peak['node']}",
+            ])  # fmt: skip
+        lines += _rows(["recording", "worst node", "alone, dB", "so far, dB", "peak"], rows)
+    if report.failures:
+        lines += ["", "## Failures", "", *(f"- {text}" for text in report.failures)]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.1e}"
+
+
+def _rows(head: list[str], rows: list[list[Any]]) -> list[str]:
+    table = [head, ["---"] * len(head), *rows]
+    return [f"| {' | '.join(map(str, row))} |" for row in table]
+
+
+def save(report: Verification, folder: str | Path) -> list[Path]:
+    """Write verification.json and verification.md into the engine folder.
+
+    Args:
+        report: From `verify_engine`.
+        folder: The engine folder.
 
     Raises:
-        ParityError: With every figure that is.
+        InputError: The folder cannot be written to.
     """
-    if report.failures:
-        raise ParityError("the graphs differ from the model: " + "; ".join(report.failures))
+    base = Path(folder) / VERIFICATION_NAME
+    texts = {
+        base: json.dumps(report.as_dict(), indent=2, allow_nan=False) + "\n",
+        base.with_suffix(".md"): markdown(report),
+    }
+    for path, text in texts.items():
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    return list(texts)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="verify", description="Compare every backend with the model, and keep the report."
+    )
+    parser.add_argument("folder", metavar="ENGINE_DIR", help="folder with the graphs")
+    parser.add_argument(
+        "--backends",
+        metavar="A,B",
+        help="torch, torch-half, onnx, ort, openvino, ... (default: all at hand but torch-half)",
+    )
+    parser.add_argument("--wav", metavar="WAV", help="noisy speech (default: the example)")
+    parser.add_argument(
+        "--seconds", type=float, default=DEFAULT_S, help="length of each case (default: 1)"
+    )
+    parser.add_argument("--no-quality", action="store_true", help="leave PESQ out")
+    parser.add_argument("--dry-run", action="store_true", help="print the report, write nothing")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0 passed, 1 failed, 2 wrong usage."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    begin = time.perf_counter()
+    if not args.seconds >= 0.1:
+        parser.error(f"--seconds is {args.seconds}; expected at least 0.1")
+
+    def say(line: str) -> None:
+        print(f"[{time.perf_counter() - begin:5.1f} s] {line}", file=sys.stderr, flush=True)
+
+    try:
+        report = verify_engine(
+            args.folder,
+            args.backends.split(",") if args.backends else None,
+            wav=args.wav,
+            seconds=args.seconds,
+            quality=not args.no_quality,
+            say=say,
+        )
+        if not args.dry_run:
+            for path in save(report, args.folder):
+                say(str(path))
+    except DvpdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(report.as_dict()) if args.json else markdown(report), end="")
+    return 1 if report.failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,15 +1,21 @@
-"""Where engine folders are looked for."""
+"""Where engine folders are looked for, and whether one has been verified."""
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from pathlib import Path
 
 from .errors import ManifestError
-from .spec import MANIFEST_NAME
+from .spec import MANIFEST_NAME, Manifest
 
 ENGINE_VARIABLE = "DVPD_ENGINE"
 DEFAULT_ENGINES = ("dvpd-base", "dvpd-tiny")
+VERIFICATION_NAME = "verification.json"  # written by export/verify.py
+VERIFICATION_FORMAT = 1
+logger = logging.getLogger("dvpd")
+_told: set[Path] = set()
 
 
 def engine_roots() -> list[Path]:
@@ -54,3 +60,44 @@ def default_engine() -> Path:
         f"no engine folder found (looked for {' and '.join(DEFAULT_ENGINES)} under engines/): give "
         f"--model FOLDER, set {ENGINE_VARIABLE}, or write one with python export/to_onnx.py"
     )
+
+
+def verification_problem(folder: str | Path, manifest: Manifest) -> str | None:
+    """Why an engine folder does not count as verified, or None.
+
+    Args:
+        folder: The engine folder.
+        manifest: Its manifest.
+    """
+    path = Path(folder) / VERIFICATION_NAME
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        known, passed, graphs = table["format"], table["passed"], table["graphs"]
+    except FileNotFoundError:
+        return "has no verification report"
+    except (OSError, KeyError, TypeError, ValueError, RecursionError):
+        return "has a verification report that cannot be read"
+    if known != VERIFICATION_FORMAT:
+        return "has a verification report of another version"
+    if graphs != {name: graph.sha256 for name, graph in manifest.graphs.items()}:
+        return "has a verification report of other graphs"
+    return None if passed is True else "has failed its verification"
+
+
+def warn_unverified(folder: str | Path, manifest: Manifest) -> None:
+    """Log once for each folder if its graphs have not been compared with the model.
+
+    Args:
+        folder: The engine folder.
+        manifest: Its manifest.
+    """
+    problem, place = verification_problem(folder, manifest), Path(folder).resolve()
+    if problem is not None and place not in _told:
+        _told.add(place)
+        logger.warning(
+            "%s %s: its output has not been compared with the model's; python export/verify.py "
+            "%s does that",
+            folder,
+            problem,
+            folder,
+        )

@@ -8,7 +8,7 @@ import torch
 
 from dvpd import sde as torch_sde
 from dvpd import spectral
-from dvpd.export import verify
+from dvpd.export import parity
 from dvpd.runtime import sampler as runtime_sampler
 from dvpd.runtime import schedule, stft
 from dvpd.runtime.backend import LoadOptions
@@ -52,7 +52,7 @@ def openvino(fp32):
 
 @pytest.fixture(scope="module")
 def speech(fp32):
-    wav, source = verify.speech(fp32.config)
+    wav, source = parity.speech(fp32.config)
     assert source != "synthetic"
     return wav
 
@@ -82,10 +82,10 @@ def _assert_parity(engine, backend, speech, batch, n_frames, precision="fp32"):
     got_clean, got_feats = backend.predict(x)
     got_sigma = backend.score(*rest[:2], got_feats, *rest[2:])
     tolerance = TOLERANCE[precision]
-    assert verify.error_of_range(clean, got_clean) <= tolerance
-    assert verify.error_of_range(sigma_z, got_sigma) <= tolerance
+    assert parity.error_of_range(clean, got_clean) <= tolerance
+    assert parity.error_of_range(sigma_z, got_sigma) <= tolerance
     for want, got in zip(feats, got_feats, strict=True):
-        assert verify.error_of_range(want, np.asarray(got)) <= tolerance
+        assert parity.error_of_range(want, np.asarray(got)) <= tolerance
 
 
 @pytest.mark.parametrize(("batch", "n_frames"), SIZES)
@@ -138,17 +138,17 @@ def _waveforms(engine, backend, wav, tlb=NONE):
 @pytest.mark.parametrize("preset", ["none", "severe"])
 def test_samplers_agree(fp32, ort, speech, preset):
     want, got = _waveforms(fp32, ort, speech[:20000], TLB_PRESETS[preset])
-    assert verify.snr_db(want, got) >= verify.MIN_SNR_DB["fp32"]
+    assert parity.snr_db(want, got) >= parity.MIN_SNR_DB["fp32"]
 
 
 def test_samplers_agree_on_openvino(fp32, openvino, speech):
     want, got = _waveforms(fp32, openvino, speech[:20000])
-    assert verify.snr_db(want, got) >= verify.MIN_SNR_DB["fp32"]
+    assert parity.snr_db(want, got) >= parity.MIN_SNR_DB["fp32"]
 
 
 def test_samplers_agree_in_half(fp16, ort_half, speech):
     want, got = _waveforms(fp16, ort_half, speech[:20000])
-    assert verify.snr_db(want, got) >= verify.MIN_SNR_DB["fp16"]
+    assert parity.snr_db(want, got) >= parity.MIN_SNR_DB["fp16"]
 
 
 def test_tlb_of_ones_is_no_tlb(fp32, ort, speech):
@@ -156,7 +156,7 @@ def test_tlb_of_ones_is_no_tlb(fp32, ort, speech):
     _, without, _ = _torch(fp32.model, x, xt, t)
     _, feats = ort.predict(x)
     got = ort.score(xt, t, feats, *ones)
-    assert verify.error_of_range(without, got) <= TOLERANCE["fp32"]
+    assert parity.error_of_range(without, got) <= TOLERANCE["fp32"]
 
 
 @pytest.mark.parametrize("index", range(8))
@@ -184,5 +184,5 @@ def test_batch_of_two_is_two_runs(fp32, ort, speech):
         one = slice(i, i + 1)
         clean_one, feats_one = ort.predict(np.ascontiguousarray(x[one]))
         sigma_one = ort.score(xt[one], t[one], feats_one, *tlb)
-        assert verify.error_of_range(clean[one], clean_one) <= SAME
-        assert verify.error_of_range(sigma_z[one], sigma_one) <= SAME
+        assert parity.error_of_range(clean[one], clean_one) <= SAME
+        assert parity.error_of_range(sigma_z[one], sigma_one) <= SAME

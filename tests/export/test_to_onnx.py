@@ -13,9 +13,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from dvpd.export import build, graphs, to_onnx, verify
+from dvpd.export import build, parity, to_onnx
 from dvpd.runtime.errors import InputError, ManifestError, ParityError
 from dvpd.runtime.spec import MANIFEST_NAME, Manifest
+from dvpd.torch_backend import prepare
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -129,30 +130,30 @@ def test_missing_speech(checkpoint, tmp_path):
 
 
 def test_half_overflow_is_found(fp16):
-    model = graphs.prepare(fp16.model, "fp16")
+    model = prepare(fp16.model, "fp16")
     model.predictive.unet.enc1.first.mixer.value.weight.fill_(6e4)
-    wav, _ = verify.speech(fp16.config)
+    wav, _ = parity.speech(fp16.config)
     noise = [np.zeros((1, 1, 32, 257), np.float32)] * 3
-    with verify._HalfRange() as watched:
-        tlb = verify.TLB_PRESETS["none"]
-        verify._torch_waveform(model, fp16.config, wav[: 31 * 128], noise, tlb)
+    with parity._HalfRange() as watched:
+        tlb = parity.TLB_PRESETS["none"]
+        parity._torch_waveform(model, fp16.config, wav[: 31 * 128], noise, tlb)
     assert watched.first is not None
 
 
 def test_unwritten_memory_is_no_overflow():
     infinite = torch.full((64,), float("inf"), dtype=torch.float16)
     del infinite
-    with verify._HalfRange() as watched:
+    with parity._HalfRange() as watched:
         for _ in range(10):
             torch.empty(64, dtype=torch.float16)
     assert (watched.first, watched.peak) == (None, 0.0)
 
 
 def test_synthetic_speech_is_fixed():
-    wav = verify.synthetic_speech(16000, 16000)
+    wav = parity.synthetic_speech(16000, 16000)
     assert wav.dtype == np.float32
     assert np.abs(wav).max() == 1
-    assert np.array_equal(wav, verify.synthetic_speech(16000, 16000))
+    assert np.array_equal(wav, parity.synthetic_speech(16000, 16000))
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from dvpd.config import ModelConfig
-from dvpd.export.graphs import build_graph, prepare
+from dvpd.export.graphs import build_graph
 from dvpd.export.translate import UnsupportedOperator, reshape_spec, translate
 from dvpd.model import DVPD
+from dvpd.torch_backend import prepare
 
 SMALL = ModelConfig(channels=8, blocks=1, decoder_channels=4, embedding=16, state=8)
 

@@ -1,0 +1,286 @@
+"""Engine folder -> TensorRT plans beside its graphs, one for each graph, with sidecars.
+
+python export/build_engine.py engines/NAME [--backend tensorrt|tensorrt-rtx] [--target sm89]
+
+Needs the TensorRT package and the light runtime; neither torch nor onnx.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import logging
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a plain script: the checkout is not installed
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from dvpd.export.trt_api import CURES, MODULES, TrtApi
+from dvpd.runtime.errors import BackendError, DvpdError
+from dvpd.runtime.plans import (
+    PlanError,
+    PlanSpec,
+    Profile,
+    add_build_options,
+    check_writable,
+    folder_lock,
+    graph_inputs,
+    install_plan,
+    load_plan,
+    plan_spec,
+    remove_leftovers,
+    timing_cache_path,
+)
+from dvpd.runtime.spec import GRAPH_NAMES, Manifest
+
+Say = Callable[[str], None]
+TOLD_EVERY_S = 10.0  # off a terminal
+DRAWN_EVERY_S = 0.5  # on one
+logger = logging.getLogger("dvpd")
+
+
+@dataclass(frozen=True)
+class Built:
+    """One plan.
+
+    Attributes:
+        graph: "predictive" or "score".
+        path: The plan.
+        reused: Whether it was there already and valid.
+        seconds: Time of the build (s); 0 if reused.
+        size_bytes: Length of the plan.
+        key: Its key.
+    """
+
+    graph: str
+    path: Path
+    reused: bool
+    seconds: float
+    size_bytes: int
+    key: str
+
+
+class Teller:
+    """Says on stderr what goes on: a line redrawn on a terminal, elsewhere a line now and then."""
+
+    def __init__(self) -> None:
+        """Start the clock."""
+        self._begin = time.monotonic()
+        self._last = self._begin
+        self._terminal = sys.stderr.isatty()
+        self._drawn = False
+
+    def say(self, text: str) -> None:
+        """Print a line with the elapsed time."""
+        clear, self._drawn = "\r\033[K" if self._drawn else "", False
+        self._last = time.monotonic()
+        print(f"{clear}[{self._last - self._begin:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+    def progress(self, text: str) -> None:
+        """Show that work goes on."""
+        now = time.monotonic()
+        if now - self._last < (DRAWN_EVERY_S if self._terminal else TOLD_EVERY_S):
+            return
+        if not self._terminal:
+            self.say(text)
+            return
+        self._last, self._drawn = now, True
+        line = f"[{now - self._begin:6.1f} s] {text}"
+        print(f"\r\033[K{line[:100]}", end="", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Wipe the redrawn line."""
+        if self._drawn:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            self._drawn = False
+
+
+def choose_backend() -> str:
+    """The builder to use where none is named.
+
+    Raises:
+        BackendError: None is installed.
+    """
+    for name, module in MODULES.items():
+        if importlib.util.find_spec(module) is not None:
+            return str(name)
+    cures = "; ".join(f"{name}: {CURES[name]}" for name in MODULES)
+    raise BackendError(f"neither TensorRT nor TensorRT-RTX is installed; {cures}")
+
+
+def build_engines(
+    folder: str | Path,
+    *,
+    backend: str | None = None,
+    target: str | None = None,
+    profile: Profile | None = None,
+    force: bool = False,
+    api: TrtApi | None = None,
+    teller: Teller | None = None,
+) -> list[Built]:
+    """Build the plans of both graphs, or keep those that are valid.
+
+    Args:
+        folder: An engine folder.
+        backend: "tensorrt" or "tensorrt-rtx"; None for the one that is installed.
+        target: "local", "portable" or such as "sm89"; None for the builder's usual one.
+        profile: Sizes that the plans accept; None for the default.
+        force: Build even if valid plans are there.
+        api: The builder, already opened.
+        teller: Receives what goes on; None for silence.
+
+    Returns:
+        One entry for each graph.
+
+    Raises:
+        InputError: An option is out of range, or the folder cannot be written to.
+        ManifestError: The folder is incomplete or damaged.
+        BackendError: The builder is missing or refuses a graph; nothing is left behind.
+    """
+    root, sizes = Path(folder), profile or Profile()
+    manifest = Manifest.load(root)
+    paths = manifest.verify_graphs(root)
+    builder = api or TrtApi(backend or choose_backend())
+    goal = builder.target(target)
+    say: Say = (lambda _: None) if teller is None else teller.say
+    say(
+        f"{builder.name} {builder.version}, Python {platform.python_version()}, target {goal.name}"
+        f" (compute {goal.compute_capability}), {manifest.precision} graphs of {root}"
+    )
+
+    def waiting(seconds: float) -> None:
+        if teller is not None:
+            teller.progress(f"another builder is at work on {root}; waiting {seconds:.0f} s")
+
+    results = []
+    with folder_lock(root, waiting):
+        remove_leftovers(root)
+        for graph in GRAPH_NAMES:
+            spec = plan_spec(manifest, graph, builder.name, builder.version, goal, sizes)
+            found = None if force else _valid(root, spec, say)
+            if found is None:
+                check_writable(root)
+                found = _build(builder, root, paths[graph], spec, say, teller)
+            results.append(found)
+    return results
+
+
+def _valid(folder: Path, spec: PlanSpec, say: Say) -> Built | None:
+    """The plan that is there, if it can be used; else the reason is said."""
+    try:
+        data, sidecar = load_plan(folder, spec)
+    except PlanError as error:
+        say(f"{spec.graph}: to be built: {error.reason}")
+        return None
+    say(f"{spec.graph}: {spec.file} is valid, kept")
+    return Built(spec.graph, folder / spec.file, True, 0.0, len(data), sidecar.spec.key)
+
+
+def _build(
+    api: TrtApi, folder: Path, onnx: Path, spec: PlanSpec, say: Say, teller: Teller | None
+) -> Built:
+    begin = time.monotonic()
+    inputs = graph_inputs(onnx)
+    shapes = spec.profile.shapes(inputs)
+    parsed = api.parse(onnx)
+    api.check_inputs(parsed, inputs, onnx)
+    say(
+        f"{spec.graph}: {parsed.network.num_layers} layers parsed in "
+        f"{time.monotonic() - begin:.1f} s, building for frames {spec.profile.frames}, batch "
+        f"{spec.profile.batch}"
+    )
+
+    def progress(phase: str, part: float) -> None:
+        if teller is not None:
+            teller.progress(f"{spec.graph}: {phase or 'building'} ({part:.0%})")
+
+    cache = timing_cache_path(spec)
+    known = cache.read_bytes() if api.name == "tensorrt" and cache.is_file() else None
+    data, learnt = api.build(parsed, shapes, spec.target, known, progress)
+    seconds = time.monotonic() - begin
+    path = install_plan(
+        folder,
+        spec,
+        data,
+        {"tool": "export/build_engine.py", "version": api.version, "seconds": round(seconds, 1)},
+    )
+    if learnt is not None:
+        _keep_timing_cache(cache, learnt)
+    say(f"{spec.graph}: {path.name}, {len(data) / 2**20:.1f} MiB in {seconds:.1f} s")
+    return Built(spec.graph, path, False, seconds, len(data), spec.key)
+
+
+def _keep_timing_cache(path: Path, data: bytes) -> None:
+    """Only saves time: where it cannot be kept, that is said and nothing more."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        logger.warning("%s: the timing cache cannot be kept (%s)", path, error.strerror)
+
+
+def run(args: argparse.Namespace) -> int:
+    """What ``dvpd build`` does with the options of ``add_build_options``.
+
+    Args:
+        args: The parsed command line.
+
+    Returns:
+        0 done.
+
+    Raises:
+        DvpdError: See ``build_engines``.
+    """
+    teller = Teller()
+    try:
+        built = build_engines(
+            args.folder,
+            backend=args.backend,
+            target=args.target,
+            profile=Profile(args.frames, args.batch),
+            force=args.force,
+            teller=teller,
+        )
+    finally:
+        teller.close()
+    if args.json:
+        rows: list[dict[str, Any]] = [asdict(plan) | {"path": str(plan.path)} for plan in built]
+        print(json.dumps({"plans": rows}))
+    else:
+        for plan in built:
+            print(plan.path)
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="build_engine", description="Build TensorRT plans beside an engine folder's graphs."
+    )
+    add_build_options(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0 done, 1 failed, 2 wrong usage."""
+    args = build_parser().parse_args(argv)
+    try:
+        return run(args)
+    except DvpdError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing was left behind", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,135 @@
+"""Figures that every check of a graph shares: errors, speech to test on, waveforms. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dvpd.runtime import schedule, stft
+from dvpd.runtime.backend import Backend
+from dvpd.runtime.errors import InputError
+from dvpd.runtime.sampler import sample
+from dvpd.runtime.schedule import SdeSpec
+from dvpd.runtime.spec import SamplerSpec, SignalSpec, TlbFactors, padded_frames
+
+FloatArray = NDArray[np.float32]
+MAX_VERIFY_S = 30.0  # read from a recording at most (s)
+
+
+class Spec(Protocol):
+    """What a training config and an engine's manifest have in common."""
+
+    @property
+    def signal(self) -> SignalSpec:
+        """The front end."""
+
+    @property
+    def sde(self) -> SdeSpec:
+        """The diffusion."""
+
+    @property
+    def sampler(self) -> SamplerSpec:
+        """The sampler's defaults."""
+
+
+def snr_db(reference: NDArray[Any], estimate: NDArray[Any]) -> float:
+    """Signal-to-noise ratio of ``estimate`` (dB), at most 200; -inf where it is not finite."""
+    ref, est = reference.astype(np.float64), estimate.astype(np.float64)
+    if not np.isfinite(est).all():
+        return float("-inf")
+    noise = max(float(np.square(est - ref).sum()), 1e-300)
+    return min(200.0, 10 * float(np.log10(max(float(np.square(ref).sum()), 1e-300) / noise)))
+
+
+def error_of_range(reference: NDArray[Any], value: NDArray[Any]) -> float:
+    """Largest absolute error as a part of the reference's range; inf where not finite."""
+    if reference.shape != value.shape or not np.isfinite(value).all():
+        return float("inf")
+    span = float(reference.max() - reference.min())
+    return float(np.abs(value.astype(np.float64) - reference).max()) / max(span, 1e-12)
+
+
+def synthetic_speech(n_samples: int, sample_rate: int) -> FloatArray:
+    """A deterministic speech-like signal: voiced syllables and hiss, over a noise floor."""
+    rng = np.random.default_rng(0)
+    time = np.arange(n_samples) / sample_rate
+    pitch = 120 + 30 * np.sin(2 * np.pi * 0.7 * time)
+    phase = 2 * np.pi * np.cumsum(pitch) / sample_rate
+    voiced = sum(np.sin(k * phase) / k ** (1 + 0.5 * (k % 3)) for k in range(1, 25))
+    syllable = np.clip(np.sin(2 * np.pi * 2.3 * time), 0, 1) ** 0.5
+    hiss = np.diff(rng.standard_normal(n_samples + 1)) * np.clip(
+        -np.sin(2 * np.pi * 2.3 * time), 0, 1
+    )
+    wav = syllable * voiced + 0.2 * hiss + 0.05 * rng.standard_normal(n_samples)
+    return np.asarray(wav / np.abs(wav).max(), np.float32)
+
+
+def speech(config: Spec, wav: str | Path | None = None) -> tuple[FloatArray, str]:
+    """Mono audio at the model's rate, peak 1, for the checks, and where it is from.
+
+    Args:
+        config: A config or a manifest, for the sample rate.
+        wav: A recording; without one the checkout's test clips, or synthetic speech.
+
+    Raises:
+        InputError: The recording cannot be read.
+    """
+    rate, needed = config.signal.sample_rate, 5 * config.signal.sample_rate
+    assets = Path(__file__).resolve().parent.parent / "tests" / "assets"
+    paths = [Path(wav)] if wav else sorted(assets.glob("*_noisy.flac"))
+    if not paths:
+        return synthetic_speech(needed, rate), "synthetic"
+    import soundfile
+    import soxr
+
+    parts = []
+    for path in paths:
+        try:
+            with soundfile.SoundFile(str(path)) as file:
+                source_rate = file.samplerate
+                data = file.read(int(MAX_VERIFY_S * source_rate), dtype="float32", always_2d=True)
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"{path}: cannot be read as audio ({error})") from None
+        parts.append(soxr.resample(data[:, 0], source_rate, rate))
+    joined = np.concatenate(parts)
+    joined = np.resize(joined, max(len(joined), needed))  # repeats a short recording
+    peak = float(np.abs(joined).max())
+    if not np.isfinite(peak) or peak == 0:
+        raise InputError(f"{paths[0]}: silent or not finite; give a recording of speech")
+    return (joined / peak).astype(np.float32), ", ".join(path.name for path in paths)
+
+
+def runtime_waveform(
+    backend: Backend, spec: Spec, wav: FloatArray, noise: Sequence[FloatArray], tlb: TlbFactors
+) -> FloatArray:
+    """One window through the runtime's sampler, at the amplitude that it has.
+
+    Args:
+        backend: The graphs.
+        spec: A config or a manifest.
+        wav: [L] at the model's rate; the runtime itself would scale it to a peak of 1.
+        noise: One draw [1, 1, T, F] for each step, T as padded.
+        tlb: Factors of the score network.
+
+    Returns:
+        float32 [L].
+    """
+    noisy = stft.compress(stft.stft(wav, spec.signal), spec.signal)[None]
+    extra = padded_frames(noisy.shape[2]) - noisy.shape[2]
+    noisy = np.pad(noisy, ((0, 0), (0, 0), (0, extra), (0, 0)))
+    sampler = spec.sampler
+    ri = sample(
+        backend,
+        noisy,
+        start=schedule.initial_state(spec.sde, sampler.t_rs),
+        steps=schedule.sampler_steps(spec.sde, sampler.t_rs, sampler.n_steps),
+        alpha=sampler.alpha,
+        tlb=tlb,
+        draw=lambda i: noise[i],
+    )
+    out = stft.istft(stft.decompress(ri[0], spec.signal), len(wav), spec.signal)
+    return np.asarray(out, dtype=np.float32)

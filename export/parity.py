@@ -1,0 +1,232 @@
+"""Parity of the exported graphs with the PyTorch model, on speech; every figure is returned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dvpd import sde as torch_sde
+from dvpd import spectral
+from dvpd.config import Config
+from dvpd.model import DVPD
+from dvpd.runtime import stft
+from dvpd.runtime.backend import Backend
+from dvpd.runtime.errors import ParityError
+from dvpd.runtime.spec import TLB_PRESETS, TlbFactors, padded_frames
+
+from .figures import error_of_range, runtime_waveform, snr_db, speech, synthetic_speech
+
+__all__ = [
+    "Report",
+    "error_of_range",
+    "require",
+    "snr_db",
+    "speech",
+    "synthetic_speech",
+    "verify",
+]
+
+FloatArray = NDArray[np.float32]
+
+# Contract: float32 graphs differ from PyTorch by rounding only; half keeps about three digits.
+MAX_ERROR_OF_RANGE = 1e-4
+MIN_SNR_DB = {"fp32": 80.0, "fp16": 35.0}
+LENGTHS = (32, 76, 128)  # frames; three different quarters, the first the smallest allowed
+BATCHES = (1, 2)
+WAV_S = 1.5  # speech for the whole chain (s)
+
+
+@dataclass
+class Report:
+    """Figures of one verification.
+
+    Attributes:
+        errors: Largest error of each output over all sizes, as a part of the output's range.
+        waveform_snr_db: SNR of the graphs' waveform against PyTorch float32, same noise (dB).
+        half_snr_db: The same for the model in true half arithmetic (fp16 only).
+        half_max: Largest magnitude met in half arithmetic; 65504 is the end of the range.
+        failures: One line for each figure out of bounds.
+    """
+
+    errors: dict[str, float] = field(default_factory=dict)
+    waveform_snr_db: float = float("nan")
+    half_snr_db: float | None = None
+    half_max: float | None = None
+    failures: list[str] = field(default_factory=list)
+
+    def as_dict(self, source: str) -> dict[str, Any]:
+        """What the manifest holds of it."""
+        table: dict[str, Any] = {
+            "reference": "pytorch fp32, onnxruntime cpu",
+            "speech": source,
+            "frames": list(LENGTHS),
+            "batches": list(BATCHES),
+            "max_error_of_range": {k: float(f"{v:.3g}") for k, v in self.errors.items()},
+            "waveform_snr_db": round(self.waveform_snr_db, 1),
+        }
+        if self.half_snr_db is not None and self.half_max is not None:
+            table["half_snr_db"] = round(self.half_snr_db, 1)
+            table["half_max"] = round(self.half_max, 1)
+        return table
+
+    def text(self) -> str:
+        """One line of figures."""
+        worst = max(self.errors, key=lambda k: self.errors[k])
+        line = (
+            f"largest error {self.errors[worst]:.1e} of the range ({worst}), "
+            f"waveform SNR {self.waveform_snr_db:.1f} dB"
+        )
+        if self.half_snr_db is not None:
+            line += f", in half arithmetic {self.half_snr_db:.1f} dB, peak {self.half_max:.0f}"
+        return line
+
+
+class _HalfRange(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Watches every half-precision result for overflow; sigmoid would hide an infinity."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = 0.0
+        self.first: str | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if "empty" in str(func):  # memory that nothing has been written to yet
+            return out
+        for value in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(value, Tensor) and value.dtype == torch.float16 and value.numel():
+                peak = float(value.float().abs().max())
+                if not np.isfinite(peak) and self.first is None:
+                    self.first = str(func)
+                self.peak = max(self.peak, peak)
+        return out
+
+
+def _torch_waveform(
+    model: DVPD, config: Config, wav: FloatArray, noise: Sequence[FloatArray], tlb: TlbFactors
+) -> FloatArray:
+    noisy = _padded(spectral.compressed_noisy(torch.from_numpy(wav)[None], config.signal))
+    skip, backbone = (torch.from_numpy(a) for a in tlb.arrays())
+    ri, _ = torch_sde.sample(
+        model,
+        noisy,
+        [torch.from_numpy(z) for z in noise],
+        sde=config.sde,
+        sampler=config.sampler,
+        tlb_skip=skip,
+        tlb_backbone=backbone,
+    )
+    out = spectral.istft_from_compressed(ri, len(wav), config.signal)
+    return np.asarray(out[0].numpy(), dtype=np.float32)
+
+
+def _padded(noisy: Tensor) -> Tensor:
+    n_frames = noisy.shape[2]
+    return torch.nn.functional.pad(noisy, (0, 0, 0, padded_frames(n_frames) - n_frames))
+
+
+def _compare_outputs(
+    model: DVPD, config: Config, backend: Backend, noisy: FloatArray, precision: str, report: Report
+) -> None:
+    """Each output of both graphs at every length and batch; each graph on PyTorch's inputs."""
+    rng = np.random.default_rng(1)
+    factors = list(TLB_PRESETS.values())
+    half = np.float16 if precision == "fp16" else np.float32
+    for i, (n_frames, batch) in enumerate((t, b) for t in LENGTHS for b in BATCHES):
+        first = [int(rng.integers(0, noisy.shape[2] - n_frames)) for _ in range(batch)]
+        x = np.concatenate([noisy[:, :, f : f + n_frames] for f in first])
+        z = rng.standard_normal((batch, 1, n_frames, x.shape[3]), np.float32)
+        t = (config.sampler.t_rs * rng.uniform(0.3, 1.0, batch)).astype(np.float32)
+        xt = x[:, 2:3] + np.float32(0.2) * z
+        skip, backbone = factors[i % len(factors)].arrays()
+        with torch.no_grad():
+            clean, feats = model.predictive(torch.from_numpy(x))
+            sigma_z = model.score(
+                torch.from_numpy(xt),
+                torch.from_numpy(t),
+                feats,
+                torch.from_numpy(skip),
+                torch.from_numpy(backbone),
+            )
+        got_clean, got_feats = backend.predict(x)
+        feats_in = [np.ascontiguousarray(f.numpy().astype(half)) for f in feats]
+        got_sigma = backend.score(xt, t, feats_in, skip, backbone)
+        pairs = {"clean_ri": (clean, got_clean), "sigma_z": (sigma_z, got_sigma)}
+        pairs |= {f"feat_{k}": (f, got_feats[k]) for k, f in enumerate(feats)}
+        for name, (want, got) in pairs.items():
+            error = error_of_range(want.numpy(), np.asarray(got))
+            report.errors[name] = max(report.errors.get(name, 0.0), error)
+
+
+def verify(
+    model: DVPD,
+    config: Config,
+    backend: Backend,
+    precision: str,
+    wav: FloatArray,
+    half_model: DVPD | None = None,
+) -> Report:
+    """Compare the graphs that ``backend`` has loaded with ``model``.
+
+    Args:
+        model: The PyTorch model in float32 and eval mode, as trained (norms not folded).
+        config: Its config.
+        backend: The graphs.
+        precision: "fp32" or "fp16"; sets the tolerances.
+        wav: Speech at the model's rate, peak 1, some seconds.
+        half_model: For fp16: the folded half-precision model, run in true half arithmetic.
+
+    Returns:
+        All figures; ``failures`` is empty if every one is within its bound.
+    """
+    report = Report()
+    noisy = stft.compress(stft.stft(wav, config.signal), config.signal)[None]
+    _compare_outputs(model, config, backend, noisy, precision, report)
+    bound = MAX_ERROR_OF_RANGE if precision == "fp32" else float("inf")
+    for name, error in report.errors.items():
+        if not error <= bound or not np.isfinite(error):
+            report.failures.append(f"{name}: error {error:.2e} of the range; at most {bound:.0e}")
+    short = wav[: int(WAV_S * config.signal.sample_rate)]
+    n_frames = padded_frames(config.signal.n_frames(len(short)))
+    rng = np.random.default_rng(2)
+    noise = [
+        rng.standard_normal((1, 1, n_frames, config.signal.n_freqs), np.float32)
+        for _ in range(config.sampler.n_steps)
+    ]
+    tlb = TLB_PRESETS["severe"]  # the largest gains: the hardest case for half
+    want = _torch_waveform(model, config, short, noise, tlb)
+    lowest = MIN_SNR_DB[precision]
+    report.waveform_snr_db = snr_db(want, runtime_waveform(backend, config, short, noise, tlb))
+    if not report.waveform_snr_db >= lowest:
+        report.failures.append(
+            f"waveform SNR {report.waveform_snr_db:.1f} dB; at least {lowest:.0f} dB"
+        )
+    if half_model is not None:
+        with _HalfRange() as watched:
+            got = _torch_waveform(half_model, config, short, noise, tlb)
+        report.half_snr_db, report.half_max = snr_db(want, got), watched.peak
+        if watched.first is not None:
+            report.failures.append(f"half precision overflows, first in {watched.first}")
+        if not report.half_snr_db >= lowest:
+            report.failures.append(
+                f"waveform SNR in half arithmetic {report.half_snr_db:.1f} dB; at least "
+                f"{lowest:.0f} dB"
+            )
+    return report
+
+
+def require(report: Report) -> None:
+    """Raise if a figure is out of bounds.
+
+    Raises:
+        ParityError: With every figure that is.
+    """
+    if report.failures:
+        raise ParityError("the graphs differ from the model: " + "; ".join(report.failures))
