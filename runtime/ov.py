@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,23 @@ FloatArray = NDArray[np.float32]
 
 _DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64"}
 _FEAT_NAMES = [f"feat_{i}" for i in range(N_FEATS)]
+
+
+@lru_cache(maxsize=1)
+def shared_core() -> Any:
+    """The process's one OpenVINO core, never released.
+
+    Every core gives its thread another alternate signal stack and puts back the one before it when
+    it is released. Cores that are not released in reverse order leave a stack that is no longer
+    mapped, and the next signal with a Python handler (Ctrl-C, a child that ends) is a segmentation
+    fault. Seen with 2026.4.
+
+    Raises:
+        Exception: Whatever a damaged installation raises.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def _first_line(error: Exception) -> str:
@@ -62,13 +80,12 @@ class OpenVinoBackend:
             ManifestError: A graph does not fit the contract.
         """
         try:
-            import openvino
+            core = shared_core()
         except Exception as error:  # a damaged or partial install raises whatever it likes
             raise BackendError(
                 f"openvino does not import ({_first_line(error)}): pip install --force-reinstall "
                 "openvino"
             ) from None
-        core = openvino.Core()
         there: list[str] = core.available_devices
         device = options.device.upper()
         # "GPU" stands for GPU.0, GPU.1, ...

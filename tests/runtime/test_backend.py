@@ -1,6 +1,10 @@
 import importlib.util
 import json
 import logging
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -259,3 +263,35 @@ def test_manifest_of_the_fixture_is_valid():
 def test_cpu_quota_is_positive():
     assert backend_module.cpu_quota() >= 1
     assert backend_module.cuda_device_count() >= 0
+
+
+SIGNAL_AFTER_CLOSE = """
+import gc, os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from dvpd.runtime.backend import open_backend
+from dvpd.runtime.doctor import _openvino_devices
+from dvpd.runtime.spec import Manifest
+
+seen = []
+signal.signal(signal.SIGUSR1, lambda *_: seen.append("signal"))
+manifest = Manifest.load(sys.argv[2])
+backends = [open_backend(sys.argv[2], manifest, "openvino", "cpu", 1) for _ in range(2)]
+_openvino_devices()
+while backends:
+    backends.pop(0).close()
+    gc.collect()
+os.kill(os.getpid(), signal.SIGUSR1)
+print(*seen)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no SIGUSR1")
+def test_signals_are_survived_after_openvino_backends_close(engine):
+    """Cores released in the order of their making left an unmapped signal stack: a crash."""
+    pytest.importorskip("openvino")
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNAL_AFTER_CLOSE, str(root), str(engine)],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.strip()) == (0, "signal"), done.stderr
