@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import BackendError, InputError, ManifestError
+from .schedule import InitialState, SamplerStep
 from .spec import (
     FRAME_MULTIPLE,
     MIN_FRAMES,
@@ -27,6 +28,7 @@ from .spec import (
     SCORE_OUTPUTS,
     Manifest,
     TensorSpec,
+    TlbFactors,
     graph_io,
     predictive_outputs,
     score_inputs,
@@ -90,6 +92,38 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Release the engine; later calls raise BackendError."""
+
+
+class SamplerBackend(Backend, Protocol):
+    """A backend that runs the whole sampler on its device; ``sampler.sample`` prefers that."""
+
+    def run_sampler(
+        self,
+        noisy: FloatArray,
+        noise: FloatArray,
+        *,
+        start: InitialState,
+        steps: Sequence[SamplerStep],
+        alpha: float,
+        tlb: TlbFactors,
+    ) -> FloatArray:
+        """Compute what ``sampler.sample`` does, in one go.
+
+        Args:
+            noisy: float32 [B, 3, T, 257].
+            noise: float32 [steps, B, 1, T, 257]: what the sampler draws, in order.
+            start: Coefficients of the first state.
+            steps: Coefficients of the reverse steps; none for the predictive branch alone.
+            alpha: Weight of the predictive magnitude.
+            tlb: Factors of the score network.
+
+        Returns:
+            float32 [B, 2, T, 257].
+
+        Raises:
+            InputError: Wrong dtype or shape.
+            BackendError: The engine failed or returned non-finite values.
+        """
 
 
 def _text(specs: Sequence[TensorSpec]) -> str:
@@ -285,11 +319,36 @@ def _open_openvino(options: LoadOptions) -> Backend:
     return OpenVinoBackend(options)
 
 
+def _open_trt(name: str) -> Callable[[LoadOptions], Backend]:
+    def load(options: LoadOptions) -> Backend:
+        from .trt import TrtBackend
+
+        return TrtBackend(options, name)
+
+    return load
+
+
+def _open_torch(options: LoadOptions) -> Backend:
+    # By name: the runtime itself stays free of torch.
+    module = importlib.import_module("..torch_backend", __package__)
+    backend: Backend = module.open_checkpoint(options)
+    return backend
+
+
 # Backend name -> (module to import, extra that installs it, loader).
 BACKENDS: dict[str, tuple[str, str, Callable[[LoadOptions], Backend]]] = {
     "ort": ("onnxruntime", "dvpd[cpu]", _open_ort),
     "openvino": ("openvino", "dvpd[openvino]", _open_openvino),
+    "tensorrt": ("tensorrt", "dvpd[trt]", _open_trt("tensorrt")),
+    "tensorrt-rtx": ("tensorrt_rtx", "dvpd[rtx]", _open_trt("tensorrt-rtx")),
 }
+# The PyTorch model needs a checkpoint beside the graphs: only on request, never by "auto".
+TORCH = ("torch", "dvpd[train]", _open_torch)
+GPU_ONLY = ("tensorrt", "tensorrt-rtx")
+
+
+def _loaders() -> dict[str, tuple[str, str, Callable[[LoadOptions], Backend]]]:
+    return BACKENDS | {"torch": TORCH}
 
 
 def installed(name: str) -> bool:
@@ -298,7 +357,7 @@ def installed(name: str) -> bool:
     Args:
         name: Backend name.
     """
-    return importlib.util.find_spec(BACKENDS[name][0]) is not None
+    return importlib.util.find_spec(_loaders()[name][0]) is not None
 
 
 def ort_conflict() -> str | None:
@@ -359,28 +418,36 @@ def default_threads() -> int | None:
     return allowed if allowed < (os.cpu_count() or 1) else None
 
 
-def _candidates(name: str, device: str) -> list[tuple[str, str]]:
+def _candidates(name: str, device: str, folder: Path) -> list[tuple[str, str]]:
     """Backend and device pairs in the order in which "auto" tries them."""
     names = [n for n in BACKENDS if installed(n)] if name == "auto" else [name]
+    if name == "auto":  # TensorRT where somebody has built its plans
+        names = [n for n in names if n not in GPU_ONLY or any(folder.glob(f"*.{n}-*.plan"))]
     if not names:
         raise BackendError(f"no inference engine is installed: {CURE_NO_ENGINE}")
     if device != "auto":
         if name != "auto":
             return [(name, device)]
         if device.startswith("cuda"):
-            return [(n, device) for n in names if n == "ort"] or [(names[0], device)]
+            return [(n, device) for n in _cuda_order(names)] or [(names[0], device)]
         return [(n, device) for n in _cpu_order(names)]
+    if name in GPU_ONLY:
+        return [(name, "cuda")]
     pairs: list[tuple[str, str]] = []
-    if "ort" in names and cuda_device_count() > 0:
-        pairs.append(("ort", "cuda"))
+    if cuda_device_count() > 0:
+        pairs = [(n, "cuda") for n in _cuda_order(names)]
     return pairs + [(n, "cpu") for n in _cpu_order(names)]
+
+
+def _cuda_order(names: Sequence[str]) -> list[str]:
+    return [n for n in (*GPU_ONLY, "torch", "ort") if n in names]
 
 
 def _cpu_order(names: Sequence[str]) -> list[str]:
     # OpenVINO is the faster of the two on x86-64 (benchmarks/); elsewhere ONNX Runtime's
     # kernels are the better kept ones.
     first = "openvino" if platform.machine().lower() in ("x86_64", "amd64") else "ort"
-    return sorted(names, key=lambda n: n != first)
+    return sorted((n for n in names if n not in GPU_ONLY), key=lambda n: n != first)
 
 
 def open_backend(
@@ -395,8 +462,8 @@ def open_backend(
     Args:
         folder: The engine folder.
         manifest: Its manifest.
-        name: "ort", "openvino" or "auto".
-        device: "cpu", "cuda", "cuda:N" (ort), "gpu", "npu" (openvino) or "auto".
+        name: "ort", "openvino", "tensorrt", "tensorrt-rtx", "torch" or "auto".
+        device: "cpu", "cuda", "cuda:N" (not openvino), "gpu", "npu" (openvino) or "auto".
         threads: CPU threads, >= 1; None for a sensible number.
 
     Raises:
@@ -404,21 +471,21 @@ def open_backend(
         ManifestError: A graph is missing, damaged, or does not fit the manifest.
         BackendError: The engine or the device is not there; the message says what is.
     """
-    if name != "auto" and name not in BACKENDS:
-        raise InputError(f"backend is {name!r}; expected auto, {', '.join(BACKENDS)}")
+    if name != "auto" and name not in _loaders():
+        raise InputError(f"backend is {name!r}; expected auto, {', '.join(_loaders())}")
     if threads is not None and (
         isinstance(threads, bool) or not isinstance(threads, int) or threads < 1
     ):
         raise InputError(f"threads is {threads!r}; expected a whole number >= 1")
     paths = manifest.verify_graphs(folder)
     if name != "auto" and not installed(name):
-        there = [n for n in BACKENDS if installed(n)]
+        there = [n for n in _loaders() if installed(n)]
         raise BackendError(
-            f"backend {name!r} needs the package {BACKENDS[name][0]}: pip install "
-            f"'{BACKENDS[name][1]}'; installed here: {', '.join(there) or 'none'}"
+            f"backend {name!r} needs the package {_loaders()[name][0]}: pip install "
+            f"'{_loaders()[name][1]}'; installed here: {', '.join(there) or 'none'}"
         )
     failures: list[str] = []
-    candidates = _candidates(name, device.lower())
+    candidates = _candidates(name, device.lower(), Path(folder))
     for backend_name, backend_device in candidates:
         options = LoadOptions(
             predictive=paths["predictive"],
@@ -428,7 +495,7 @@ def open_backend(
             threads=default_threads() if threads is None else threads,
         )
         try:
-            backend = BACKENDS[backend_name][2](options)
+            backend = _loaders()[backend_name][2](options)
         except BackendError as error:
             failures.append(str(error))
             if len(candidates) > 1:

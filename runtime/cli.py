@@ -1,4 +1,4 @@
-"""The command line: ``dvpd enhance`` and ``dvpd doctor``.
+"""The command line: ``dvpd enhance``, ``dvpd build``, ``dvpd benchmark`` and ``dvpd doctor``.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 failed (some files,
 in a batch), 2 wrong usage.
@@ -7,6 +7,7 @@ in a batch), 2 wrong usage.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import math
@@ -21,6 +22,7 @@ from typing import Any
 from .backend import BACKENDS
 from .errors import DvpdError, InputError
 from .noise import SEED_MAX
+from .plans import add_build_options
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 _BAR_AFTER_S = 2.0
@@ -105,6 +107,25 @@ def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
     )
     enhance.add_argument("--json", action="store_true", help="print one JSON object")
     enhance.set_defaults(run=_enhance)
+
+    build = commands.add_parser(
+        "build",
+        help="build TensorRT plans for an engine folder",
+        description="Build TensorRT plans beside an engine folder's graphs; valid ones are kept. "
+        "On a Jetson this takes minutes, once.",
+    )
+    add_build_options(build)
+    build.set_defaults(run=_build)
+
+    # No prefix character: every word after the command belongs to the benchmark's own parser.
+    benchmark = commands.add_parser(
+        "benchmark",
+        help="measure speed, memory and energy on this machine",
+        add_help=False,
+        prefix_chars="\0",
+    )
+    benchmark.add_argument("words", nargs="*")
+    benchmark.set_defaults(run=_benchmark)
 
     doctor = commands.add_parser(
         "doctor",
@@ -245,12 +266,27 @@ def _enhance(args: argparse.Namespace) -> int:
     return EXIT_FAILED if failed else EXIT_DONE
 
 
+def _build(args: argparse.Namespace) -> int:
+    # Builders are no part of the light runtime: the module is looked up only for this command.
+    builder = importlib.import_module("dvpd.export.build_engine")
+    return int(builder.run(args))
+
+
 def _doctor(args: argparse.Namespace) -> int:
     from .doctor import examine, render
 
     report = examine()
     print(json.dumps(report) if args.json else render(report))
     return EXIT_DONE if report["ready"] else EXIT_FAILED
+
+
+def _benchmark(args: argparse.Namespace) -> int:
+    # outside the light runtime: imported by name when asked for
+    rtf = importlib.import_module("dvpd.benchmarks.rtf")
+    try:
+        return int(rtf.main(args.words, prog="dvpd benchmark"))
+    except SystemExit as stop:  # argparse has said why, or has shown its help
+        return EXIT_DONE if stop.code in (None, 0) else EXIT_USAGE
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -16,8 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from . import tensorrt_doctor
 from .backend import BACKENDS, cpu_quota, cuda_device_count, installed, ort_conflict
-from .engines import find_engines
+from .engines import find_engines, verification_problem
 from .errors import DvpdError
 from .spec import Manifest
 
@@ -66,13 +67,18 @@ def _read(path: str) -> str:
         return ""
 
 
+def processor_name() -> str:
+    """The processor as the system calls it."""
+    model = re.search(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    return model[1] if model else platform.processor() or platform.machine()
+
+
 def _cpu() -> dict[str, Any]:
     text = _read("/proc/cpuinfo")
-    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
     have = set(flags[1].split()) if flags else set()
     return {
-        "name": model[1] if model else platform.processor() or platform.machine(),
+        "name": processor_name(),
         "architecture": platform.machine(),
         "logical_cores": os.cpu_count() or 1,
         "usable_cores": cpu_quota(),
@@ -149,9 +155,9 @@ def _ort_starts(provider: str) -> bool:
 
 def _openvino_devices() -> list[str]:
     try:
-        import openvino
+        from .ov import shared_core
 
-        return [str(name).lower() for name in openvino.Core().available_devices]
+        return [str(name).lower() for name in shared_core().available_devices]
     except Exception:  # likewise
         return []
 
@@ -222,6 +228,7 @@ def _engines() -> list[dict[str, Any]]:
                 name=manifest.name,
                 version=manifest.version,
                 precision=manifest.precision,
+                unverified=verification_problem(folder, manifest),
             )
         rows.append(row)
     return rows
@@ -237,6 +244,9 @@ def examine() -> dict[str, Any]:
     packages = {name: _version(name) for name in PACKAGES}
     backends = _backends(cuda_device_count())
     engines = _engines()
+    jetson = _jetson()
+    facts = tensorrt_doctor.gather((jetson["model"] or "Jetson") if jetson else None)
+    diagnosis = tensorrt_doctor.diagnose(facts, find_engines())
     sound = _sound_library()
     problems = [
         f"{name} is missing: pip install {name}" for name in _REQUIRED if packages[name] is None
@@ -250,6 +260,7 @@ def examine() -> dict[str, Any]:
         problems.append(conflict)
     if not any(row["usable"] for row in backends):
         problems.append("no backend can run: pip install 'dvpd[cpu]' or 'dvpd[openvino]'")
+    problems += diagnosis.problems
     problems += [row["problem"] for row in engines if row["problem"]]
     if not engines:
         problems.append("no engine folder under engines/: python export/to_onnx.py writes one")
@@ -263,7 +274,8 @@ def examine() -> dict[str, Any]:
         "ready": ready,
         "python": {"version": platform.python_version(), "executable": sys.executable},
         "system": {"os": platform.platform(), "cpu": _cpu(), "memory": _memory()},
-        "nvidia": {"gpus": _gpus(), "cuda_devices": cuda_device_count(), "jetson": _jetson()},
+        "nvidia": {"gpus": _gpus(), "cuda_devices": cuda_device_count(), "jetson": jetson},
+        "tensorrt": tensorrt_doctor.report(facts, diagnosis),
         "packages": packages,
         "libsndfile": sound,
         "ort_providers": _ort_providers() if packages["onnxruntime"] else [],
@@ -300,6 +312,7 @@ def render(report: dict[str, Any]) -> str:
         lines.append(f"Jetson    {jetson['model']} {jetson['l4t']}".rstrip())
     elif not report["nvidia"]["gpus"]:
         lines.append("GPU       no NVIDIA GPU seen")
+    lines.append(f"TensorRT  {report['tensorrt']['line']}")
     lines += ["", "Packages"]
     for name, version in report["packages"].items():
         note = f" (libsndfile {report['libsndfile']})" if name == "soundfile" else ""
@@ -317,6 +330,8 @@ def render(report: dict[str, Any]) -> str:
         state = (
             f"{row['name']} {row['version']} {row['precision']}" if row["usable"] else "unusable"
         )
+        if row["usable"] and row["unverified"]:
+            state += f"; {row['unverified']} (python export/verify.py {row['folder']})"
         lines.append(f"  {row['folder']}  {state}")
     if not report["engines"]:
         lines.append("  none")

@@ -25,6 +25,7 @@ from .audio import (
     read_blocks,
 )
 from .backend import Backend, open_backend
+from .engines import warn_unverified
 from .errors import BackendError, InputError
 from .noise import check_seed, frame_noise
 from .sampler import sample
@@ -206,7 +207,9 @@ class Enhancer:
             BackendError: The engine or the device is not there.
         """
         manifest = Manifest.load(folder)
-        return cls(manifest, open_backend(folder, manifest, backend, device, threads), window_plan)
+        opened = open_backend(folder, manifest, backend, device, threads)
+        warn_unverified(folder, manifest)
+        return cls(manifest, opened, window_plan)
 
     def close(self) -> None:
         """Release the engine."""

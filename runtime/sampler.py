@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .backend import Backend
+from .backend import Backend, check_predict
 from .schedule import InitialState, SamplerStep
 from .spec import TlbFactors
 
 FloatArray = NDArray[np.float32]
 
-_TINY = np.float32(1e-20)  # below any magnitude that survives decompression
+TINY = np.float32(1e-20)  # below any magnitude that survives decompression
 
 
 def sample(
@@ -45,6 +46,14 @@ def sample(
         InputError: ``noisy`` has a wrong dtype or shape.
         BackendError: A network failed or returned non-finite values.
     """
+    run: Any = getattr(backend, "run_sampler", None)  # see backend.SamplerBackend
+    if run is not None:
+        check_predict(noisy)
+        noise = np.empty((len(steps), len(noisy), 1, *noisy.shape[2:]), np.float32)
+        for index in range(len(steps)):
+            noise[index] = draw(index)
+        whole: FloatArray = run(noisy, noise, start=start, steps=steps, alpha=alpha, tlb=tlb)
+        return whole
     clean_ri, feats = backend.predict(noisy)
     if not steps:
         return clean_ri
@@ -62,5 +71,5 @@ def sample(
             xt = mean + f32(step.n) * draw(index + 1)
     mag = f32(alpha) * mag_p + f32(1.0 - alpha) * np.maximum(mean, f32(0.0))
     # The predictive phase without atan2: X / |X|. A zero bin has no phase and stays zero.
-    fused: FloatArray = clean_ri * (mag / np.maximum(mag_p, _TINY))
+    fused: FloatArray = clean_ri * (mag / np.maximum(mag_p, TINY))
     return fused
