@@ -29,6 +29,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.ov import shared_core
 
 SAMPLE_RATE, HOP, N_FREQS, SCORE_CALLS = 16000, 128, 257, 3
 ENGINES = ("onnxruntime", "openvino")
@@ -52,15 +53,13 @@ def _ort_session(path: Path, threads: int, profile_prefix: str | None = None) ->
 
 
 def _ov_request(path: Path, threads: int, profile: bool = False) -> Any:
-    import openvino
-
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
         "PERF_COUNT": profile,
     }
-    return openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
+    return shared_core().compile_model(str(path), "CPU", settings).create_infer_request()
 
 
 def make_feeds(folder: Path, n_frames: int, batch: int, threads: int) -> tuple[Feeds, Feeds]:

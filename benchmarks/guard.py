@@ -1,0 +1,408 @@
+"""Keeps costs and quality from getting worse unnoticed.
+
+    python benchmarks/guard.py                # compare with benchmarks/costs.json; 1 if worse
+    python benchmarks/guard.py --pin          # accept what is there now (say why in the commit)
+
+Costs are counted, not timed, so they are the same on every machine: multiply-accumulates,
+parameters, nodes by type, bytes moved, largest set of live activations and file size of every
+shipped graph. Quality is what every shipped engine makes of examples/noisy.flac on every backend.
+Costs may fall; quality must stay what it is, within a tolerance, in both directions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dvpd.benchmarks.graph_costs import engine_costs
+from dvpd.benchmarks.tables import markdown
+from dvpd.runtime.backend import BACKENDS, installed
+from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.spec import MANIFEST_NAME, Manifest
+
+ROOT = Path(__file__).resolve().parent.parent
+PINS = Path(__file__).resolve().parent / "costs.json"
+FORMAT = 1
+N_FRAMES = 256  # 2.048 s
+CLIP = ("examples/noisy.flac", "examples/clean.flac")
+SEED = 0
+RATE_HZ = 16000
+
+# How far above its pin a cost may lie (fraction). Counts are exact; a file's size moves a little
+# with the figures in its metadata.
+COST_TOLERANCE = {"file_bytes": 0.01}
+# How far from its pin a figure of quality may lie, either way: engines round differently on
+# different CPUs, which moves PESQ by less than 0.002.
+QUALITY_TOLERANCE = {"pesq": 0.02, "estoi": 0.005, "si_sdr": 0.1}
+# Instructions depend on the engine's version and the CPU's vector units: compared only with a pin
+# of the same ones.
+INSTRUCTION_TOLERANCE = 0.02
+INSTRUCTION_FRAMES = 32
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One figure that is not as pinned.
+
+    Attributes:
+        where: Engine, graph or backend.
+        what: Name of the figure.
+        pinned: The pin, or None where there is none.
+        got: What was measured, or None where it is gone.
+        fails: Whether the guard fails because of it; a cost that fell is only worth a word.
+    """
+
+    where: str
+    what: str
+    pinned: float | None
+    got: float | None
+    fails: bool
+
+    def text(self) -> str:
+        """One readable line."""
+        if self.pinned is None:
+            return f"{self.where}: {self.what} has no pin (is {_number(self.got)})"
+        if self.got is None:
+            return f"{self.where}: {self.what} is pinned ({_number(self.pinned)}) but not there"
+        change = self.got - self.pinned
+        share = f", {change / self.pinned:+.2%}" if self.pinned else ""
+        return (
+            f"{self.where}: {self.what} was {_number(self.pinned)}, is {_number(self.got)} "
+            f"({_number(change, sign=True)}{share})"
+        )
+
+
+def _number(value: float | None, sign: bool = False) -> str:
+    if value is None:
+        return "nothing"
+    plus = "+" if sign else ""
+    return f"{value:{plus}.4f}" if isinstance(value, float) else f"{value:{plus},}"
+
+
+def shipped_engines(root: Path = ROOT) -> list[Path]:
+    """Engine folders under ``root/engines`` that git tracks; all of them where git cannot say."""
+    folders = sorted(path.parent for path in (root / "engines").glob(f"*/{MANIFEST_NAME}"))
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "ls-files", f"engines/*/{MANIFEST_NAME}"],
+            capture_output=True, text=True, check=True, timeout=20,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return folders
+    tracked = {root / Path(line).parent for line in done.stdout.splitlines()}
+    return [folder for folder in folders if folder in tracked]
+
+
+def measure_costs(folders: Sequence[Path]) -> dict[str, Any]:
+    """Deterministic costs: engine -> graph -> figures.
+
+    Args:
+        folders: Engine folders.
+
+    Raises:
+        DvpdError: A graph cannot be counted.
+    """
+    result: dict[str, Any] = {}
+    for folder in folders:
+        manifest = Manifest.load(folder)
+        table = result.setdefault(folder.name, {})
+        for graph, costs in engine_costs(folder, N_FRAMES).items():
+            table[graph] = {
+                "macs": costs.total_macs,
+                "other_operations": sum(costs.elementwise.values()),
+                "bytes_moved": sum(costs.bytes_moved.values()),
+                "peak_activation_bytes": costs.peak_activation_bytes,
+                "weights": costs.weights,
+                "file_bytes": (folder / manifest.graphs[graph].file).stat().st_size,
+                "parameters": manifest.parameters[graph],
+                "nodes": sum(costs.nodes.values()),
+                **{f"nodes.{kind}": n for kind, n in costs.nodes.items()},
+            }
+    return result
+
+
+def measure_quality(
+    folders: Sequence[Path], backends: Sequence[str], root: Path = ROOT
+) -> dict[str, Any]:
+    """Figures of the tracked recording: engine -> backend -> system -> metric.
+
+    Args:
+        folders: Engine folders.
+        backends: Names of installed backends.
+        root: Folder that holds the recording.
+
+    Raises:
+        DvpdError: An engine fails.
+    """
+    import soundfile
+
+    from dvpd import metrics
+    from dvpd.runtime.enhancer import Enhancer
+
+    measures = {"pesq": metrics.pesq_wb, "estoi": metrics.estoi, "si_sdr": metrics.si_sdr}
+    noisy, clean = (soundfile.read(root / name, dtype="float32")[0] for name in CLIP)
+    result: dict[str, Any] = {}
+    for folder in folders:
+        for backend in backends:
+            table = result.setdefault(folder.name, {}).setdefault(backend, {})
+            with Enhancer.open(folder, backend, "cpu") as enhancer:
+                for system, steps in (("predictive", 0), ("full", None)):
+                    wav = enhancer.enhance(noisy, RATE_HZ, steps=steps, seed=SEED).wav
+                    table[system] = {k: round(f(clean, wav), 5) for k, f in measures.items()}
+    return result
+
+
+def compare_costs(pinned: Mapping[str, Any], got: Mapping[str, Any]) -> list[Finding]:
+    """What is not as pinned in ``measure_costs``' result; more than the tolerance fails."""
+    findings = []
+    for where, what, pin, value in _leaves(pinned, got):
+        if pin is None or value is None:
+            # a node type that is new or gone is a change of cost from or to nothing
+            if what.startswith("nodes."):
+                findings.append(Finding(where, what, pin or 0, value or 0, value is not None))
+            else:
+                findings.append(Finding(where, what, pin, value, True))
+        elif value != pin:
+            allowed = pin * (1 + COST_TOLERANCE.get(what, 0.0))
+            if value > allowed or COST_TOLERANCE.get(what, 0.0) * pin < pin - value:
+                findings.append(Finding(where, what, pin, value, value > allowed))
+    return findings
+
+
+def compare_quality(pinned: Mapping[str, Any], got: Mapping[str, Any]) -> list[Finding]:
+    """What is not as pinned in ``measure_quality``' result.
+
+    A backend that is pinned but was not measured (not installed here) is no finding.
+    """
+    there = {
+        engine: {b: v for b, v in table.items() if b in got.get(engine, {})}
+        for engine, table in pinned.items()
+        if engine in got
+    }
+    gone = [Finding(e, "quality", 1, None, True) for e in pinned if e not in got]
+    return gone + [
+        Finding(where, what, pin, value, True)
+        for where, what, pin, value in _leaves(there, got)
+        if pin is None or value is None or abs(value - pin) > QUALITY_TOLERANCE[what]
+    ]
+
+
+def _leaves(a: Any, b: Any, path: tuple[str, ...] = ()) -> list[tuple[str, str, Any, Any]]:
+    """(where, what, value of a, value of b) of two nested tables."""
+    if isinstance(a, Mapping) or isinstance(b, Mapping):
+        rows = []
+        first, second = (x if isinstance(x, Mapping) else {} for x in (a, b))
+        for key in sorted({*first, *second}):
+            rows += _leaves(first.get(key), second.get(key), (*path, key))
+        return rows
+    return [(" ".join(path[:-1]), path[-1], a, b)]
+
+
+def count_instructions(folder: Path) -> dict[str, Any] | None:
+    """Instructions of one predictive and one score call of ONNX Runtime on one thread.
+
+    The difference of a process that makes two rounds and one that makes one, so that start-up
+    drops out. ``perf`` counts where the machine has the counter, else callgrind.
+
+    Args:
+        folder: An engine folder.
+
+    Returns:
+        {"instructions", "tool", "onnxruntime", "cpu"}, or None where there is no tool.
+    """
+    import onnxruntime
+
+    for tool in ("perf", "callgrind"):
+        if shutil.which("perf" if tool == "perf" else "valgrind") is None:
+            continue
+        counts = [_instructions(tool, folder, rounds) for rounds in (1, 2)]
+        if None not in counts:
+            return {
+                "instructions": counts[1] - counts[0],  # type: ignore[operator]
+                "tool": tool,
+                "onnxruntime": onnxruntime.__version__,
+                "cpu": _cpu_features(),
+            }
+    return None
+
+
+def _cpu_features() -> str:
+    """Vector units of this CPU: they choose the engine's kernels."""
+    from dvpd.runtime.doctor import _cpu
+
+    return ",".join(_cpu()["features"])
+
+
+def _instructions(tool: str, folder: Path, rounds: int) -> int | None:
+    child = [sys.executable, str(Path(__file__).resolve()), "--rounds", str(rounds), str(folder)]
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "counts"
+        if tool == "perf":
+            command = ["perf", "stat", "-x,", "-o", str(out), "-e", "instructions:u", *child]
+        else:
+            command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", *child]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode or not out.is_file():
+            return None
+        for line in out.read_text(errors="replace").splitlines():
+            if tool == "perf" and "instructions" in line:
+                count = line.split(",")[0]
+                return int(count) if count.isdigit() else None
+            if tool == "callgrind" and line.startswith(("summary:", "totals:")):
+                return int(line.split()[1])
+    return None
+
+
+def _run_rounds(folder: Path, rounds: int) -> None:
+    """The counted child: ``rounds`` calls of both graphs on 32 frames."""
+    import numpy as np
+
+    from dvpd.runtime.backend import open_backend
+    from dvpd.runtime.spec import N_FREQS, TlbFactors
+
+    backend = open_backend(folder, Manifest.load(folder), "ort", "cpu", 1)
+    noisy = np.full((1, 3, INSTRUCTION_FRAMES, N_FREQS), 0.1, np.float32)
+    t = np.full(1, 0.12, np.float32)
+    for _ in range(rounds):
+        _, feats = backend.predict(noisy)
+        backend.score(noisy[:, :1], t, feats, *TlbFactors().arrays())
+
+
+def compare_instructions(
+    pinned: Mapping[str, Any], got: Mapping[str, Any | None]
+) -> tuple[list[Finding], list[str]]:
+    """Findings, and why engines could not be compared."""
+    findings, notes = [], []
+    for engine, value in got.items():
+        pin = pinned.get(engine)
+        if value is None:
+            notes.append(f"{engine}: neither perf nor callgrind can count instructions here")
+        elif pin is None or any(pin[k] != value[k] for k in ("tool", "onnxruntime", "cpu")):
+            notes.append(f"{engine}: no pin for this tool, ONNX Runtime and CPU")
+        else:
+            a, b = pin["instructions"], value["instructions"]
+            if abs(b - a) > INSTRUCTION_TOLERANCE * a:
+                findings.append(Finding(engine, "instructions", a, b, b > a))
+    return findings, notes
+
+
+def read_pins(path: Path) -> dict[str, Any]:
+    """The pinned figures.
+
+    Raises:
+        InputError: The file is missing, damaged, or of another format.
+    """
+    try:
+        pins = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}; write it with guard.py --pin") from None
+    if not isinstance(pins, dict) or pins.get("format") != FORMAT:
+        raise InputError(f"{path}: not of format {FORMAT}; write it with guard.py --pin")
+    return pins
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="guard.py", description=__doc__.split("\n")[0])
+    parser.add_argument("engines", nargs="*", type=Path, help="default: every shipped engine")
+    parser.add_argument("--pin", action="store_true", help="write what is measured as the pins")
+    parser.add_argument("--pins", type=Path, default=PINS, help="file of the pins")
+    parser.add_argument("--no-quality", action="store_true", help="costs alone, in a second")
+    parser.add_argument(
+        "--instructions", action="store_true",
+        help="also count the instructions of a tiny run (perf or callgrind; minutes)",
+    )  # fmt: skip
+    parser.add_argument("--rounds", type=int, help=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        if args.rounds:
+            _run_rounds(args.engines[0], args.rounds)
+            return 0
+        return _run(args)
+    except (DvpdError, OSError) as error:
+        print(f"guard.py: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(args: argparse.Namespace) -> int:
+    folders = args.engines or shipped_engines()
+    if not folders:
+        raise InputError("no engine folder is tracked under engines/; nothing to guard")
+    backends = [name for name in BACKENDS if name in ("ort", "openvino") and installed(name)]
+    got: dict[str, Any] = {"format": FORMAT, "n_frames": N_FRAMES, "clip": CLIP[0]}
+    got["costs"] = measure_costs(folders)
+    got["quality"] = {} if args.no_quality else measure_quality(folders, backends)
+    if args.instructions:
+        got["instructions"] = {f.name: count_instructions(f) for f in folders}
+    if args.pin:
+        before = read_pins(args.pins) if args.pins.is_file() else {}
+        for part in ("quality", "instructions"):
+            # what was not measured now keeps its pin
+            kept = {k: v for k, v in before.get(part, {}).items() if k in got["costs"]}
+            new = {k: v for k, v in got.get(part, {}).items() if v is not None}
+            got[part] = {**kept, **new}
+        args.pins.write_text(json.dumps(got, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        print(f"{args.pins}: pinned {', '.join(got['costs'])}")
+        return 0
+    pins = read_pins(args.pins)
+    if args.engines:
+        chosen = {f.name for f in folders}
+        for part in ("costs", "quality"):
+            pins[part] = {k: v for k, v in pins[part].items() if k in chosen}
+    findings = compare_costs(pins["costs"], got["costs"])
+    if not args.no_quality:
+        findings += compare_quality(pins["quality"], got["quality"])
+    notes: list[str] = []
+    if args.instructions:
+        more, notes = compare_instructions(pins.get("instructions", {}), got["instructions"])
+        findings += more
+    print(report(findings, notes, pins, got))
+    return 1 if any(f.fails for f in findings) else 0
+
+
+def report(
+    findings: Sequence[Finding], notes: Sequence[str], pins: Mapping[str, Any],
+    got: Mapping[str, Any],
+) -> str:  # fmt: skip
+    """What the guard has to say, failures first."""
+    worse = [f.text() for f in findings if f.fails]
+    better = [f.text() for f in findings if not f.fails]
+    lines = []
+    if worse:
+        lines += [f"{len(worse)} figures are worse than pinned:", *(f"  {x}" for x in worse)]
+        lines.append("If this is meant: python benchmarks/guard.py --pin, and say why.")
+    if better:
+        lines += ["Cheaper than pinned (guard.py --pin keeps it so):", *(f"  {x}" for x in better)]
+    lines += notes
+    rows = [
+        [engine, backend, system, figures["pesq"], figures["estoi"], figures["si_sdr"]]
+        for engine, table in got["quality"].items()
+        for backend, systems in table.items()
+        for system, figures in systems.items()
+    ]
+    if rows:
+        lines.append(markdown(["engine", "backend", "system", "PESQ", "ESTOI", "SI-SDR, dB"], rows))
+    if not worse:
+        quality = "quality as pinned" if got["quality"] else "quality not measured"
+        lines.append(f"{', '.join(got['costs'])}: no cost above its pin, {quality}.")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,452 @@
+"""The README's quality table, the paper's sweeps (Tables 7 to 9) and quality against cost.
+
+    python benchmarks/quality.py --set DEV/noise --set DEV/universal --markdown table.md
+    python benchmarks/quality.py --set DEV/noise --sweeps alpha,steps,t_rs --html quality.html
+    python benchmarks/quality.py --set DEV/noise --readme README.md
+
+Models are the shipped engines unless given. Sweeps vary one setting around the model's default:
+alpha (Table 7), steps at the default start time (``steps``), steps of 0.04 from a growing start
+time (``t_rs``, Table 9) and many steps over the whole diffusion time (``paper-steps``, Table 8;
+slow). What a sampler costs is measured here, too, so that plots show quality against network calls
+and against the real-time factor. ``--peers`` puts the peers of ``peers.py`` on the last plot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dvpd.benchmarks import machine, report, rtf, tables
+from dvpd.benchmarks.guard import shipped_engines
+from dvpd.runtime.backend import cpu_quota
+from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.spec import Manifest
+
+FORMAT = "dvpd-quality-1"
+METRICS = ("pesq", "estoi", "si_sdr")
+TITLES = {"pesq": "PESQ", "estoi": "ESTOI", "si_sdr": "SI-SDR, dB"}
+STEP_T = 0.04  # Table 9's fixed step
+SWEEPS: dict[str, tuple[float, ...]] = {
+    "alpha": (1.0, 0.8, 0.6, 0.4, 0.2, 0.0),
+    "steps": (1, 2, 3, 4, 6, 8),
+    "t_rs": (0.04, 0.08, 0.12, 0.16, 0.20, 0.24),
+    "paper-steps": (10, 15, 20, 25, 30, 35, 40),
+}
+PAPER_TABLES = {"alpha": "Table 7", "t_rs": "Table 9", "paper-steps": "Table 8"}
+BEGIN, END = "<!-- quality table: begin -->", "<!-- quality table: end -->"
+RTF_WINDOW_S, RTF_RUNS = 2.048, 7
+
+Say = Callable[[str], None]
+
+
+def sweep_systems(manifest: Manifest, sweep: str) -> list[Any]:
+    """The samplers of one sweep, as ``dvpd.quality.models.System``; the value is in the name.
+
+    Args:
+        manifest: The model's, for what the sweep leaves alone.
+        sweep: Key of ``SWEEPS``.
+    """
+    from dvpd.quality.models import System
+
+    d, systems = manifest.sampler, []
+    for value in SWEEPS[sweep]:
+        steps, alpha, t_rs = d.n_steps, d.alpha, d.t_rs
+        if sweep == "alpha":
+            alpha = value
+        elif sweep == "steps":
+            steps = int(value)
+        elif sweep == "t_rs":
+            steps, t_rs = round(value / STEP_T), value
+        else:
+            steps, t_rs = int(value), manifest.sde.t_max
+        systems.append(System(f"{sweep}={value:g}", steps, alpha, "off", t_rs))
+    return systems
+
+
+def measure_model(
+    path: Path, sets: Sequence[Path], sweeps: Sequence[str], *, limit: int = 0, jobs: int = 1,
+    backend: str = "auto", say: Say = lambda _: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Quality of one model on every set, and what its samplers cost here.
+
+    Args:
+        path: Engine folder or checkpoint.
+        sets: Folders with noisy/ and clean/.
+        sweeps: Keys of ``SWEEPS``; they are measured on the first set.
+        limit: Evenly spaced pairs of each set; 0 for all.
+        jobs: Processes.
+        backend: For an engine folder.
+        say: Receives what is being done.
+
+    Raises:
+        DvpdError: The model or a set cannot be used.
+    """
+    from dvpd.quality.models import sampler_grid
+    from dvpd.quality.pairs import every, find_pairs
+    from dvpd.quality.report import set_sha256, summarise_records
+    from dvpd.quality.run import Task, measure_set
+
+    task = Task(model=str(path), backend=backend, metrics=METRICS)
+    with task.open() as enhancer:
+        manifest, chosen = enhancer.manifest, enhancer.backend.name
+    base = sampler_grid(manifest)
+    result: dict[str, Any] = {
+        "model": path.name if path.is_dir() else path.stem,
+        "precision": manifest.precision,
+        "backend": chosen,
+        "default": asdict(manifest.sampler),
+        "checkpoint_sha256": manifest.checkpoint_sha256,
+        "gmacs": {k: v / 1e9 for k, v in manifest.macs_per_second.items()},
+        "parameters": dict(manifest.parameters),
+        "sets": {},
+        "sweeps": {},
+        "failures": [],
+    }
+    for i, folder in enumerate(sets):
+        extra = [s for sweep in sweeps for s in sweep_systems(manifest, sweep)] if i == 0 else []
+        systems = (*base, *extra)
+        pairs = every(find_pairs(folder), limit)
+        say(f"{path.name} on {folder.name}: {len(pairs)} pairs, {len(systems)} samplers")
+        records, failures = measure_set(
+            Task(**{**vars(task), "systems": systems}), pairs, jobs,
+            lambda done, total, _, n=folder.name: say(f"{n}: {done} of {total} pairs"),
+        )  # fmt: skip
+        result["failures"] += [{"set": folder.name, **f} for f in failures]
+        if not records:
+            raise InputError(f"{folder}: none of {len(pairs)} pairs could be measured")
+        summary = summarise_records(records)["systems"]
+        name = folder.absolute().name
+        result["sets"][name] = {
+            "n": len(records),
+            "sha256": set_sha256(records),
+            "systems": {k: summary[k] for k in ("noisy", "predictive", *(s.name for s in base))},
+        }
+        for system in extra:
+            sweep, _, value = system.name.partition("=")
+            result["sweeps"].setdefault(sweep, []).append(
+                {
+                    "value": float(value),
+                    "nfe": 1 + system.steps,
+                    "set": name,
+                    "figures": summary[system.name],
+                }
+            )
+    steps = {0, manifest.sampler.n_steps}
+    steps |= {p["nfe"] - 1 for points in result["sweeps"].values() for p in points}
+    say(f"{path.name}: real-time factor of {len(steps)} samplers")
+    result["rtf"] = measure_rtf(path, chosen, sorted(steps))
+    return result
+
+
+def measure_rtf(path: Path, backend: str, steps: Sequence[int]) -> dict[str, float]:
+    """Median real-time factor by number of network calls, samplers interleaved.
+
+    Raises:
+        DvpdError: The model fails.
+    """
+    item = rtf.load(path, backend, "cpu", cpu_quota())
+    if item.backend is None:
+        raise InputError(item.error or f"{path} cannot be opened")
+    rows = rtf.make_cases([item], [RTF_WINDOW_S], [1], list(steps), grid=False)
+    rtf.time_interleaved(rows, min_runs=RTF_RUNS, min_seconds=0)
+    item.backend.close()
+    done = [rtf.summarise(row) for row in rows]
+    if failed := [row["error"] for row in done if row["status"] == "failed"]:
+        raise InputError(failed[0])
+    return {str(1 + row["steps"]): row["rtf"] for row in done}
+
+
+# ------------------------------------------------------------------------------------------------
+# Rendering
+
+
+def _with_interval(part: dict[str, Any]) -> str:
+    return f"{part['mean']:.2f} ({part['low']:.2f}-{part['high']:.2f})"
+
+
+def set_tables(result: dict[str, Any]) -> str:
+    """One Markdown table for each set: the README's."""
+    parts = []
+    names = list(result["models"][0]["sets"]) if result["models"] else []
+    for name in names:
+        rows: list[list[Any]] = []
+        for i, model in enumerate(result["models"]):
+            table = model["sets"][name]
+            steps = model["default"]["n_steps"]
+            labels = {
+                "noisy": "noisy",
+                "predictive": f"`{model['model']}`, predictive alone (`--steps 0`)",
+                "full": f"`{model['model']}`, {steps} steps",
+            }
+            for system, text in labels.items():
+                if system == "noisy" and i:
+                    continue
+                f = table["systems"][system]
+                rows.append(
+                    [text, _with_interval(f["pesq"]), f"{f['estoi']['mean']:.3f}",
+                     f"{f['si_sdr']['mean']:.1f}"]
+                )  # fmt: skip
+        n = result["models"][0]["sets"][name]["n"]
+        parts.append(tables.markdown([f"{name}: {n} recordings", "PESQ", "ESTOI", "SI-SDR, dB"],
+                                     rows))  # fmt: skip
+    parts.append(
+        "Mean, and for PESQ its 95 % bootstrap interval over recordings; "
+        f"{', '.join(sorted({m['backend'] for m in result['models']}))}; "
+        "`python benchmarks/quality.py` makes this table."
+    )
+    return "\n\n".join(parts)
+
+
+def sweep_tables(result: dict[str, Any]) -> str:
+    """One Markdown table for each model and sweep."""
+    parts = []
+    for model in result["models"]:
+        for sweep, points in model["sweeps"].items():
+            rows = [
+                [f"{p['value']:g}", p["nfe"], model["rtf"][str(p["nfe"])],
+                 *(f"{p['figures'][m]['mean']:.3f}" for m in METRICS)]
+                for p in points
+            ]  # fmt: skip
+            paper = f" (the paper's {PAPER_TABLES[sweep]})" if sweep in PAPER_TABLES else ""
+            parts += [
+                f"### {model['model']}: {sweep}{paper}, {points[0]['set']}",
+                tables.markdown(
+                    [sweep, "network calls", "RTF", *(TITLES[m] for m in METRICS)], rows
+                ),
+            ]
+    return "\n\n".join(parts)
+
+
+def replace_block(text: str, block: str) -> str:
+    """``text`` with what is between the two markers replaced.
+
+    Raises:
+        InputError: The markers are not there, once each and in order.
+    """
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise InputError(f"the file needs {BEGIN} and {END}, once each and in this order")
+    head, tail = text.split(BEGIN)[0], text.split(END)[1]
+    return f"{head}{BEGIN}\n{block}\n{END}{tail}"
+
+
+def _plot_sweep(model: dict[str, Any], sweep: str, metric: str, x: str) -> Callable[[Any], None]:
+    points = model["sweeps"][sweep]
+    values = {
+        "value": [p["value"] for p in points],
+        "nfe": [p["nfe"] for p in points],
+        "rtf": [model["rtf"][str(p["nfe"])] for p in points],
+    }[x]
+    labels = {"value": sweep, "nfe": "network calls", "rtf": "real-time factor"}
+
+    def draw(axes: Any) -> None:
+        mean, low, high = ([p["figures"][metric][k] for p in points] for k in
+                           ("mean", "low", "high"))  # fmt: skip
+        axes.fill_between(values, low, high, color=report.COLOURS[0], alpha=0.12, lw=0)
+        axes.plot(values, mean, "o-", color=report.COLOURS[0], ms=4)
+        first = model["sets"][points[0]["set"]]["systems"]
+        for system, style in (("noisy", ":"), ("predictive", "--")):
+            axes.axhline(first[system][metric]["mean"], color=report.INK, lw=0.9, ls=style)
+            axes.text(1.0, first[system][metric]["mean"], f" {system}", va="center", fontsize=8,
+                      transform=axes.get_yaxis_transform())  # fmt: skip
+        axes.set(xlabel=labels[x], ylabel=TITLES[metric])
+
+    return draw
+
+
+def pareto_points(result: dict[str, Any], peers: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Quality and cost of every model, sampler and peer that was measured on the first set."""
+    points = []
+    for model in result["models"]:
+        name = next(iter(model["sets"]))
+        table = model["sets"][name]
+        p, s = (model["gmacs"].get(k, 0.0) for k in ("predictive", "score"))
+        if not p:
+            continue
+        steps = model["default"]["n_steps"]
+        chosen = [("predictive", 0, table["systems"]["predictive"])]
+        chosen.append((f"{steps} steps", steps, table["systems"]["full"]))
+        chosen += [
+            (f"{q['nfe'] - 1} steps", q["nfe"] - 1, q["figures"])
+            for q in model["sweeps"].get("steps", [])
+            if q["nfe"] - 1 != steps
+        ]
+        points += [
+            {"name": f"{model['model']}, {text}", "gmacs": p + n * s, "ours": True,
+             "pesq": figures["pesq"]["mean"], "low": figures["pesq"]["low"],
+             "high": figures["pesq"]["high"]}
+            for text, n, figures in chosen
+        ]  # fmt: skip
+    sha256 = {t["sha256"] for m in result["models"] for t in m["sets"].values()}
+    for peer in (peers or {}).get("peers", []):
+        quality = peer.get("quality")
+        if quality and peer.get("gmacs") and quality["sha256"] in sha256:
+            points.append(
+                {"name": peer["name"], "gmacs": peer["gmacs"], "ours": False,
+                 "pesq": quality["pesq"]["mean"], "low": quality["pesq"]["low"],
+                 "high": quality["pesq"]["high"]}
+            )  # fmt: skip
+    return points
+
+
+def _plot_pareto(points: Sequence[dict[str, Any]]) -> Callable[[Any], None]:
+    def draw(axes: Any) -> None:
+        for p in points:
+            colour = report.COLOURS[0 if p["ours"] else 1]
+            axes.plot([p["gmacs"]] * 2, [p["low"], p["high"]], color=colour, lw=1, alpha=0.4)
+            axes.plot(p["gmacs"], p["pesq"], "o" if p["ours"] else "s", color=colour, ms=6)
+            axes.annotate(p["name"], (p["gmacs"], p["pesq"]), xytext=(6, 5), fontsize=8,
+                          textcoords="offset points")  # fmt: skip
+        axes.set_xscale("log")
+        report.plain_log(axes.xaxis)
+        axes.margins(x=0.25)
+        axes.set(xlabel="GMAC per second of audio", ylabel="PESQ (95 % interval)")
+
+    return draw
+
+
+def to_html(result: dict[str, Any], peers: dict[str, Any] | None) -> str:
+    """One self-contained page: tables, sweeps, quality against cost; light and dark.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    figures = []
+    size = (5.2, 3.4)
+    for model in result["models"]:
+        for sweep in model["sweeps"]:
+            axes = ("value",) if sweep == "alpha" else ("nfe", "rtf")
+            for metric in METRICS:
+                for x in axes:
+                    salt = f"{model['model']}-{sweep}-{metric}-{x}"
+                    svg = report.figure(_plot_sweep(model, sweep, metric, x), salt, size)
+                    figures.append((svg, f"{model['model']}, {sweep}: {TITLES[metric]}"))
+    points = pareto_points(result, peers)
+    if points:
+        svg = report.figure(_plot_pareto(points), "pareto", (8.0, 4.6))
+        figures.insert(0, (svg, "Quality against arithmetic, the same recordings for all."))
+    plots = "".join(
+        f"<figure>{svg}<figcaption>{html.escape(text)}</figcaption></figure>"
+        for svg, text in figures
+    )
+    text = html.escape(set_tables(result) + "\n\n" + sweep_tables(result))
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>Quality of DVPD models</title><style>{report.STYLE}</style></head><body>"
+        f'<h1>Quality of DVPD models</h1><p class="lead">{result["created"][:10]}</p>'
+        f'<div class="plots">{plots}</div><pre class="scroll">{text}</pre></body></html>\n'
+    )
+
+
+def read_peers(path: Path) -> dict[str, Any]:
+    """A result of ``peers.py``.
+
+    Raises:
+        InputError: It cannot be read or is of another version.
+    """
+    try:
+        peers = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}") from None
+    if not isinstance(peers, dict) or peers.get("format") != "dvpd-peers-1":
+        raise InputError(f"{path}: not a result of this version's peers.py")
+    return peers
+
+
+def _sweeps(text: str) -> list[str]:
+    names = [name for name in text.split(",") if name and name != "none"]
+    if unknown := sorted(set(names) - set(SWEEPS)):
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not of {', '.join(SWEEPS)}, none")
+    return names
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="quality.py", description=__doc__.split("\n")[0])
+    parser.add_argument("models", nargs="*", type=Path, help="default: every shipped engine")
+    parser.add_argument(
+        "--set", dest="sets", action="append", type=Path, required=True,
+        help="folder with noisy/ and clean/; may be given again, sweeps use the first",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sweeps", type=_sweeps, default=[], help=f"of {', '.join(SWEEPS)} (default: none)"
+    )
+    parser.add_argument("--limit", type=int, default=0, help="evenly spaced pairs of each set")
+    parser.add_argument("--jobs", type=int, help="processes (default: usable cores)")
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--peers", type=Path, help="JSON of peers.py for the last plot")
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    parser.add_argument("--markdown", type=Path, metavar="OUT")
+    parser.add_argument("--html", type=Path, metavar="OUT")
+    parser.add_argument("--readme", type=Path, help=f"file whose text between {BEGIN} and its end "
+                        "is replaced by the tables")  # fmt: skip
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        return _main(args)
+    except (DvpdError, OSError) as error:
+        print(f"quality.py: {error}", file=sys.stderr)
+        return 1
+
+
+def _main(args: argparse.Namespace) -> int:
+    # what can be refused is refused before time is spent
+    peers = read_peers(args.peers) if args.peers else None
+    if args.readme:
+        replace_block(args.readme.read_text(encoding="utf-8"), "")
+    for path in (args.json, args.markdown, args.html):
+        if path is not None and not path.resolve().parent.is_dir():
+            raise InputError(f"{path}: its folder does not exist")
+    models = args.models or shipped_engines()
+    if not models:
+        raise InputError("no engine is shipped; give a model")
+
+    def say(text: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+    result: dict[str, Any] = {
+        "format": FORMAT,
+        "created": rtf.now(),
+        "machine": machine.machine(),
+        "versions": rtf.versions(),
+        "load_before": machine.load_average(),
+        "models": [
+            measure_model(
+                path, args.sets, args.sweeps, limit=args.limit, jobs=args.jobs or cpu_quota(),
+                backend=args.backend, say=say,
+            )
+            for path in models
+        ],
+    }  # fmt: skip
+    text = "\n\n".join(filter(None, [set_tables(result), sweep_tables(result)]))
+    print(text)
+    failures = [f for model in result["models"] for f in model["failures"]]
+    for failure in failures:
+        print(f"failed: {failure['set']} {failure['name']}: {failure['error']}", file=sys.stderr)
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if args.markdown:
+        args.markdown.write_text(text + "\n", encoding="utf-8")
+    if args.html:
+        args.html.write_text(to_html(result, peers), encoding="utf-8")
+    if args.readme:
+        readme = args.readme.read_text(encoding="utf-8")
+        args.readme.write_text(replace_block(readme, set_tables(result)), encoding="utf-8")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,58 @@
+"""The launch script, run whole on the CPU."""
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from dvpd.benchmarks import gpu_check
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gpu_check")
+    argv = ["--device", "cpu", "--seconds", "0.1", "--json", str(folder / "r.json")]
+    argv += ["--waveforms", str(folder / "w.npz")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu_check, "WINDOW_FRAMES", 32)  # a quick run
+        assert gpu_check.main(argv) == 0
+    with np.load(folder / "w.npz") as waves:
+        return json.loads((folder / "r.json").read_text()), dict(waves)
+
+
+def test_report_holds_what_applies_on_a_cpu(report):
+    table, waves = report
+    assert table["machine"]["kind"] == "cpu"
+    (row,) = table["precisions"].values()
+    assert row["snr_db"] > 80  # the same model on the same device, folded
+    assert row["latency"]["eager"]["p99_ms"] >= row["latency"]["eager"]["p50_ms"] > 0
+    assert "captured" not in row["latency"]
+    assert row["kernels"]["count"] > 500
+    assert sum(r["ms"] for r in row["kernels"]["longest"]) <= row["kernels"]["busy_ms"] * 1.001
+    assert [r["batch"] for r in row["throughput"]] == [1]
+    assert row["floor"]["macs_ms"]["fp32"] < row["latency"]["eager"]["p50_ms"]
+    assert row["floor"]["window_compulsory_mb"] > 1
+    assert waves["reference"].shape == waves["fp32"].shape == (49875,)
+
+
+def test_checkpoint_is_read_without_safetensors(monkeypatch):
+    _, want = gpu_check.read_model(gpu_check.ROOT / "engines" / "dvpd-tiny")
+    monkeypatch.setitem(sys.modules, "dvpd.checkpoint", None)
+    _, got = gpu_check.read_model(gpu_check.ROOT / "engines" / "dvpd-tiny")
+    for name, tensor in want.state_dict().items():
+        assert torch.equal(tensor, got.state_dict()[name]), name
+
+
+def test_wrong_usage_and_missing_engine(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        gpu_check.main(["--batches", "0"])
+    assert gpu_check.main(["--device", "cpu", "--engine", str(tmp_path)]) == 1
+    assert "error:" in capsys.readouterr().err
+
+
+def test_snr():
+    wave = np.sin(np.arange(1000)).astype(np.float32)
+    assert math.isclose(gpu_check.snr_db(wave, 1.1 * wave), 20, abs_tol=1e-3)

@@ -1,0 +1,125 @@
+"""quality.py: the README's table, the sweeps, and quality against cost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dvpd.benchmarks import quality
+from dvpd.quality.models import sampler_grid
+from dvpd.runtime.errors import InputError
+from dvpd.runtime.spec import Manifest
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+
+
+@pytest.fixture(scope="module")
+def result(tiny_engine, tmp_path_factory):
+    """The command on two recordings, with a sweep, every output and a README."""
+    folder = tmp_path_factory.mktemp("quality")
+    data = folder / "clips"
+    for side in ("noisy", "clean"):
+        (data / side).mkdir(parents=True)
+        for i in range(2):
+            shutil.copy(ASSETS / f"clip{i}_{side}.flac", data / side / f"{i}.flac")
+    readme = folder / "README.md"
+    readme.write_text(f"before\n{quality.BEGIN}\nold\n{quality.END}\nafter\n")
+    files = {k: folder / f"q.{k}" for k in ("json", "markdown", "html")}
+    code = quality.main([
+        str(tiny_engine), "--set", str(data), "--sweeps", "alpha,steps", "--backend", "ort",
+        "--jobs", "1", "--readme", str(readme), *(f"--{k}={v}" for k, v in files.items()),
+    ])  # fmt: skip
+    assert code == 0
+    return json.loads(files["json"].read_text()), files, readme
+
+
+def test_the_table_has_the_models_and_the_noisy_input(result):
+    table, files, readme = result
+    (model,) = table["models"]
+    assert model["sets"]["clips"]["n"] == 2
+    text = readme.read_text()
+    assert text.startswith(f"before\n{quality.BEGIN}\n| clips: 2 recordings |")
+    assert text.endswith(f"{quality.END}\nafter\n")
+    assert "old" not in text
+    assert "| `tiny`, 3 steps |" in text
+    mean = model["sets"]["clips"]["systems"]["noisy"]["pesq"]["mean"]
+    assert f"| noisy | {mean:.2f} (" in text
+    assert files["markdown"].read_text().startswith("| clips: 2 recordings |")
+
+
+def test_sweeps_meet_the_plain_measurement_where_they_cross(result):
+    (model,) = result[0]["models"]
+    systems = model["sets"]["clips"]["systems"]
+    alpha = {p["value"]: p for p in model["sweeps"]["alpha"]}
+    steps = {p["value"]: p for p in model["sweeps"]["steps"]}
+    assert alpha[0.4]["figures"] == systems["full"]  # the manifest's alpha
+    assert steps[3]["figures"] == systems["full"]
+    # alpha = 1: the predictive magnitude alone
+    for metric in quality.METRICS:
+        assert alpha[1.0]["figures"][metric]["mean"] == pytest.approx(
+            systems["predictive"][metric]["mean"], abs=0.01
+        )
+    assert [p["nfe"] for p in model["sweeps"]["steps"]] == [2, 3, 4, 5, 7, 9]
+    assert set(model["rtf"]) == {"1", "2", "3", "4", "5", "7", "9"}
+    assert all(value > 0 for value in model["rtf"].values())
+
+
+def test_the_page_has_every_plot(result):
+    text = result[1]["html"].read_text()
+    # alpha against its value; steps against network calls and RTF: three measures each
+    assert text.count("<svg") == 3 + 2 * 3
+    assert "currentColor" in text
+    assert "<script" not in text
+
+
+def test_what_each_sweep_varies(tiny_engine):
+    manifest = Manifest.load(tiny_engine)
+    default = sampler_grid(manifest)[0]
+    for sweep in quality.SWEEPS:
+        for s, value in zip(
+            quality.sweep_systems(manifest, sweep), quality.SWEEPS[sweep], strict=True
+        ):
+            assert (s.alpha == value) if sweep == "alpha" else (s.alpha == default.alpha)
+            if sweep == "t_rs":
+                assert s.t_rs / s.steps == pytest.approx(quality.STEP_T)
+            if sweep == "paper-steps":
+                assert s.t_rs == manifest.sde.t_max
+    assert [s.steps for s in quality.sweep_systems(manifest, "t_rs")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_peers_join_only_on_the_same_recordings(result):
+    table = json.loads(json.dumps(result[0]))
+    model = table["models"][0]
+    model["gmacs"] = {"predictive": 0.5, "score": 0.6, "total": 2.3}
+    figures = {"mean": 2.0, "low": 1.9, "high": 2.1}
+    same = {"pesq": figures, "sha256": model["sets"]["clips"]["sha256"]}
+    made = [
+        {"name": "same", "gmacs": 1.0, "quality": same},
+        {"name": "other set", "gmacs": 1.0, "quality": {**same, "sha256": "0"}},
+        {"name": "no weights", "gmacs": 1.0, "quality": None},
+    ]
+    points = quality.pareto_points(table, {"peers": made})
+    assert [p["name"] for p in points if not p["ours"]] == ["same"]
+    ours = {p["name"]: p["gmacs"] for p in points if p["ours"]}
+    assert ours["tiny, predictive"] == 0.5
+    assert ours["tiny, 3 steps"] == pytest.approx(2.3)
+    assert quality.to_html(table, {"peers": made}).count("<svg") == 10
+
+
+def test_a_readme_without_markers_is_refused_before_time_is_spent(tmp_path, capsys):
+    readme = tmp_path / "README.md"
+    readme.write_text("no markers")
+    assert quality.main(["--set", str(tmp_path), "--readme", str(readme)]) == 1
+    assert "needs <!-- quality table: begin -->" in capsys.readouterr().err
+    with pytest.raises(InputError):
+        quality.replace_block(f"{quality.END}{quality.BEGIN}", "")
+
+
+def test_peers_of_another_version_are_refused(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text('{"format": "x"}')
+    with pytest.raises(InputError, match=r"not a result of this version's peers\.py"):
+        quality.read_peers(path)
