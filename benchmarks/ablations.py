@@ -1,0 +1,297 @@
+"""The paper's ablations (appendix F), each trained alike for a short budget.
+
+    python benchmarks/ablations.py dvpd/configs/tiny.toml --data DATA --set DEV/noise --out runs/ablations
+
+One run for each variant and seed: the same steps, crops and noise, so the same audio; what a variant
+costs in time is a figure of its own. A run that is finished is not repeated: call it again after an
+interruption, or with more seeds. ``degraded-phase`` and ``predictive-alone`` (DVPD-P) are the
+reference's own weights, heard otherwise. Differences are to the reference of the same seed; beside
+each stands how far the seeds lie apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dvpd.benchmarks import machine, rtf, tables
+from dvpd.runtime.errors import DvpdError, InputError
+
+FORMAT = "dvpd-ablations-1"
+REFERENCE = "reference"
+# Variant -> settings of dvpd.train; all else is the reference's.
+VARIANTS: dict[str, tuple[str, ...]] = {
+    REFERENCE: (),
+    "no-fanc": ('model.encoder="uniform"',),
+    "no-fi-gate": ("model.fi_gate=false",),
+    "no-lisa": ('model.local="dual_path"',),
+    "no-phase-loss": ("train.phase_weight=0.0",),
+    "ouve": ('sde.name="ouve"',),
+    "ssd": ('model.scan="ssd"',),
+}
+DERIVED = ("predictive-alone", "degraded-phase")  # other outputs of the reference
+METRICS = ("pesq", "estoi", "si_sdr")
+TITLES = {"pesq": "PESQ", "estoi": "ESTOI", "si_sdr": "SI-SDR, dB"}
+
+FloatArray = NDArray[np.float32]
+
+
+class NoisyPhase:
+    """A backend whose prediction keeps its magnitude and takes the phase of the noisy input."""
+
+    def __init__(self, inner: Any) -> None:
+        """Wrap a backend."""
+        self.inner = inner
+        self.name, self.device = inner.name, inner.device
+
+    def predict(self, noisy: FloatArray) -> tuple[FloatArray, Sequence[Any]]:
+        """See ``Backend.predict``."""
+        clean_ri, feats = self.inner.predict(noisy)
+        magnitude = np.hypot(clean_ri[:, :1], clean_ri[:, 1:])  # [B, 1, T, F]
+        there = np.maximum(np.hypot(noisy[:, :1], noisy[:, 1:2]), np.float32(1e-20))
+        return magnitude * noisy[:, :2] / there, feats
+
+    def score(self, *arrays: Any) -> FloatArray:
+        """See ``Backend.score``."""
+        result: FloatArray = self.inner.score(*arrays)
+        return result
+
+    def close(self) -> None:
+        """Release the inner backend."""
+        self.inner.close()
+
+
+def train_run(args: argparse.Namespace, variant: str, seed: int) -> Path:
+    """Train one variant for the budget, or go on with it; returns its checkpoint.
+
+    Raises:
+        InputError: Training failed; its own message is on stderr.
+    """
+    from dvpd.train import main as train
+
+    out = args.out / f"{variant}-{seed}"
+    words = [
+        str(args.config), "--data", str(args.data), "--out", str(out),
+        "--cache", str(args.cache or args.out / "cache"), "--threads", str(args.threads),
+    ]  # fmt: skip
+    settings = [*args.settings, f"train.steps={args.steps}", f"train.seed={seed}"]
+    settings += ['train.branches="both"', "train.minutes=0.0", *VARIANTS[variant]]
+    for setting in settings:
+        words += ["--set", setting]
+    if (out / "state.pt").exists():
+        words.append("--resume")
+    if train(words):
+        raise InputError(f"training of {variant}, seed {seed}, failed; see above")
+    return out / "last.safetensors"
+
+
+def measure(
+    checkpoint: Path, folder: Path, limit: int, alpha: float, *, derived: bool
+) -> dict[str, dict[str, float]]:
+    """Mean figures of one checkpoint by system.
+
+    Args:
+        checkpoint: Weights with their config.
+        folder: Test set.
+        limit: Evenly spaced pairs of it; 0 for all.
+        alpha: Weight of the predictive magnitude in the full sampler.
+        derived: Whether the degraded phase is heard, too.
+
+    Raises:
+        DvpdError: The set or the checkpoint cannot be used.
+    """
+    from dvpd.metrics import Meter
+    from dvpd.quality.models import enhance_systems, open_model, sampler_grid
+    from dvpd.quality.pairs import every, find_pairs, read_pair
+    from dvpd.runtime.enhancer import Enhancer
+
+    meter = Meter(METRICS)
+    figures: dict[str, list[dict[str, float]]] = {}
+    with open_model(checkpoint, threads=1) as enhancer:
+        systems = sampler_grid(enhancer.manifest, alphas=(alpha,))
+        other = Enhancer(enhancer.manifest, NoisyPhase(enhancer.backend), enhancer.window_plan)
+        for pair in every(find_pairs(folder), limit):
+            noisy, clean = read_pair(pair)
+            heard = enhance_systems(enhancer, noisy, systems)
+            if derived:
+                heard["degraded-phase"] = enhance_systems(other, noisy, systems)["full"]
+            for name, wav in heard.items():
+                figures.setdefault(name, []).append(meter(clean, wav))
+    return {
+        name: {m: statistics.fmean(row[m] for row in rows) for m in METRICS}
+        for name, rows in figures.items()
+    }
+
+
+def run_one(args: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]:
+    """Train and measure one variant, or read what was measured before.
+
+    Raises:
+        DvpdError: Training or measuring failed.
+    """
+    budget = {
+        "steps": args.steps, "settings": list(args.settings), "config": Path(args.config).name,
+        "set": Path(args.set).absolute().name, "limit": args.limit, "alpha": args.alpha,
+    }  # fmt: skip
+    path = args.out / f"{variant}-{seed}" / "figures.json"
+    if path.is_file():
+        known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if known["budget"] != budget:
+            raise InputError(
+                f"{path} is of another budget: {known['budget']}; choose another --out"
+            )
+        return known
+    from dvpd.checkpoint import read_checkpoint
+
+    checkpoint = train_run(args, variant, seed)
+    _, _, extra = read_checkpoint(checkpoint)
+    if int(extra["step"]) < args.steps:
+        raise KeyboardInterrupt  # stopped by a signal: its state is saved
+    figures = measure(checkpoint, args.set, args.limit, args.alpha, derived=variant == REFERENCE)
+    result = {
+        "variant": variant, "seed": seed, "budget": budget, "figures": figures,
+        "minutes": float(extra["minutes"]), "audio_hours": float(extra["audio_hours"]),
+    }  # fmt: skip
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return result
+
+
+def rows_of(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a variant: mean of its figures over seeds, and mean and spread of the differences.
+
+    Args:
+        runs: From ``run_one``; those of a seed without its reference are left out.
+    """
+    heard: dict[str, dict[int, dict[str, float]]] = {}
+    for run in runs:
+        figures = run["figures"]
+        heard.setdefault(run["variant"], {})[run["seed"]] = figures["full"]
+        if run["variant"] == REFERENCE:
+            heard.setdefault("predictive-alone", {})[run["seed"]] = figures["predictive"]
+            heard.setdefault("degraded-phase", {})[run["seed"]] = figures["degraded-phase"]
+    base = heard.get(REFERENCE, {})
+    rows = []
+    for variant in (*VARIANTS, *DERIVED):
+        seeds = sorted(set(heard.get(variant, {})) & set(base))
+        if not seeds:
+            continue
+        row: dict[str, Any] = {"variant": variant, "seeds": seeds}
+        for m in METRICS:
+            values = [heard[variant][s][m] for s in seeds]
+            changes = [heard[variant][s][m] - base[s][m] for s in seeds]
+            row[m] = {
+                "mean": statistics.fmean(values),
+                "range": max(values) - min(values),
+                "change": statistics.fmean(changes),
+                "change_range": max(changes) - min(changes),
+            }
+        row["minutes"] = statistics.fmean(
+            [r["minutes"] for r in runs if r["variant"] == variant] or [float("nan")]
+        )
+        rows.append(row)
+    return rows
+
+
+def to_markdown(rows: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) -> str:
+    """The table, with its budget below."""
+    lines = []
+    for row in rows:
+        cells = [row["variant"], len(row["seeds"])]
+        for m in METRICS:
+            digits = 1 if m == "si_sdr" else 3
+            f = row[m]
+            cells.append(f"{f['mean']:.{digits}f}")
+            cells.append(
+                "" if row["variant"] == REFERENCE
+                else f"{f['change']:+.{digits}f} ({f['change_range']:.{digits}f})"
+            )  # fmt: skip
+        own = row["variant"] in VARIANTS
+        lines.append([*cells, f"{row['minutes']:.1f}" if own else ""])
+    heads = [h for m in METRICS for h in (TITLES[m], "change (range)")]
+    budget, run = runs[0]["budget"], runs[0]
+    noisy = run["figures"]["noisy"]
+    below = (
+        f"{budget['steps']} steps a run ({run['audio_hours']:.2f} h of audio), {budget['config']}, "
+        f"full sampler with alpha {budget['alpha']:g}, {budget['set']}"
+        f"{' (' + str(budget['limit']) + ' pairs)' if budget['limit'] else ''}; noisy: "
+        + ", ".join(f"{TITLES[m]} {noisy[m]:.3f}" for m in METRICS)
+        + ". Range: largest minus smallest over the seeds. Minutes are those of a shared machine."
+    )
+    return tables.markdown(["variant", "seeds", *heads, "minutes"], lines) + "\n\n" + below
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="ablations.py", description=__doc__.split("\n")[0])
+    parser.add_argument("config", type=Path, help="TOML file of the reference")
+    parser.add_argument("--data", type=Path, required=True, help="as for dvpd.train")
+    parser.add_argument("--set", type=Path, required=True, help="folder with noisy/ and clean/")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--cache", type=Path, help="folder for decoded audio (OUT/cache)")
+    parser.add_argument("--steps", type=int, default=400, help="of each run (400)")
+    parser.add_argument("--seeds", type=int, default=2, help="runs of each variant (2)")
+    parser.add_argument("--limit", type=int, default=30, help="pairs measured (30; 0 for all)")
+    parser.add_argument("--alpha", type=float, default=0.4, help="fusion weight (the paper's 0.4)")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--variants", default=",".join(VARIANTS), help=f"of {', '.join(VARIANTS)}"
+    )  # fmt: skip
+    parser.add_argument(
+        "--override", action="append", default=[], metavar="T.K=V", dest="settings",
+        help="setting of dvpd.train for all runs",
+    )  # fmt: skip
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        return _run(args)
+    except (DvpdError, OSError) as error:
+        print(f"ablations.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _run(args: argparse.Namespace) -> int:
+    names = args.variants.split(",")
+    if unknown := sorted(set(names) - set(VARIANTS)):
+        raise InputError(f"variant is {unknown[0]!r}; expected one of {', '.join(VARIANTS)}")
+    if REFERENCE not in names:
+        names.insert(0, REFERENCE)
+    for name, least in (("steps", 1), ("seeds", 1), ("limit", 0)):
+        if getattr(args, name) < least:
+            raise InputError(f"{name} is {getattr(args, name)}; expected at least {least}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    runs: list[dict[str, Any]] = []
+    for seed in range(args.seeds):
+        for variant in (v for v in VARIANTS if v in names):
+            print(f"{variant}, seed {seed}", file=sys.stderr, flush=True)
+            runs.append(run_one(args, variant, seed))
+            if args.json:
+                result = {
+                    "format": FORMAT, "created": rtf.now(), "machine": machine.machine(),
+                    "versions": rtf.versions(), "rows": rows_of(runs), "runs": runs,
+                }  # fmt: skip
+                args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(to_markdown(rows_of(runs), runs))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
