@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from dvpd.export import rtx_check
 from dvpd.metrics import pesq_wb, si_sdr
 from dvpd.runtime.enhancer import Enhancer
-from dvpd.runtime.spec import GRAPH_NAMES, MANIFEST_NAME, Manifest
+from dvpd.runtime.spec import MANIFEST_NAME, Manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "tests" / "assets"
@@ -71,11 +70,3 @@ def test_backends_agree(folder):
             wavs.append(enhancer.enhance(noisy[:48000], 16000, seed=3).wav)
     error = wavs[0] - wavs[1]
     assert 10 * np.log10((wavs[0] ** 2).sum() / (error**2).sum()) > BACKENDS_AGREE_DB
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("graph", GRAPH_NAMES)
-def test_tensorrt_rtx_builds(folder, graph):
-    if not rtx_check.available():
-        pytest.skip("tensorrt_rtx is not installed: dvpd[rtx]")
-    assert rtx_check.check_graph(folder / f"{graph}.onnx") > 10_000
