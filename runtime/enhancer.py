@@ -42,6 +42,8 @@ MAX_STEPS = 1000
 MAX_AMPLITUDE = 1e30  # with MAX_BIN it stays below float32's largest number
 MAX_BIN = 1e8  # a full-scale sine has 128 in its bin of the spectrum
 _ARRAY_BLOCK = 1 << 18  # samples pushed at a time
+OFFSET_SHARE = 0.02  # of the peak: a mean above it is an offset ...
+OFFSET_FROM_S = 1.0  # ... in a recording that is not too short to tell
 
 # Integer dtype -> (zero, full scale).
 _INTEGERS = {"uint8": (128, 128.0), "int16": (0, 32768.0), "int32": (0, 2147483648.0)}
@@ -110,12 +112,26 @@ class _Settings:
     noise: FloatArray | None
 
 
+@dataclass(frozen=True)
+class _Levels:
+    """What the first pass finds of each channel.
+
+    Attributes:
+        offsets: Constant to be taken away, [n_channels]; 0 where there is none to speak of.
+        peaks: Largest magnitude at the model's rate without it, [n_channels].
+    """
+
+    offsets: FloatArray
+    peaks: FloatArray
+
+
 class _Chain:
     """Rate in -> model rate -> windows -> rate in, for all channels of one recording."""
 
-    def __init__(self, enhancer: Enhancer, settings: _Settings, rate: int, peaks: FloatArray):
+    def __init__(self, enhancer: Enhancer, settings: _Settings, rate: int, levels: _Levels):
         signal = enhancer.manifest.signal
-        n_channels = len(peaks)
+        n_channels = len(levels.peaks)
+        self._offsets = levels.offsets
         self._rates = (rate, signal.sample_rate)
         self._down = Resampler(rate, signal.sample_rate, n_channels)
         self._up = Resampler(signal.sample_rate, rate, n_channels)
@@ -125,13 +141,14 @@ class _Chain:
                 enhancer.window_plan,
                 signal.hop_length,
             )
-            for peak in peaks
+            for peak in levels.peaks
         ]
         self._n_in = 0
 
     def push(self, block: FloatArray) -> Iterator[FloatArray]:
         self._n_in += len(block)
-        yield from self._windows(self._down.push(block))
+        # Before resampling, which rings where an offset begins and ends.
+        yield from self._windows(self._down.push(block - self._offsets))
 
     def finish(self) -> Iterator[FloatArray]:
         yield from self._windows(self._down.finish(_n_model(self._n_in, *self._rates)))
@@ -242,10 +259,10 @@ class Enhancer:
     ) -> Enhanced:
         """Enhance a waveform.
 
-        Each channel is scaled by its own maximum, enhanced at the model's rate and brought back;
-        content above half that rate (8 kHz) is not restored. Silent channels stay exactly silent.
-        The same seed gives the same waveform on the same backend. Channels share the noise, so
-        equal channels stay equal.
+        Each channel is freed of a constant offset (if it lasts a second or more), scaled by its
+        own maximum, enhanced at the model's rate and brought back; content above half that rate
+        (8 kHz) is not restored. Silent channels stay exactly silent. The same seed gives the
+        same waveform on the same backend. Channels share the noise, so equal channels stay equal.
 
         Args:
             wav: [L] or [L, n_channels]. Floats of any scale; uint8, int16 and int32 are read as
@@ -276,10 +293,10 @@ class Enhancer:
             for first in range(0, len(columns), _ARRAY_BLOCK):
                 yield _to_float(columns[first : first + _ARRAY_BLOCK])
 
-        peaks = self._peaks(blocks(), rate, columns.shape[1], "wav")
+        levels = self._levels(blocks(), rate, columns.shape[1], "wav")
         out = np.empty(columns.shape, np.float32)
         done = 0
-        for block in self._run(blocks(), rate, peaks, settings, len(columns), progress):
+        for block in self._run(blocks(), rate, levels, settings, len(columns), progress):
             out[done : done + len(block)] = block
             done += len(block)
         return Enhanced(
@@ -325,9 +342,9 @@ class Enhancer:
         container, subtype = output_format(info, real)
         rate, n_channels = info.sample_rate, info.n_channels
         with AudioWriter(real, rate, n_channels, container, subtype) as writer:
-            peaks = self._peaks(read_blocks(info), rate, n_channels, str(info.path))
+            levels = self._levels(read_blocks(info), rate, n_channels, str(info.path))
             blocks = read_blocks(info)
-            for block in self._run(blocks, rate, peaks, settings, info.n_samples, progress):
+            for block in self._run(blocks, rate, levels, settings, info.n_samples, progress):
                 writer.write(block)
             writer.commit()
         return EnhancedFile(
@@ -385,40 +402,47 @@ class Enhancer:
         if not np.isfinite(noise).all():
             raise InputError("noise holds NaN or infinity; expected finite values")
 
-    def _peaks(
+    def _levels(
         self, blocks: Iterable[FloatArray], rate: int, n_channels: int, source: str
-    ) -> FloatArray:
-        """First pass: largest magnitude of each channel at the model's rate, [n_channels]."""
+    ) -> _Levels:
+        """First pass: offset, and largest magnitude at the model's rate, of each channel."""
         resampler = Resampler(rate, self._rate, n_channels)
-        peaks = np.zeros(n_channels, np.float32)
-        done = 0
+        low, high = np.zeros((2, n_channels), np.float32)
+        total, done = np.zeros(n_channels), 0
+
+        def add(part: FloatArray) -> None:
+            nonlocal low, high
+            if len(part):
+                low, high = np.minimum(low, part.min(axis=0)), np.maximum(high, part.max(axis=0))
+
         for block in blocks:
             check_finite(block, done, source)
             done += len(block)
-            low = resampler.push(block)
-            if len(low):
-                peaks = np.maximum(peaks, np.abs(low).max(axis=0))
-        low = resampler.finish(_n_model(done, rate, self._rate))
-        if len(low):
-            peaks = np.maximum(peaks, np.abs(low).max(axis=0))
-        if peaks.max() > MAX_AMPLITUDE:
+            total += block.sum(axis=0, dtype=np.float64)
+            add(resampler.push(block))
+        add(resampler.finish(_n_model(done, rate, self._rate)))
+        peak = np.maximum(high, -low)
+        if peak.max() > MAX_AMPLITUDE:
             raise InputError(
-                f"{source}: amplitude {peaks.max():.3g}; expected at most {MAX_AMPLITUDE:g}: scale "
+                f"{source}: amplitude {peak.max():.3g}; expected at most {MAX_AMPLITUDE:g}: scale "
                 "the recording down"
             )
-        return peaks
+        mean = (total / max(done, 1)).astype(np.float32)
+        is_offset = (np.abs(mean) > OFFSET_SHARE * peak) & (done >= OFFSET_FROM_S * rate)
+        offsets = np.where(is_offset, mean, np.float32(0.0))
+        return _Levels(offsets, np.maximum(high - offsets, offsets - low))
 
     def _run(
         self,
         blocks: Iterable[FloatArray],
         rate: int,
-        peaks: FloatArray,
+        levels: _Levels,
         settings: _Settings,
         n_samples: int,
         progress: Progress | None,
     ) -> Iterator[FloatArray]:
         """Second pass: yield enhanced blocks, n_samples in all."""
-        chain = _Chain(self, settings, rate, peaks)
+        chain = _Chain(self, settings, rate, levels)
         done = 0
 
         def parts() -> Iterator[FloatArray]:

@@ -169,9 +169,19 @@ def test_scale_does_not_matter(enhancer, speech):
 
 
 def test_clipped_and_offset_recordings(enhancer, speech):
-    for wav in (np.clip(speech * 50, -1, 1), speech + 0.5, np.ones(5000, np.float32)):
+    for wav in (np.clip(speech * 50, -1, 1), np.ones(5000, np.float32)):
         out = enhancer.enhance(wav.astype(np.float32), 16000, steps=0).wav
         np.testing.assert_allclose(out, wav * PREDICTIVE_GAIN, atol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_an_offset_is_taken_away(enhancer, speech, rate):
+    """A model takes 0.1 of offset for sound: PESQ of clean speech fell from 4.4 to 3.7."""
+    wav = speech - speech.mean()
+    out = enhancer.enhance(np.stack([wav, wav + 0.1], axis=1), rate, steps=3).wav
+    # at other rates the first pass hears the edges of the offset ring: another scale, a little
+    assert snr_db(out[:, 0], out[:, 1]) > (90 if rate == 16000 else 50)
+    assert not enhancer.enhance(np.full(20000, 0.25, np.float32), 16000).wav.any()
 
 
 @pytest.mark.parametrize(
