@@ -1,9 +1,9 @@
+import json
 from pathlib import Path
 
 import pytest
 
 from dvpd.config import Config, ModelConfig, complete_from_dict, from_dict, load_toml, to_dict
-from dvpd.data_config import DataConfig
 from dvpd.runtime.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,11 +74,16 @@ def test_tables_from_before_the_whole_chain_are_completed():
 
 
 def test_shipped_weights_still_say_what_they_were_trained_with():
+    from safetensors import safe_open
+
     from dvpd.checkpoint import load_checkpoint
 
-    data = load_checkpoint(ENGINES / "dvpd-tiny" / "dvpd-tiny.safetensors")[0].data
-    assert data.crop_samples == 16256
-    assert data.gsm_p in (0.0, DataConfig().gsm_p)
+    path = ENGINES / "dvpd-tiny" / "dvpd-tiny.safetensors"
+    with safe_open(path, framework="pt") as file:
+        written = json.loads(file.metadata()["config"])
+    read = to_dict(load_checkpoint(path)[0])
+    for table, keys in written.items():
+        assert {key: read[table][key] for key in keys} == keys
 
 
 @pytest.mark.parametrize("name", ["tiny", "base", "paper"])

@@ -96,14 +96,12 @@ def test_tiny_builds_for_every_target(tiny, target, capsys):
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory):
+def base(tmp_path_factory, make_checkpoint):
     """dvpd-base with random weights as fp16 graphs; their parity is tested on smaller ones."""
-    from conftest import write_checkpoint
-
     from dvpd.config import ModelConfig
 
     folder = tmp_path_factory.mktemp("base")
-    checkpoint = write_checkpoint(folder / "base.safetensors", ModelConfig())
+    checkpoint = make_checkpoint(folder / "base.safetensors", ModelConfig())
     with pytest.MonkeyPatch.context() as patch:
         report = parity.Report(errors={"clean_ri": 0.0}, waveform_snr_db=99.0)
         patch.setattr(build.parity, "verify", lambda *_: report)
