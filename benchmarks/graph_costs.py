@@ -137,9 +137,9 @@ def graph_costs(path: Path, shapes: Mapping[str, Sequence[int]]) -> GraphCosts:
         InputError: The file cannot be read, an input's sizes are missing, a shape cannot be
             inferred, or an operator is not known to the counter.
     """
+    model = _load(path)
     import onnx
 
-    model = _load(path)
     graph = model.graph
     del graph.value_info[:]
     for value in graph.input:

@@ -1,4 +1,4 @@
-"""The command line: ``dvpd enhance``, ``dvpd build``, ``dvpd benchmark`` and ``dvpd doctor``.
+"""The command line: ``dvpd enhance``, ``build``, ``benchmark``, ``predict-device``, ``doctor``.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 failed (some files,
 in a batch), 2 wrong usage.
@@ -25,6 +25,14 @@ from .noise import SEED_MAX
 from .plans import add_build_options
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+# Commands with a parser of their own: module and help.
+_BENCHMARKS = {
+    "benchmark": ("dvpd.benchmarks.rtf", "measure speed, memory and energy on this machine"),
+    "predict-device": (
+        "dvpd.benchmarks.predict_device",
+        "estimate speed and memory on a device that is not at hand",
+    ),
+}
 _BAR_AFTER_S = 2.0
 _BAR_EVERY_S = 0.2
 _BAR_WIDTH = 30
@@ -117,15 +125,11 @@ def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
     add_build_options(build)
     build.set_defaults(run=_build)
 
-    # No prefix character: every word after the command belongs to the benchmark's own parser.
-    benchmark = commands.add_parser(
-        "benchmark",
-        help="measure speed, memory and energy on this machine",
-        add_help=False,
-        prefix_chars="\0",
-    )
-    benchmark.add_argument("words", nargs="*")
-    benchmark.set_defaults(run=_benchmark)
+    # No prefix character: every word after the command belongs to the module's own parser.
+    for name, (_, text) in _BENCHMARKS.items():
+        outside = commands.add_parser(name, help=text, add_help=False, prefix_chars="\0")
+        outside.add_argument("words", nargs="*")
+        outside.set_defaults(run=_benchmark)
 
     doctor = commands.add_parser(
         "doctor",
@@ -282,9 +286,9 @@ def _doctor(args: argparse.Namespace) -> int:
 
 def _benchmark(args: argparse.Namespace) -> int:
     # outside the light runtime: imported by name when asked for
-    rtf = importlib.import_module("dvpd.benchmarks.rtf")
+    module = importlib.import_module(_BENCHMARKS[args.command][0])
     try:
-        return int(rtf.main(args.words, prog="dvpd benchmark"))
+        return int(module.main(args.words, prog=f"dvpd {args.command}"))
     except SystemExit as stop:  # argparse has said why, or has shown its help
         return EXIT_DONE if stop.code in (None, 0) else EXIT_USAGE
 
