@@ -763,14 +763,16 @@ def _ratio(
     folder = folders.get(_hashes(read["protocol"]["graphs"].get(row["engine"], {})))
     if folder is None:
         return "its graphs are those of no engine folder here"
-    took = row["stages_ms"]["predictive"] + sum(row["stages_ms"]["score"])
+    stages, launch = row["stages_ms"], CALLS
+    took = stages["predictive"] + sum(stages["score"])
+    if stages.get("sampler"):
+        took, launch = stages["sampler"], GRAPH
     if took <= 0:
         return "the network calls were not timed apart"
     key = (folder, row["frames"], row["batch"])
     if key not in costs:
         costs[key] = engine_costs(*key)
-    # rtf.py times the calls one by one, whatever the backend could capture
-    predicted = network_ms(costs[key], device, row["steps"], CALLS)
+    predicted = network_ms(costs[key], device, row["steps"], launch)
     case = (
         f"{report.label(dict(row))}, {row['frames']} frames, batch {row['batch']}, "
         f"{row['steps']} steps"

@@ -119,8 +119,10 @@ def stage_rows(report: Report) -> list[list[Any]]:
     lines = []
     for row in base_rows(report):
         s = row["stages_ms"]
-        score = " + ".join(tables.cell(x) for x in s["score"]) or None
-        lines.append([label(row), s["stft"], s["predictive"], score, s["fusion"], s["istft"]])
+        predictive, score = s["predictive"], " + ".join(map(tables.cell, s["score"])) or None
+        if s.get("sampler") is not None:
+            predictive, score = None, f"{tables.cell(s['sampler'])} (whole sampler)"
+        lines.append([label(row), s["stft"], predictive, score, s["fusion"], s["istft"]])
     return lines
 
 
@@ -461,6 +463,10 @@ COLOURS = (
     "#3b82c4", "#e0762f", "#3a9d5d", "#c2478f", "#8a6fd1", "#b89a1c", "#2aa6a6", "#d0514f",
 )  # fmt: skip
 STAGES = ("STFT", "predictive", "score calls", "noise, fusion", "iSTFT")
+STAGE_KEYS = {
+    "STFT": "stft", "score calls": "score", "noise, fusion": "fusion", "iSTFT": "istft",
+    "whole sampler": "sampler",
+}  # fmt: skip
 INK = "#010203"  # stands for the page's text colour until the SVG is written
 STYLE = """
 :root { color-scheme: light dark; --bg: #ffffff; --ink: #1c2430; --soft: #5b6675; --line: #d9dee5;
@@ -575,13 +581,15 @@ def _plot_stages(report: Report) -> Callable[[Any], None]:
     def draw(axes: Any) -> None:
         rows = base_rows(report)[::-1]
         left = np.zeros(len(rows))
-        for stage, colour in zip(STAGES, COLOURS, strict=False):
-            name = {"STFT": "stft", "noise, fusion": "fusion", "iSTFT": "istft"}.get(stage, stage)
-            values = [r["stages_ms"]["score" if stage == "score calls" else name] for r in rows]
+        whole = any(r["stages_ms"].get("sampler") for r in rows)
+        for stage, colour in zip((*STAGES, *["whole sampler"] * whole), COLOURS, strict=False):
+            name = STAGE_KEYS.get(stage, stage)
+            values = [r["stages_ms"].get(name) or 0.0 for r in rows]
             if stage == "score calls":
                 # one segment a call, a gap between them
-                for call in range(max(len(v) for v in values) if values else 0):
-                    part = np.array([v[call] if call < len(v) else 0.0 for v in values])
+                calls = [r["stages_ms"]["score"] for r in rows]
+                for call in range(max(map(len, calls), default=0)):
+                    part = np.array([v[call] if call < len(v) else 0.0 for v in calls])
                     axes.barh(range(len(rows)), part, left=left, color=colour, height=0.6,
                               label=stage if call == 0 else None, edgecolor="#ffffff", lw=0.8)  # fmt: skip
                     left = left + part

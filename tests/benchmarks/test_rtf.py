@@ -54,6 +54,48 @@ def test_what_is_timed_is_what_the_enhancer_does(tiny_engine, steps):
     assert parts == pytest.approx(timing.total, rel=1e-6)
 
 
+class OnDevice:
+    """A backend that runs the whole sampler itself, and says so if it is called any other way."""
+
+    def __init__(self, inner):
+        self.inner, self.name, self.device = inner, "tensorrt", "cuda"
+
+    def run_sampler(self, noisy, noise, *, start, steps, alpha, tlb):
+        from dvpd.runtime.sampler import sample
+
+        return sample(self.inner, noisy, start=start, steps=steps, alpha=alpha, tlb=tlb,
+                      draw=lambda i: noise[i])  # fmt: skip
+
+    def predict(self, noisy):
+        raise AssertionError("the whole sampler was there to be used")
+
+    score = predict
+
+    def close(self):
+        self.inner.close()
+
+
+def test_a_sampler_on_the_device_is_timed_as_it_is_used(tiny_engine):
+    """Through predict and score a captured graph would be left out of the figures."""
+    item = rtf.load(tiny_engine, "ort", "cpu", 1)
+    wavs = rtf.make_audio(item.manifest, 64, 1)
+    expected, _ = rtf.enhance_windows(item.backend, item.manifest, wavs, 3)
+    item.backend = OnDevice(item.backend)
+    out, timing = rtf.enhance_windows(item.backend, item.manifest, wavs, 3)
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+    assert timing.predictive == sum(timing.score) == 0.0
+    parts = timing.stft + timing.sampler + timing.fusion + timing.istft
+    assert parts == pytest.approx(timing.total, rel=1e-6)
+    rows = rtf.make_cases([item], [0.512], [1], [3], grid=False)
+    rtf.time_interleaved(rows, min_runs=2, min_seconds=0)
+    row = rtf.summarise(rows[0])
+    assert row["stages_ms"]["sampler"] > 0
+    (line,) = report.stage_rows({"rows": [row]})
+    assert line[2] is None
+    assert line[3].endswith("(whole sampler)")
+    item.backend.close()
+
+
 def test_rows_are_interleaved_in_a_new_order_every_round(tiny_engine, monkeypatch):
     item = rtf.load(tiny_engine, "ort", "cpu", 1)
     rows = rtf.make_cases([item], [0.256], [1], [0, 1, 2, 3], grid=False)
