@@ -42,7 +42,7 @@ SWEEPS: dict[str, tuple[float, ...]] = {
     "paper-steps": (10, 15, 20, 25, 30, 35, 40),
 }
 PAPER_TABLES = {"alpha": "Table 7", "t_rs": "Table 9", "paper-steps": "Table 8"}
-BEGIN, END = "<!-- quality table: begin -->", "<!-- quality table: end -->"
+BLOCK = "quality table"
 RTF_WINDOW_S, RTF_RUNS = 2.048, 7
 
 Say = Callable[[str], None]
@@ -226,16 +226,22 @@ def sweep_tables(result: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def replace_block(text: str, block: str) -> str:
-    """``text`` with what is between the two markers replaced.
+def marks(name: str) -> tuple[str, str]:
+    """What stands before and behind a block of a README."""
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+
+
+def replace_block(text: str, block: str, name: str = BLOCK) -> str:
+    """``text`` with what is between the two marks replaced.
 
     Raises:
-        InputError: The markers are not there, once each and in order.
+        InputError: The marks are not there, once each and in order.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise InputError(f"the file needs {BEGIN} and {END}, once each and in this order")
-    head, tail = text.split(BEGIN)[0], text.split(END)[1]
-    return f"{head}{BEGIN}\n{block}\n{END}{tail}"
+    begin, end = marks(name)
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise InputError(f"the file needs {begin} and {end}, once each and in this order")
+    head, tail = text.split(begin)[0], text.split(end)[1]
+    return f"{head}{begin}\n{block}\n{end}{tail}"
 
 
 def _plot_sweep(model: dict[str, Any], sweep: str, metric: str, x: str) -> Callable[[Any], None]:
@@ -386,8 +392,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--markdown", type=Path, metavar="OUT")
     parser.add_argument("--html", type=Path, metavar="OUT")
-    parser.add_argument("--readme", type=Path, help=f"file whose text between {BEGIN} and its end "
-                        "is replaced by the tables")  # fmt: skip
+    parser.add_argument("--readme", type=Path, help=f"file whose text between {marks(BLOCK)[0]} and "
+                        "its end is replaced by the tables")  # fmt: skip
     return parser
 
 

@@ -26,7 +26,9 @@ def result(tiny_engine, tmp_path_factory):
         for i in range(2):
             shutil.copy(ASSETS / f"clip{i}_{side}.flac", data / side / f"{i}.flac")
     readme = folder / "README.md"
-    readme.write_text(f"before\n{quality.BEGIN}\nold\n{quality.END}\nafter\n")
+    readme.write_text(
+        f"before\n{quality.marks(quality.BLOCK)[0]}\nold\n{quality.marks(quality.BLOCK)[1]}\nafter\n"
+    )
     files = {k: folder / f"q.{k}" for k in ("json", "markdown", "html")}
     code = quality.main([
         str(tiny_engine), "--set", str(data), "--sweeps", "alpha,steps", "--backend", "ort",
@@ -41,8 +43,8 @@ def test_the_table_has_the_models_and_the_noisy_input(result):
     (model,) = table["models"]
     assert model["sets"]["clips"]["n"] == 2
     text = readme.read_text()
-    assert text.startswith(f"before\n{quality.BEGIN}\n| clips: 2 recordings |")
-    assert text.endswith(f"{quality.END}\nafter\n")
+    assert text.startswith(f"before\n{quality.marks(quality.BLOCK)[0]}\n| clips: 2 recordings |")
+    assert text.endswith(f"{quality.marks(quality.BLOCK)[1]}\nafter\n")
     assert "old" not in text
     assert "| `tiny`, 3 steps |" in text
     mean = model["sets"]["clips"]["systems"]["noisy"]["pesq"]["mean"]
@@ -115,7 +117,9 @@ def test_a_readme_without_markers_is_refused_before_time_is_spent(tmp_path, caps
     assert quality.main(["--set", str(tmp_path), "--readme", str(readme)]) == 1
     assert "needs <!-- quality table: begin -->" in capsys.readouterr().err
     with pytest.raises(InputError):
-        quality.replace_block(f"{quality.END}{quality.BEGIN}", "")
+        quality.replace_block(
+            f"{quality.marks(quality.BLOCK)[1]}{quality.marks(quality.BLOCK)[0]}", ""
+        )
 
 
 def test_peers_of_another_version_are_refused(tmp_path):
