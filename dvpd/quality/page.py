@@ -50,14 +50,14 @@ tbody tr:hover { background: var(--band); }
 td small { display: block; color: var(--soft); font-size: .92em; }
 th.text, td.text { text-align: left; }
 td.wide { white-space: normal; min-width: 12rem; overflow-wrap: anywhere; }
-.plots { display: flex; flex-wrap: wrap; gap: 1rem; }
-.plots figure { flex: 1 1 24rem; max-width: 38rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr));
+  gap: 1rem; }
 figure { margin: 0; min-width: 0; }
 figure svg { width: 100%; height: auto; color: var(--ink); }
 .key { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin: 0 .3em 0 1em; }
 @media print { :root { --paper: #fff; --ink: #000; --soft: #444; --line: #bbb; --band: #f4f4f4; }
   body { padding: 0; max-width: none; font-size: 8pt; } .scroll { overflow: visible; }
-  .plots figure { flex: 0 0 48%; }
+  .plots { grid-template-columns: 1fr 1fr; }
   table { font-size: 6pt; } th, td { white-space: normal; padding: .15rem .3rem; }
   figure, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 """
