@@ -410,7 +410,10 @@ def test_interrupt_ends_all_processes_and_writes_nothing(pair_set, tmp_path):
     command = [sys.executable, "-m", "dvpd.evaluate", str(ENGINE), "--set", str(pair_set)]
     command += ["--backend", "ort", "--metrics", "si_sdr", "--jobs", "2", "--out", str(out)]
     command += ["--steps", "1000"]  # minutes of work
+    # a background job of a shell, such as a nightly run of this suite, ignores Ctrl-C by inheritance
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True)
+    signal.signal(signal.SIGINT, before)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     deadline = time.monotonic() + 180
     try:

@@ -1,0 +1,82 @@
+"""The README's tables come from results that were measured, and the shipped README has them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dvpd.benchmarks import quality, report
+from dvpd.benchmarks.readme import BLOCKS, RESULTS, ROOT, fill, main, sizes, speed
+
+
+def _text(*names: str) -> str:
+    return "\n".join(f"{quality.marks(n)[0]}\nold\n{quality.marks(n)[1]}" for n in names)
+
+
+def test_the_readme_has_the_figures_of_the_results():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(text.count(quality.marks(name)[0]) == 1 for name in BLOCKS)
+    assert fill(text, RESULTS) == text, "run python benchmarks/readme.py"
+    assert main(["--check"]) == 0
+
+
+def test_results_are_of_one_machine_and_of_this_version():
+    found = report.read(RESULTS / "rtf.json")
+    peers = quality.read_peers(RESULTS / "peers.json")
+    assert found["machine"]["cpu"] == peers["machine"]["cpu"]
+
+
+def test_a_stale_readme_is_noticed_and_mended(tmp_path, capsys):
+    path = tmp_path / "README.md"
+    path.write_text("before\n" + _text("speed", "sizes") + "\nafter\n")
+    assert main(["--readme", str(path), "--check"]) == 1
+    assert "has other figures" in capsys.readouterr().out
+    assert main(["--readme", str(path)]) == 0
+    assert main(["--readme", str(path), "--check"]) == 0
+    text = path.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+
+
+def test_speed_takes_its_figures_from_the_rows():
+    found = report.read(RESULTS / "rtf.json")
+    row = next(r for r in report.base_rows(found) if r["backend"] == "openvino")
+    line = next(
+        text
+        for text in speed(found).splitlines()
+        if text.startswith(f"| `{row['engine']}` | openv")
+    )
+    assert f"| {row['rtf']:.3f} |" in line
+    assert f"| {row['latency_ms']['p50']:.0f} / " in line
+    others = json.loads(json.dumps(found))
+    for each in others["rows"]:
+        if each["status"] == "ok":
+            each["rtf"] *= 2
+    assert speed(others) != speed(found)
+
+
+def test_sizes_by_hand():
+    model = {"name": "x", "parameters": {"predictive": 1e6, "total": 2e6},
+             "macs_per_second": {"predictive": 3e9, "total": 4e9}}  # fmt: skip
+    assert "| `x` | 1.00 M / 2.00 M | 3.00 / 4.00 |" in sizes([model])
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("nothing", "no marks"), (quality.marks("speed")[0], "once each and in this order")],
+)
+def test_wrong_marks(tmp_path, text, named, capsys):
+    path = tmp_path / "README.md"
+    path.write_text(text)
+    assert main(["--readme", str(path)]) == 1
+    assert named in capsys.readouterr().err
+    assert path.read_text() == text
+
+
+def test_missing_results(tmp_path, capsys):
+    path = tmp_path / "README.md"
+    path.write_text(_text("speed"))
+    assert main([str(tmp_path), "--readme", str(path)]) == 1
+    assert "rtf.json" in capsys.readouterr().err
