@@ -1,0 +1,152 @@
+"""Write the README's tables from results that were measured, or check that it has them.
+
+    python benchmarks/readme.py              # README.md from benchmarks/results
+    python benchmarks/readme.py --check      # exit with 1 if it has other figures
+
+Each table stands between two marks in the README; what is written between them is lost. The results
+are what ``rtf.py``, ``quality.py``, ``peers.py`` and ``macs.py`` wrote with ``--json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dvpd.benchmarks import peers, quality, report, tables
+from dvpd.runtime.errors import DvpdError, InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results" / "epyc-2-cores"
+
+
+def sizes(models: Sequence[dict[str, Any]]) -> str:
+    """Parameters and products of each model, from ``macs.py``."""
+    rows = []
+    for model in models:
+        p, s = (model["parameters"][k] / 1e6 for k in ("predictive", "total"))
+        a, b = (model["macs_per_second"][k] / 1e9 for k in ("predictive", "total"))
+        rows.append([f"`{model['name']}`", f"{p:.2f} M / {s:.2f} M", f"{a:.2f} / {b:.2f}"])
+    rows.append(["the paper", "0.61 M / 1.9 M", "2.41 / 10.2 (its scan uncounted)"])
+    header = [
+        "",
+        "parameters, predictive / all",
+        "GMAC per second of audio, predictive / all (1 + 3)",
+    ]
+    return tables.markdown(header, rows)
+
+
+def speed(found: report.Report) -> str:
+    """Real-time factors of the base cases, from ``rtf.py``, with its protocol in a sentence."""
+    alone = {
+        (r["engine"], r["backend"], r["device"]): r
+        for r in found["rows"]
+        if r["status"] == "ok" and r["steps"] == 0 and r["batch"] == 1
+    }
+    cold = {
+        (p["engine"], p["backend"], p["device"]): p
+        for p in found["processes"]
+        if p["status"] == "ok"
+    }
+    rows = []
+    base = report.base_rows(found)
+    for row in base:
+        key = (row["engine"], row["backend"], row["device"])
+        ms, fresh = row["latency_ms"], cold.get(key, {})
+        rows.append(
+            [f"`{row['engine']}`", row["backend"], f"{row['rtf']:.3f}",
+             f"{alone[key]['rtf']:.3f}" if key in alone else None,
+             f"{ms['p50']:.0f} / {ms['p95']:.0f} / {ms['p99']:.0f}",
+             f"{fresh['cold_start_s']:.2f}" if fresh else None,
+             f"{fresh['peak_rss_mib']:.0f}" if fresh.get("peak_rss_mib") else None]
+        )  # fmt: skip
+    if not rows:
+        raise InputError("the rtf report has no row that was measured")
+    header = ["engine", "backend", "RTF, 3 steps", "predictive alone", "p50 / p95 / p99, ms",
+              "cold start, s", "peak RSS, MiB"]  # fmt: skip
+    p, v = found["protocol"], found["protocol"]["versions"]
+    share = p["others_cpu_share"]
+    names = ", ".join(f"{n} {v[n]}" for n in ("onnxruntime", "openvino", "torch") if n in v)
+    text = (
+        f"{found['machine']['cpu']}, {p['threads']} threads, {found['created'][:10]}, {names}; windows "
+        f"of {base[0]['window_s']:.2f} s from waveform to waveform (STFT and noise included), at "
+        f"least {p['min_runs']} interleaved runs"
+    )
+    if share is not None:
+        text += f"; other processes used {share:.0%} of the CPU"
+    return tables.markdown(header, rows) + f"\n\n{text}."
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: {error}; measure it again (see {path.parent}/README.md)"
+        ) from None
+
+
+# Name of the block -> file of the results, reader, writer.
+BLOCKS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Any], str]]] = {
+    "sizes": ("macs.json", _json, sizes),
+    "quality table": ("quality.json", _json, quality.set_tables),
+    "speed": ("rtf.json", report.read, speed),
+    "peers": ("peers.json", quality.read_peers, peers.to_markdown),
+}
+
+
+def fill(text: str, folder: Path) -> str:
+    """``text`` with every block that it has marks for made anew.
+
+    Args:
+        text: Markdown with marks.
+        folder: Results of one machine.
+
+    Raises:
+        InputError: A result is missing or damaged, a mark is unpaired, or there are no marks.
+    """
+    done = 0
+    for name, (file, read, write) in BLOCKS.items():
+        begin, end = quality.marks(name)
+        if begin in text or end in text:
+            text = quality.replace_block(text, write(read(folder / file)), name)
+            done += 1
+    if not done:
+        raise InputError(f"no marks; expected some of {', '.join(map(repr, BLOCKS))}")
+    return text
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="readme.py", description=__doc__.split("\n")[0])
+    parser.add_argument("results", nargs="?", type=Path, default=RESULTS, help="of one machine")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 if it differs")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        before = args.readme.read_text(encoding="utf-8")
+        after = fill(before, args.results)
+    except (DvpdError, OSError) as error:
+        print(f"readme.py: {error}", file=sys.stderr)
+        return 1
+    if args.check:
+        if after != before:
+            print(f"{args.readme} has other figures than {args.results}: run readme.py")
+        return int(after != before)
+    args.readme.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
