@@ -11,7 +11,7 @@ from dvpd.benchmarks.readme import BLOCKS, RESULTS, ROOT, fill, main, sizes, spe
 
 
 def _text(*names: str) -> str:
-    return "\n".join(f"{quality.marks(n)[0]}\nold\n{quality.marks(n)[1]}" for n in names)
+    return "\n".join(f"{quality.marks(n)[0]}\nSTALE\n{quality.marks(n)[1]}" for n in names)
 
 
 def test_the_readme_has_the_figures_of_the_results():
@@ -37,7 +37,7 @@ def test_a_stale_readme_is_noticed_and_mended(tmp_path, capsys):
     text = path.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
-    assert "old" not in text
+    assert "STALE" not in text
 
 
 def test_speed_takes_its_figures_from_the_rows():
