@@ -47,12 +47,6 @@ def write_checkpoint(path: Path, model_config: ModelConfig = SMALL) -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_checkpoint():
-    """`write_checkpoint`, for tests that want another size."""
-    return write_checkpoint
-
-
-@pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "small.safetensors")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from dvpd.export import build, build_engine, parity, trt_api
+from dvpd.export import build_engine, trt_api
 from dvpd.runtime import cli, plans
 from dvpd.runtime.errors import BackendError, InputError, ManifestError
 from dvpd.runtime.plans import Gpu, Profile
@@ -95,18 +95,9 @@ def test_tiny_builds_for_every_target(tiny, target, capsys):
     built_and_reused(tiny, target, capsys)
 
 
-@pytest.fixture(scope="session")
-def base(tmp_path_factory, make_checkpoint):
-    """dvpd-base with random weights as fp16 graphs; their parity is tested on smaller ones."""
-    from dvpd.config import ModelConfig
-
-    folder = tmp_path_factory.mktemp("base")
-    checkpoint = make_checkpoint(folder / "base.safetensors", ModelConfig())
-    with pytest.MonkeyPatch.context() as patch:
-        report = parity.Report(errors={"clean_ri": 0.0}, waveform_snr_db=99.0)
-        patch.setattr(build.parity, "verify", lambda *_: report)
-        build.export_checkpoint(checkpoint, folder / "engine", "fp16")
-    return folder / "engine"
+@pytest.fixture
+def base(tmp_path):
+    return copy_engine(ENGINES / "dvpd-base-fp16", tmp_path / "base")
 
 
 @rtx
