@@ -264,8 +264,19 @@ def variants(name: str, only_device: str | None) -> list[tuple[str, str]]:
     if only_device is not None:
         return [(name, only_device)]
     if name == "ort":
-        return [("ort", "cpu")] + [("ort", "cuda")] * (cuda_device_count() > 0)
+        if cuda_device_count() == 0:
+            return [("ort", "cpu")]
+        tensorrt = "TensorrtExecutionProvider" in _ort_providers()
+        return [("ort", "cpu"), ("ort", "cuda")] + [("ort", "tensorrt")] * tensorrt
     return [(name, "cpu" if name == "openvino" else "auto")]
+
+
+def _ort_providers() -> list[str]:
+    try:
+        import onnxruntime
+    except ImportError:
+        return []
+    return list(onnxruntime.get_available_providers())
 
 
 def load(path: Path, backend: str, device: str, threads: int) -> Loaded:

@@ -89,7 +89,9 @@ def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
         "--backend", choices=["auto", *BACKENDS], default="auto", help="inference engine"
     )
     enhance.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:N (ort), gpu, npu (openvino) or auto"
+        "--device",
+        default="auto",
+        help="cpu, cuda, cuda:N, tensorrt (ort's provider), gpu, npu (openvino) or auto",
     )
     enhance.add_argument("--threads", type=_whole(1, 4096), metavar="N", help="CPU threads")
     enhance.add_argument(

@@ -188,18 +188,23 @@ def _backends(n_gpus: int) -> list[dict[str, Any]]:
     else:
         cpu = None
     add("ort", "cpu", *(cpu or (None, None)))
-    if n_gpus == 0:
-        add("ort", "cuda", "no NVIDIA GPU with a working driver", "a machine with one")
-    elif conflict and cpu:
-        add("ort", "cuda", *cpu)
-    elif "CUDAExecutionProvider" not in providers:
-        cure = "pip uninstall -y onnxruntime, then pip install 'dvpd[gpu]'"
-        add("ort", "cuda", "this onnxruntime has no CUDA provider", cure)
-    elif not _ort_starts("CUDAExecutionProvider"):
-        cure = "install the CUDA and cuDNN versions that this onnxruntime-gpu names"
-        add("ort", "cuda", "ONNX Runtime cannot load its CUDA libraries", cure)
-    else:
-        add("ort", "cuda", None, None)
+    for device, provider, libraries in (
+        ("cuda", "CUDAExecutionProvider", "CUDA"),
+        ("tensorrt", "TensorrtExecutionProvider", "TensorRT and CUDA"),
+    ):
+        if n_gpus == 0:
+            add("ort", device, "no NVIDIA GPU with a working driver", "a machine with one")
+        elif conflict and cpu:
+            add("ort", device, *cpu)
+        elif provider not in providers:
+            cure = "pip uninstall -y onnxruntime, then pip install 'dvpd[gpu]'"
+            kind = provider.removesuffix("ExecutionProvider")
+            add("ort", device, f"this onnxruntime has no {kind} provider", cure)
+        elif not _ort_starts(provider):
+            cure = f"install the {libraries} (and cuDNN) versions that this onnxruntime-gpu names"
+            add("ort", device, f"ONNX Runtime cannot load its {libraries} libraries", cure)
+        else:
+            add("ort", device, None, None)
     if not installed("openvino"):
         cure = f"pip install '{BACKENDS['openvino'][1]}'"
         add("openvino", "cpu", "openvino is not installed", cure)

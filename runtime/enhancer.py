@@ -214,7 +214,8 @@ class Enhancer:
         Args:
             folder: Folder with manifest.json and the two graphs.
             backend: "ort", "openvino" or "auto".
-            device: "cpu", "cuda", "cuda:N" (ort), "gpu", "npu" (openvino) or "auto".
+            device: "cpu", "cuda", "cuda:N" (not openvino), "tensorrt", "tensorrt:N" (ort: its
+                TensorRT provider), "gpu", "npu" (openvino) or "auto".
             threads: CPU threads; None for a sensible number.
             window_plan: How long recordings are cut; None for 8.2 s windows.
 

@@ -1,7 +1,9 @@
-"""ONNX Runtime: CPU and CUDA."""
+"""ONNX Runtime: its CPU, CUDA and TensorRT providers."""
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +23,12 @@ from .backend import (
     check_signature,
     ort_conflict,
 )
-from .errors import BackendError, ManifestError
+from .errors import BackendError, InputError, ManifestError
+from .plans import Profile, graph_inputs
 from .spec import N_FEATS, check_metadata
 
 FloatArray = NDArray[np.float32]
+logger = logging.getLogger("dvpd")
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
 _FEAT_NAMES = [f"feat_{i}" for i in range(N_FEATS)]
@@ -45,10 +49,72 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
+def engine_cache(graph_sha256: str) -> Path:
+    """Folder of the user's alone for the engines that the TensorRT provider builds of one graph.
+
+    Engines are executable code: a folder that others can write to is refused.
+
+    Args:
+        graph_sha256: Hash of the graph.
+
+    Raises:
+        BackendError: The folder cannot be made, or is not the user's alone.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "dvpd" / "ort-tensorrt" / graph_sha256[:16]
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state = folder.stat()
+    except OSError as error:
+        raise BackendError(
+            f"{folder}: no folder for TensorRT's engines ({error}); set XDG_CACHE_HOME to a folder "
+            "that can be written"
+        ) from None
+    if os.name == "posix" and (state.st_uid != os.geteuid() or state.st_mode & 0o022):
+        raise BackendError(
+            f"{folder} belongs to or can be written by somebody else, and the engines in it are "
+            "executable code; remove it, or set XDG_CACHE_HOME to a folder of your own"
+        )
+    return folder
+
+
+def tensorrt_options(path: Path, sha256: str, precision: str, index: int) -> dict[str, str]:
+    """Options of ONNX Runtime's TensorRT provider for one graph.
+
+    One engine for the sizes of the default ``Profile``, kept on disk. The provider has no strongly
+    typed networks: of an fp16 graph TensorRT chooses the types of its layers itself.
+
+    Args:
+        path: The graph.
+        sha256: Its hash.
+        precision: "fp32" or "fp16".
+        index: The GPU's.
+
+    Raises:
+        BackendError: There is no place for the engines.
+        ManifestError: The graph's inputs cannot be read.
+    """
+    shapes = Profile().shapes(graph_inputs(path))
+    cache = str(engine_cache(sha256))
+    options = {
+        "device_id": str(index),
+        "trt_engine_cache_enable": "True",
+        "trt_engine_cache_path": cache,
+        "trt_timing_cache_enable": "True",
+        "trt_timing_cache_path": cache,
+        "trt_fp16_enable": str(precision == "fp16"),
+    }
+    for i, kind in enumerate(("min", "opt", "max")):
+        options[f"trt_profile_{kind}_shapes"] = ",".join(
+            f"{name}:{'x'.join(str(size) for size in rows[i])}" for name, rows in shapes.items()
+        )
+    return options
+
+
 class OrtBackend:
     """The two graphs in ONNX Runtime.
 
-    On CUDA the feats stay on the device between ``predict`` and ``score``.
+    On a GPU the feats stay on the device between ``predict`` and ``score``.
     """
 
     name = "ort"
@@ -57,7 +123,8 @@ class OrtBackend:
         """Load both graphs.
 
         Args:
-            options: Verified paths, manifest, device ("cpu", "cuda" or "cuda:N") and threads.
+            options: Verified paths, manifest, device ("cpu", "cuda", "cuda:N", "tensorrt" or
+                "tensorrt:N") and threads.
 
         Raises:
             BackendError: Broken installation, or the device is not there.
@@ -74,33 +141,44 @@ class OrtBackend:
             ) from None
         self._ort = onnxruntime
         there: list[str] = onnxruntime.get_available_providers()
-        match = re.fullmatch(r"(cpu|cuda)(?::(\d+))?", options.device)
+        match = re.fullmatch(r"(cpu|cuda|tensorrt)(?::(\d+))?", options.device)
         if match is None or (match[1] == "cpu" and match[2]):
             raise BackendError(
-                f"backend ort has no device {options.device!r}; it knows cpu, cuda and cuda:N "
-                f"(providers here: {', '.join(there)})"
+                f"backend ort has no device {options.device!r}; it knows cpu, cuda, cuda:N, "
+                f"tensorrt and tensorrt:N (providers here: {', '.join(there)})"
             )
-        self._cuda_index = int(match[2] or 0)
-        self._on_cuda = match[1] == "cuda"
+        self._index = int(match[2] or 0)
+        self._on_gpu = match[1] != "cpu"
+        self._profile = Profile() if match[1] == "tensorrt" else None
         self.device = options.device
-        providers: list[Any] = ["CPUExecutionProvider"]
-        if self._on_cuda:
-            if "CUDAExecutionProvider" not in there:
-                raise BackendError(
-                    f"device {options.device} asked for, but this ONNX Runtime has only "
-                    f"{', '.join(there)}: pip uninstall -y onnxruntime, then pip install "
-                    "'dvpd[gpu]'; or use device cpu"
-                )
-            providers.insert(0, ("CUDAExecutionProvider", {"device_id": self._cuda_index}))
+        self._wanted = {
+            "cpu": "CPUExecutionProvider",
+            "cuda": "CUDAExecutionProvider",
+            "tensorrt": "TensorrtExecutionProvider",
+        }[match[1]]
+        if self._wanted not in there:
+            raise BackendError(
+                f"device {options.device} asked for, but this ONNX Runtime has only "
+                f"{', '.join(there)}: pip uninstall -y onnxruntime, then pip install "
+                "'dvpd[gpu]'; or use device cpu"
+            )
         settings = onnxruntime.SessionOptions()
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         settings.log_severity_level = 3  # errors only: they are raised with their text as well
         if options.threads is not None:
             settings.intra_op_num_threads = options.threads
-        self._sessions: dict[str, Any] = {
-            "predictive": self._load("predictive", options.predictive, settings, providers),
-            "score": self._load("score", options.score, settings, providers),
-        }
+        self._sessions: dict[str, Any] = {}
+        for graph, path in (("predictive", options.predictive), ("score", options.score)):
+            providers: list[Any] = ["CPUExecutionProvider"]
+            if self._on_gpu:
+                providers.insert(0, ("CUDAExecutionProvider", {"device_id": str(self._index)}))
+            if self._profile is not None:
+                sha256 = options.manifest.graphs[graph].sha256
+                choice = tensorrt_options(path, sha256, options.manifest.precision, self._index)
+                providers.insert(0, (self._wanted, choice))
+                if not any(Path(choice["trt_engine_cache_path"]).glob("*.engine")):
+                    logger.warning("TensorRT builds its engine of %s: minutes, once", path.name)
+            self._sessions[graph] = self._load(graph, path, settings, providers)
         for graph, session in self._sessions.items():
             check_signature(
                 graph,
@@ -114,7 +192,7 @@ class OrtBackend:
         try:
             session = self._ort.InferenceSession(str(path), settings, providers=providers)
         except Exception as error:  # the library raises many types, all of its own
-            if self._on_cuda:
+            if self._on_gpu:
                 raise BackendError(
                     f"ONNX Runtime cannot start on {self.device} ({_first_line(error)})"
                 ) from None
@@ -122,12 +200,14 @@ class OrtBackend:
                 f"{path}: ONNX Runtime {self._ort.__version__} refuses the {graph} graph "
                 f"({_first_line(error)}); export the engine again, or update onnxruntime"
             ) from None
-        if self._on_cuda and session.get_providers()[0] != "CUDAExecutionProvider":
-            # ONNX Runtime would go on with the CPU and say nothing.
+        if session.get_providers()[0] != self._wanted:
+            # ONNX Runtime would go on with the next provider and say nothing.
+            libraries = "TensorRT, CUDA" if self._profile is not None else "CUDA"
             raise BackendError(
-                f"device {self.device} asked for, but ONNX Runtime could not load its CUDA "
-                "libraries and fell back to the CPU: install the CUDA and cuDNN versions that "
-                f"onnxruntime-gpu {self._ort.__version__} names, or use device cpu"
+                f"device {self.device} asked for, but ONNX Runtime could not load its {libraries} "
+                f"libraries and fell back to {session.get_providers()[0]}: install the {libraries} "
+                f"and cuDNN versions that onnxruntime-gpu {self._ort.__version__} names, or use "
+                "another device"
             )
         return session
 
@@ -139,7 +219,7 @@ class OrtBackend:
         if session is None:
             raise BackendError("this backend is closed")
         try:
-            if not self._on_cuda:
+            if not self._on_gpu:
                 return list(session.run(outputs, inputs))
             binding = session.io_binding()
             for name, value in inputs.items():
@@ -149,7 +229,7 @@ class OrtBackend:
                     binding.bind_ortvalue_input(name, value)
             for name in outputs:
                 if name in keep:
-                    binding.bind_output(name, "cuda", self._cuda_index)
+                    binding.bind_output(name, "cuda", self._index)
                 else:
                     binding.bind_output(name, "cpu")
             session.run_with_iobinding(binding)
@@ -166,6 +246,12 @@ class OrtBackend:
     def predict(self, noisy: FloatArray) -> tuple[FloatArray, Sequence[Any]]:
         """Run the predictive graph; see ``Backend.predict``."""
         sizes = check_predict(noisy)
+        if self._profile is not None and not self._profile.holds(sizes["T"], sizes["B"]):
+            raise InputError(
+                f"noisy has {sizes['T']} frames and batch {sizes['B']}; TensorRT's engine holds "
+                f"{self._profile.frames[0]} to {self._profile.frames[2]} frames and batches up to "
+                f"{self._profile.batch[2]}: use shorter windows, or device cuda"
+            )
         names = ["clean_ri", *_FEAT_NAMES]
         clean_ri, *feats = self._run("predictive", names, {"noisy": noisy}, frozenset(_FEAT_NAMES))
         return check_output(PREDICT_OUT, clean_ri, sizes, "the predictive graph (ort)"), feats

@@ -74,7 +74,10 @@ def find_pairs(folder: str | Path) -> list[PairFile]:
 
 
 def every(pairs: Sequence[PairFile], count: int) -> list[PairFile]:
-    """At most ``count`` evenly spaced pairs; all of them for 0.
+    """At most ``count`` pairs from all over the set, in its order; all of them for 0.
+
+    Those with the smallest fractional parts of i * golden ratio: nearly even, and in step with no
+    period of the set (even spacing hears two SNRs of a set that cycles through four).
 
     Args:
         pairs: What there is.
@@ -82,7 +85,9 @@ def every(pairs: Sequence[PairFile], count: int) -> list[PairFile]:
     """
     if not 0 < count < len(pairs):
         return list(pairs)
-    return [pairs[i * len(pairs) // count] for i in range(count)]
+    ratio = (5.0**0.5 - 1.0) / 2.0
+    chosen = sorted(range(len(pairs)), key=lambda i: i * ratio % 1.0)[:count]
+    return [pairs[i] for i in sorted(chosen)]
 
 
 def read_pair(pair: PairFile) -> tuple[FloatArray, FloatArray]:

@@ -1,0 +1,30 @@
+from pathlib import Path
+
+import pytest
+
+from dvpd.quality.pairs import PairFile, every
+
+
+def pair_files(count):
+    return [PairFile(f"{i:03d}", Path(f"n{i}"), Path(f"c{i}"), "") for i in range(count)]
+
+
+@pytest.mark.parametrize(("count", "limit"), [(60, 30), (60, 20), (60, 12), (40, 20), (824, 50)])
+@pytest.mark.parametrize("period", [2, 3, 4, 5])
+def test_a_part_of_a_set_holds_all_that_it_cycles_through(count, limit, period):
+    files = pair_files(count)
+    part = every(files, limit)
+    assert len({pair.name for pair in part}) == limit
+    assert part == sorted(part, key=lambda pair: pair.name)
+    places = [int(pair.name) for pair in part]
+    each = [sum(place % period == k for place in places) for k in range(period)]
+    assert max(each) - min(each) <= 3  # even spacing leaves whole residues out
+    assert min(each) >= 1
+    gaps = [b - a for a, b in zip([-1, *places], [*places, count], strict=True)]
+    assert max(gaps) <= 3 * count / limit
+
+
+@pytest.mark.parametrize("limit", [0, 8, 9])
+def test_a_limit_beyond_the_set_takes_all(limit):
+    files = pair_files(8)
+    assert every(files, limit) == files
