@@ -296,9 +296,80 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             table["throughput"].append(row)
         backend.close()
         report["precisions"][precision] = table
+    report["engines"] = []
+    for folder, name, device in engines_at_hand(args.engine, on_gpu):
+        row = measure_engine(folder, name, device, Work(manifest, noisy), window, args)
+        wav = row.pop("wav", None)
+        if wav is not None:
+            waves[f"{row['engine']}/{name}/{device}"] = wav
+            row |= {"snr_db": snr_db(reference, wav), "pesq": pesq_of(clean, wav)}
+        report["engines"].append(row)
     if args.waveforms:
         np.savez_compressed(args.waveforms, **waves)
     return report
+
+
+def engines_at_hand(folder: Path, on_gpu: bool) -> list[tuple[Path, str, str]]:
+    """Engine folder (fp32 and fp16), backend and device of each graph engine that could run."""
+    from dvpd.runtime.backend import GPU_ONLY, installed
+
+    found = []
+    for each in (folder, folder.with_name(folder.name + "-fp16")):
+        if not (each / "manifest.json").is_file():
+            continue
+        if installed("ort"):
+            import onnxruntime
+
+            there = onnxruntime.get_available_providers()
+            found.append((each, "ort", "cpu"))
+            for device, provider in (
+                ("cuda", "CUDAExecutionProvider"), ("tensorrt", "TensorrtExecutionProvider")
+            ):  # fmt: skip
+                if on_gpu and provider in there:
+                    found.append((each, "ort", device))
+        if installed("openvino"):
+            found.append((each, "openvino", "cpu"))
+        found += [
+            (each, name, "cuda")
+            for name in GPU_ONLY
+            if on_gpu and installed(name) and any(each.glob(f"*.{name}-*.plan"))
+        ]
+    return found
+
+
+def measure_engine(
+    folder: Path, name: str, device: str, work: Work, window: FloatArray, args: argparse.Namespace
+) -> dict[str, Any]:
+    """One engine's waveform ("wav"), latency and throughput; a failure is its row's "error"."""
+    from dvpd.runtime.backend import open_backend
+    from dvpd.runtime.errors import DvpdError
+
+    row: dict[str, Any] = {"engine": folder.name, "backend": name, "device": device}
+    try:
+        manifest = Manifest.load(folder)
+        begin = time.perf_counter()
+        backend = open_backend(folder, manifest, name, device)
+        row["load_s"] = time.perf_counter() - begin
+        try:
+            row["wav"] = work.wav(work.run(backend))
+            one = Work(manifest, window)
+            took = timed(lambda: one.run(backend), args.seconds)
+            row["latency"] = took | {"rtf": took["p50_ms"] / 1e3 / one.audio_s}
+            row["throughput"] = []
+            for batch in args.batches if device != "cpu" else (1,):
+                many = Work(manifest, window, batch)
+                try:
+                    took = timed(lambda w=many: w.run(backend), args.seconds)
+                except DvpdError as error:  # beyond the engine's profile, or its memory
+                    row["throughput"].append({"batch": batch, "error": str(error)})
+                    continue
+                took |= {"batch": batch, "audio_s_per_s": 1e3 * many.audio_s / took["p50_ms"]}
+                row["throughput"].append(took)
+        finally:
+            backend.close()
+    except Exception as error:  # engines raise types of their own: a row, never a crash
+        row["error"] = " ".join(str(error).split()) or type(error).__name__
+    return row
 
 
 def _numbers(text: str) -> tuple[int, ...]:

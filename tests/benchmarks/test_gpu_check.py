@@ -3,12 +3,16 @@
 import json
 import math
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from dvpd.benchmarks import gpu_check
+from dvpd.runtime import backend
+from dvpd.runtime.errors import InputError
+from dvpd.runtime.spec import Manifest
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +40,48 @@ def test_report_holds_what_applies_on_a_cpu(report):
     assert row["floor"]["macs_ms"]["fp32"] < row["latency"]["eager"]["p50_ms"]
     assert row["floor"]["window_compulsory_mb"] > 1
     assert waves["reference"].shape == waves["fp32"].shape == (49875,)
+
+
+def test_graph_engines_are_checked_beside(report):
+    table, waves = report
+    rows = {(row["engine"], row["backend"], row["device"]): row for row in table["engines"]}
+    folders = ("dvpd-tiny", "dvpd-tiny-fp16")
+    assert set(rows) == {(f, b, "cpu") for f in folders for b in ("ort", "openvino")}
+    for (folder, backend, _), row in rows.items():
+        assert "error" not in row
+        assert row["snr_db"] > (35 if folder.endswith("fp16") else 70)
+        assert math.isclose(row["pesq"], table["reference_pesq"], abs_tol=0.02)
+        assert row["latency"]["p99_ms"] >= row["latency"]["p50_ms"] > 0
+        assert [r["batch"] for r in row["throughput"]] == [1]
+        assert waves[f"{folder}/{backend}/cpu"].shape == (49875,)
+
+
+def test_an_engine_that_fails_is_a_row(monkeypatch):
+    class Small:
+        """Refuses more than one recording at a time."""
+
+        def __init__(self, inner):
+            self.inner = inner
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+        def predict(self, noisy):
+            if len(noisy) > 1:
+                raise InputError("batches up to 1")
+            return self.inner.predict(noisy)
+
+    folder = gpu_check.ROOT / "engines" / "dvpd-tiny"
+    work = gpu_check.Work(Manifest.load(folder), np.ones(4000, np.float32) * 0.1)
+    args = SimpleNamespace(seconds=0.01, batches=(1, 2))
+    window = np.ones(4000, np.float32) * 0.1
+    row = gpu_check.measure_engine(folder, "ort", "tensorrt", work, window, args)
+    assert "asked for, but this ONNX Runtime has only" in row["error"]
+    real = backend.open_backend
+    monkeypatch.setattr(backend, "open_backend", lambda *a: Small(real(*a[:3], "cpu")))
+    row = gpu_check.measure_engine(folder, "ort", "cuda", work, window, args)
+    assert "error" not in row
+    assert [r.get("error") for r in row["throughput"]] == [None, "batches up to 1"]
 
 
 def test_checkpoint_is_read_without_safetensors(monkeypatch):
