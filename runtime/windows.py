@@ -27,11 +27,14 @@ class WindowPlan:
         window_samples: Length of one window; also the longest signal processed in one piece.
         context_samples: What is thrown away at a cut.
         fade_samples: Length of the cross-fade, centred at the cut.
+        least_samples: The last window of several reaches back to be as long as this, or as the
+            others if they are shorter.
     """
 
     window_samples: int = 1023 * 128  # 8.184 s: 1024 frames, a multiple of 4
     context_samples: int = 64 * 128  # 0.512 s
     fade_samples: int = 16 * 128  # 0.128 s
+    least_samples: int = 511 * 128  # 4.088 s, several times what the model was trained on
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot tile a signal."""
@@ -41,6 +44,13 @@ class WindowPlan:
             raise InputError("context_samples must be at least fade_samples")
         if self.window_samples < 2 * self.context_samples + self.fade_samples:
             raise InputError("window_samples must hold two contexts and a fade")
+        if self.least_samples < 1:
+            raise InputError(f"least_samples is {self.least_samples}; expected at least 1")
+
+    @property
+    def last_samples(self) -> int:
+        """Least length of the last window of several."""
+        return min(self.least_samples, self.window_samples)
 
     @property
     def step_samples(self) -> int:
@@ -108,8 +118,8 @@ class WindowedStream:
             stop = self._start + plan.window_samples
             pieces.append(self._join(self._start, stop, cut=stop - plan.context_samples))
             self._start += plan.step_samples
-            # Keep a whole window before the end: the last window may reach back.
-            keep = min(self._start, self._origin + self._buffer.size - plan.window_samples)
+            # The last window may reach back.
+            keep = min(self._start, self._origin + self._buffer.size - plan.last_samples)
             keep = max(keep // self._hop * self._hop, self._origin)
             self._buffer = self._buffer[keep - self._origin :]
             self._origin = keep
@@ -124,10 +134,9 @@ class WindowedStream:
         end = self._origin + self._buffer.size
         if end == 0:
             return []
-        # Reach back so that the last window is as long as the others: a short one would have
-        # little to take its averages over.
+        # Reach back: a short window would have little to take its averages over.
         start = min(
-            self._start, max(0, -(-(end - self._plan.window_samples) // self._hop)) * self._hop
+            self._start, max(0, -(-(end - self._plan.last_samples) // self._hop)) * self._hop
         )
         return [self._join(start, end, cut=end)]
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -19,8 +21,12 @@ def run(wav, process, sizes, plan=PLAN):
     return np.concatenate([np.zeros(0, np.float32), *pieces, *stream.finish()])
 
 
+SHORT_LAST = dataclasses.replace(PLAN, least_samples=31 * 128)
+
+
+@pytest.mark.parametrize("plan", [PLAN, SHORT_LAST], ids=["whole last", "short last"])
 @pytest.mark.parametrize("length", [1, 128, 8064, 8065, 8191, 14080, 14081, 20000, 50001, 100000])
-def test_identity_at_any_length_and_cut(length):
+def test_identity_at_any_length_and_cut(length, plan):
     wav = np.random.default_rng(length).standard_normal(length).astype(np.float32)
     calls = []
 
@@ -31,11 +37,29 @@ def test_identity_at_any_length_and_cut(length):
 
     for sizes in (1000, 8064, 10**6, None):
         calls.clear()
-        out = run(wav, process, sizes)
+        out = run(wav, process, sizes, plan)
         np.testing.assert_allclose(out, wav, atol=1e-6)
-        assert max(size for _, size in calls) <= PLAN.window_samples
-        if length > PLAN.window_samples:  # no window is left with little to average over
-            assert min(size for _, size in calls) > PLAN.window_samples - 128
+        lengths = [size for _, size in calls]
+        assert max(lengths) <= plan.window_samples
+        assert set(lengths[:-1]) <= {plan.window_samples}
+        if length > plan.window_samples:  # no window is left with little to average over
+            assert lengths[-1] > plan.last_samples - 128
+            # and none is longer than it has to be
+            rest = length - (len(calls) - 1) * plan.step_samples
+            assert lengths[-1] <= max(plan.last_samples, rest)
+
+
+def test_the_default_spends_little_on_the_last_window():
+    """11.5 s: a second window of 4.3 s, where one as long as the first would be 8.2 s."""
+    lengths = []
+
+    def process(piece, frame):
+        lengths.append(piece.size)
+        return piece
+
+    wav = np.ones(184000, np.float32)
+    run(wav, process, 4096, WindowPlan())
+    assert lengths == [1023 * 128, 184000 - WindowPlan().step_samples]
 
 
 def test_contaminated_ends_are_thrown_away():
@@ -72,7 +96,7 @@ def test_empty_signal():
     assert WindowedStream(lambda p, f: p, PLAN, 128).finish() == []
 
 
-@pytest.mark.parametrize("sizes", [(1000, 600, 100), (8064, 100, 200), (8064, 1024, 3)])
+@pytest.mark.parametrize("sizes", [(1000, 600, 100), (8064, 100, 200), (8064, 1024, 3), (8064, 1024, 4, 0)])
 def test_bad_plan(sizes):
     with pytest.raises(InputError):
         WindowPlan(*sizes)
