@@ -46,6 +46,7 @@ def _ort_session(path: Path, threads: int, profile_prefix: str | None = None) ->
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # as the runtime does
     if profile_prefix:
         options.enable_profiling = True
         options.profile_file_prefix = profile_prefix

@@ -65,6 +65,8 @@ class Session:
 
     def __init__(self, path, settings, providers, log, loses):
         names = [p if isinstance(p, str) else p[0] for p in providers]
+        # else the threads of one graph spin on the cores that the other one needs
+        assert settings.get_session_config_entry("session.force_spinning_stop") == "1"
         log.append(("session", Path(path).name, providers))
         self.providers = [n for n in names if n not in loses]
         self.inner = onnxruntime.InferenceSession(
