@@ -47,13 +47,13 @@ def test_graph_engines_are_checked_beside(report):
     rows = {(row["engine"], row["backend"], row["device"]): row for row in table["engines"]}
     folders = ("dvpd-tiny", "dvpd-tiny-fp16")
     assert set(rows) == {(f, b, "cpu") for f in folders for b in ("ort", "openvino")}
-    for (folder, backend, _), row in rows.items():
+    for (folder, name, _), row in rows.items():
         assert "error" not in row
         assert row["snr_db"] > (35 if folder.endswith("fp16") else 70)
         assert math.isclose(row["pesq"], table["reference_pesq"], abs_tol=0.02)
         assert row["latency"]["p99_ms"] >= row["latency"]["p50_ms"] > 0
         assert [r["batch"] for r in row["throughput"]] == [1]
-        assert waves[f"{folder}/{backend}/cpu"].shape == (49875,)
+        assert waves[f"{folder}/{name}/cpu"].shape == (49875,)
 
 
 def test_an_engine_that_fails_is_a_row(monkeypatch):

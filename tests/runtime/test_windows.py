@@ -96,7 +96,9 @@ def test_empty_signal():
     assert WindowedStream(lambda p, f: p, PLAN, 128).finish() == []
 
 
-@pytest.mark.parametrize("sizes", [(1000, 600, 100), (8064, 100, 200), (8064, 1024, 3), (8064, 1024, 4, 0)])
+@pytest.mark.parametrize(
+    "sizes", [(1000, 600, 100), (8064, 100, 200), (8064, 1024, 3), (8064, 1024, 4, 0)]
+)
 def test_bad_plan(sizes):
     with pytest.raises(InputError):
         WindowPlan(*sizes)
