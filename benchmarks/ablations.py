@@ -167,17 +167,18 @@ def run_one(args: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]
     return result
 
 
-def rows_of(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def rows_of(runs: Sequence[dict[str, Any]], system: str = "full") -> list[dict[str, Any]]:
     """One row a variant: mean of its figures over seeds, and mean and spread of the differences.
 
     Args:
         runs: From ``run_one``; those of a seed without its reference are left out.
+        system: "full", or "predictive" for that branch alone.
     """
     heard: dict[str, dict[int, dict[str, float]]] = {}
     for run in runs:
         figures = run["figures"]
-        heard.setdefault(run["variant"], {})[run["seed"]] = figures["full"]
-        if run["variant"] == REFERENCE:
+        heard.setdefault(run["variant"], {})[run["seed"]] = figures[system]
+        if run["variant"] == REFERENCE and system == "full":
             heard.setdefault("predictive-alone", {})[run["seed"]] = figures["predictive"]
             heard.setdefault("degraded-phase", {})[run["seed"]] = figures["degraded-phase"]
     base = heard.get(REFERENCE, {})
@@ -203,32 +204,39 @@ def rows_of(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def to_markdown(rows: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) -> str:
-    """The table, with its budget below."""
-    lines = []
-    for row in rows:
-        cells = [row["variant"], len(row["seeds"])]
-        for m in METRICS:
-            digits = 1 if m == "si_sdr" else 3
-            f = row[m]
-            cells.append(f"{f['mean']:.{digits}f}")
-            cells.append(
-                "" if row["variant"] == REFERENCE
-                else f"{f['change']:+.{digits}f} ({f['change_range']:.{digits}f})"
-            )  # fmt: skip
-        own = row["variant"] in VARIANTS
-        lines.append([*cells, f"{row['minutes']:.1f}" if own else ""])
+def to_markdown(runs: Sequence[dict[str, Any]]) -> str:
+    """The tables of both systems, with their budget below.
+
+    Args:
+        runs: From ``run_one``.
+    """
     heads = [h for m in METRICS for h in (TITLES[m], "change (range)")]
+    parts = []
+    for system, title in (("predictive", "Predictive branch alone"), ("full", "Full sampler")):
+        lines = []
+        for row in rows_of(runs, system):
+            cells = [row["variant"], len(row["seeds"])]
+            for m in METRICS:
+                digits = 1 if m == "si_sdr" else 3
+                f = row[m]
+                cells.append(f"{f['mean']:.{digits}f}")
+                cells.append(
+                    "" if row["variant"] == REFERENCE
+                    else f"{f['change']:+.{digits}f} ({f['change_range']:.{digits}f})"
+                )  # fmt: skip
+            own = row["variant"] in VARIANTS
+            lines.append([*cells, f"{row['minutes']:.1f}" if own else ""])
+        parts += [f"{title}:", tables.markdown(["variant", "seeds", *heads, "minutes"], lines)]
     budget, run = runs[0]["budget"], runs[0]
     noisy = run["figures"]["noisy"]
-    below = (
+    parts.append(
         f"{budget['steps']} steps a run ({run['audio_hours']:.2f} h of audio), {budget['config']}, "
-        f"full sampler with alpha {budget['alpha']:g}, {budget['set']}"
+        f"alpha {budget['alpha']:g}, {budget['set']}"
         f"{' (' + str(budget['limit']) + ' pairs)' if budget['limit'] else ''}; noisy: "
         + ", ".join(f"{TITLES[m]} {noisy[m]:.3f}" for m in METRICS)
         + ". Range: largest minus smallest over the seeds. Minutes are those of a shared machine."
     )
-    return tables.markdown(["variant", "seeds", *heads, "minutes"], lines) + "\n\n" + below
+    return "\n\n".join(parts)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -286,10 +294,10 @@ def _run(args: argparse.Namespace) -> int:
             if args.json:
                 result = {
                     "format": FORMAT, "created": rtf.now(), "machine": machine.machine(),
-                    "versions": rtf.versions(), "rows": rows_of(runs), "runs": runs,
+                    "versions": rtf.versions(), "runs": runs,
                 }  # fmt: skip
                 args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(to_markdown(rows_of(runs), runs))
+    print(to_markdown(runs))
     return 0
 
 

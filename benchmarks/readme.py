@@ -1,10 +1,10 @@
 """Write the README's tables from results that were measured, or check that it has them.
 
-    python benchmarks/readme.py              # README.md from benchmarks/results
-    python benchmarks/readme.py --check      # exit with 1 if it has other figures
+    python benchmarks/readme.py              # README.md and engines/RUNS.md from benchmarks/results
+    python benchmarks/readme.py --check      # exit with 1 if they have other figures
 
-Each table stands between two marks in the README; what is written between them is lost. The results
-are what ``rtf.py``, ``quality.py``, ``peers.py`` and ``macs.py`` wrote with ``--json``.
+Each table stands between two marks in a page; what is written between them is lost. The results are
+what ``rtf.py``, ``quality.py``, ``peers.py``, ``macs.py`` and ``ablations.py`` wrote with ``--json``.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvpd.benchmarks import peers, quality, report, tables
+from dvpd.benchmarks import ablations, peers, quality, report, tables
 from dvpd.runtime.errors import DvpdError, InputError
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = (ROOT / "README.md", ROOT / "engines" / "RUNS.md")
 RESULTS = Path(__file__).resolve().parent / "results" / "epyc-2-cores"
 
 
@@ -98,6 +99,9 @@ BLOCKS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Any], str]]] = {
     "quality table": ("quality.json", _json, quality.set_tables),
     "speed": ("rtf.json", report.read, speed),
     "peers": ("peers.json", quality.read_peers, peers.to_markdown),
+    "peers on universal": ("peers-universal.json", quality.read_peers, peers.to_markdown),
+    "sweeps": ("sweeps.json", _json, quality.sweep_tables),
+    "ablations": ("ablations.json", _json, lambda r: ablations.to_markdown(r["runs"])),
 }
 
 
@@ -126,7 +130,10 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="readme.py", description=__doc__.split("\n")[0])
     parser.add_argument("results", nargs="?", type=Path, default=RESULTS, help="of one machine")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument(
+        "--readme", type=Path, action="append", metavar="PAGE",
+        help="page with marks; may be given again (default: README.md, engines/RUNS.md)",
+    )  # fmt: skip
     parser.add_argument("--check", action="store_true", help="write nothing; 1 if it differs")
     return parser
 
@@ -134,18 +141,20 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = build_parser().parse_args(argv)
+    stale = 0
     try:
-        before = args.readme.read_text(encoding="utf-8")
-        after = fill(before, args.results)
+        pages = {page: page.read_text(encoding="utf-8") for page in args.readme or PAGES}
+        filled = {page: fill(text, args.results) for page, text in pages.items()}
     except (DvpdError, OSError) as error:
         print(f"readme.py: {error}", file=sys.stderr)
         return 1
-    if args.check:
-        if after != before:
-            print(f"{args.readme} has other figures than {args.results}: run readme.py")
-        return int(after != before)
-    args.readme.write_text(after, encoding="utf-8")
-    return 0
+    for page, after in filled.items():
+        if not args.check:
+            page.write_text(after, encoding="utf-8")
+        elif after != pages[page]:
+            print(f"{page} has other figures than {args.results}: run readme.py")
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":

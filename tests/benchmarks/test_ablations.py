@@ -72,7 +72,7 @@ def test_every_variant_is_trained_as_it_says(place, measured):
     assert configs["ouve"].sde.name == "ouve"
     assert configs["ssd"].model.scan == "ssd"
     assert {c.train.steps for c in configs.values()} == {2}
-    rows = {row["variant"]: row for row in measured["rows"]}
+    rows = {row["variant"]: row for row in rows_of(measured["runs"])}
     assert set(rows) == {*VARIANTS, *ablations.DERIVED}
     assert rows[REFERENCE]["pesq"]["change"] == 0.0
     assert all(np.isfinite(row["si_sdr"]["mean"]) for row in rows.values())
@@ -121,8 +121,11 @@ def test_differences_are_to_the_same_seed():
     assert rows["no-lisa"]["pesq"]["mean"] == pytest.approx(2.1)
     assert rows["no-lisa"]["pesq"]["change"] == pytest.approx(-0.15)
     assert rows["no-lisa"]["pesq"]["change_range"] == pytest.approx(0.1)
-    text = to_markdown(list(rows.values()), runs)
+    text = to_markdown(runs)
     assert "| no-lisa | 2 | 2.100 | -0.150 (0.100) |" in text
+    alone = {row["variant"]: row for row in rows_of(runs, "predictive")}
+    assert set(alone) == {REFERENCE, "no-lisa"}  # what is derived from the reference is no branch
+    assert text.index("Predictive branch alone") < text.index("Full sampler")
 
 
 def test_noisy_phase_keeps_the_magnitude():

@@ -7,17 +7,19 @@ import json
 import pytest
 
 from dvpd.benchmarks import quality, report
-from dvpd.benchmarks.readme import BLOCKS, RESULTS, ROOT, fill, main, sizes, speed
+from dvpd.benchmarks.readme import BLOCKS, PAGES, RESULTS, fill, main, sizes, speed
 
 
 def _text(*names: str) -> str:
     return "\n".join(f"{quality.marks(n)[0]}\nSTALE\n{quality.marks(n)[1]}" for n in names)
 
 
-def test_the_readme_has_the_figures_of_the_results():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert all(text.count(quality.marks(name)[0]) == 1 for name in BLOCKS)
-    assert fill(text, RESULTS) == text, "run python benchmarks/readme.py"
+def test_the_pages_have_the_figures_of_the_results():
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    for name in BLOCKS:
+        assert sum(text.count(quality.marks(name)[0]) for text in texts) == 1, name
+    for text in texts:
+        assert fill(text, RESULTS) == text, "run python benchmarks/readme.py"
     assert main(["--check"]) == 0
 
 
