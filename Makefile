@@ -25,8 +25,9 @@ $(VENV)/.full: $(VENV)/.runtime
 demo: $(VENV)/.runtime
 	$(BIN)/python examples/demo.py
 
+# A process for each core, four at most; a file's tests share their fixtures, so they stay together.
 test: $(VENV)/.full
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.full
 	$(BIN)/ruff check .

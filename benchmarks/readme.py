@@ -99,7 +99,6 @@ BLOCKS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Any], str]]] = {
     "quality table": ("quality.json", _json, quality.set_tables),
     "speed": ("rtf.json", report.read, speed),
     "peers": ("peers.json", quality.read_peers, peers.to_markdown),
-    "peers on universal": ("peers-universal.json", quality.read_peers, peers.to_markdown),
     "sweeps": ("sweeps.json", _json, quality.sweep_tables),
     "ablations": ("ablations.json", _json, lambda r: ablations.to_markdown(r["runs"])),
 }
