@@ -352,6 +352,8 @@ def _run(args: argparse.Namespace) -> int:
         got["instructions"] = {f.name: count_instructions(f) for f in folders}
     if args.pin:
         before = read_pins(args.pins) if args.pins.is_file() else {}
+        if args.engines:  # the others keep theirs
+            got["costs"] = {**before.get("costs", {}), **got["costs"]}
         for part in ("quality", "instructions"):
             # what was not measured now keeps its pin
             kept = {k: v for k, v in before.get(part, {}).items() if k in got["costs"]}

@@ -70,6 +70,9 @@ def test_a_planted_regression_fails_readably_and_one_command_pins_it(tmp_path, c
     assert guard.main([*command, "--pin"]) == 0
     kept = json.loads(pins.read_text())["quality"]["dvpd-tiny"]
     assert kept == PINS["quality"]["dvpd-tiny"]  # not measured now: the pin stays
+    others = json.loads(pins.read_text())["costs"]
+    assert set(others) == set(PINS["costs"])  # pinning one engine forgets no other
+    assert others["dvpd-base"] == PINS["costs"]["dvpd-base"]
     assert guard.main(command) == 0
 
 
