@@ -289,11 +289,15 @@ def pareto_points(result: dict[str, Any], peers: dict[str, Any] | None) -> list[
             {"name": f"{model['model']}, {text}", "gmacs": p + n * s, "ours": True,
              "pesq": figures["pesq"]["mean"], "low": figures["pesq"]["low"],
              "high": figures["pesq"]["high"]}
+            | ({"label": str(n)} if n not in (0, steps) else {})  # their names would overlap
             for text, n, figures in chosen
         ]  # fmt: skip
     sha256 = {t["sha256"] for m in result["models"] for t in m["sets"].values()}
+    ours = {m["model"] for m in result["models"]}  # peers.py measures them, too
     for peer in (peers or {}).get("peers", []):
         quality = peer.get("quality")
+        if peer["name"].split(",")[0] in ours:
+            continue
         if quality and peer.get("gmacs") and quality["sha256"] in sha256:
             points.append(
                 {"name": peer["name"], "gmacs": peer["gmacs"], "ours": False,
@@ -309,7 +313,7 @@ def _plot_pareto(points: Sequence[dict[str, Any]]) -> Callable[[Any], None]:
             colour = report.COLOURS[0 if p["ours"] else 1]
             axes.plot([p["gmacs"]] * 2, [p["low"], p["high"]], color=colour, lw=1, alpha=0.4)
             axes.plot(p["gmacs"], p["pesq"], "o" if p["ours"] else "s", color=colour, ms=6)
-            axes.annotate(p["name"], (p["gmacs"], p["pesq"]), xytext=(6, 5), fontsize=8,
+            axes.annotate(p.get("label", p["name"]), (p["gmacs"], p["pesq"]), xytext=(6, 5), fontsize=8,
                           textcoords="offset points")  # fmt: skip
         axes.set_xscale("log")
         report.plain_log(axes.xaxis)

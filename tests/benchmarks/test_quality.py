@@ -102,6 +102,7 @@ def test_peers_join_only_on_the_same_recordings(result):
         {"name": "same", "gmacs": 1.0, "quality": same},
         {"name": "other set", "gmacs": 1.0, "quality": {**same, "sha256": "0"}},
         {"name": "no weights", "gmacs": 1.0, "quality": None},
+        {"name": "tiny, predictive alone", "gmacs": 1.0, "quality": same},  # ours is no peer
     ]
     points = quality.pareto_points(table, {"peers": made})
     assert [p["name"] for p in points if not p["ours"]] == ["same"]
