@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,7 @@ QUALITY_TOLERANCE = {"pesq": 0.02, "estoi": 0.005, "si_sdr": 0.1}
 # of the same ones.
 INSTRUCTION_TOLERANCE = 0.02
 INSTRUCTION_FRAMES = 32
+INSTRUCTION_ROUNDS = (1, 9)  # start-up varies by a tenth of a second's work: many rounds outweigh it
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ def _leaves(a: Any, b: Any, path: tuple[str, ...] = ()) -> list[tuple[str, str, 
 def count_instructions(folder: Path) -> dict[str, Any] | None:
     """Instructions of one predictive and one score call of ONNX Runtime on one thread.
 
-    The difference of a process that makes two rounds and one that makes one, so that start-up
+    From the difference of a process that makes many rounds and one that makes one, so that start-up
     drops out. ``perf`` counts where the machine has the counter, else callgrind.
 
     Args:
@@ -226,10 +228,11 @@ def count_instructions(folder: Path) -> dict[str, Any] | None:
     for tool in ("perf", "callgrind"):
         if shutil.which("perf" if tool == "perf" else "valgrind") is None:
             continue
-        counts = [_instructions(tool, folder, rounds) for rounds in (1, 2)]
+        few, many = INSTRUCTION_ROUNDS
+        counts = [_instructions(tool, folder, rounds) for rounds in INSTRUCTION_ROUNDS]
         if None not in counts:
             return {
-                "instructions": counts[1] - counts[0],  # type: ignore[operator]
+                "instructions": (counts[1] - counts[0]) // (many - few),  # type: ignore[operator]
                 "tool": tool,
                 "onnxruntime": onnxruntime.__version__,
                 "cpu": _cpu_features(),
@@ -252,7 +255,8 @@ def _instructions(tool: str, folder: Path, rounds: int) -> int | None:
             command = ["perf", "stat", "-x,", "-o", str(out), "-e", "instructions:u", *child]
         else:
             command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", *child]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        fixed = {**os.environ, "PYTHONHASHSEED": "0"}  # else sets and dicts differ from run to run
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=fixed)
         if done.returncode or not out.is_file():
             return None
         for line in out.read_text(errors="replace").splitlines():
