@@ -50,7 +50,10 @@ QUALITY_TOLERANCE = {"pesq": 0.02, "estoi": 0.005, "si_sdr": 0.1}
 # of the same ones.
 INSTRUCTION_TOLERANCE = 0.02
 INSTRUCTION_FRAMES = 32
-INSTRUCTION_ROUNDS = (1, 9)  # start-up varies by a tenth of a second's work: many rounds outweigh it
+INSTRUCTION_ROUNDS = (
+    1,
+    9,
+)  # start-up varies by a tenth of a second's work: many rounds outweigh it
 
 
 @dataclass(frozen=True)
