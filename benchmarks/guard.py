@@ -232,10 +232,10 @@ def count_instructions(folder: Path) -> dict[str, Any] | None:
         if shutil.which("perf" if tool == "perf" else "valgrind") is None:
             continue
         few, many = INSTRUCTION_ROUNDS
-        counts = [_instructions(tool, folder, rounds) for rounds in INSTRUCTION_ROUNDS]
-        if None not in counts:
+        first, last = (_instructions(tool, folder, rounds) for rounds in INSTRUCTION_ROUNDS)
+        if first is not None and last is not None:
             return {
-                "instructions": (counts[1] - counts[0]) // (many - few),  # type: ignore[operator]
+                "instructions": (last - first) // (many - few),
                 "tool": tool,
                 "onnxruntime": onnxruntime.__version__,
                 "cpu": _cpu_features(),
