@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .config import Config
-from .losses import predictive_terms, score_loss
+from .losses import predictive_terms, score_loss, weighted_sum
 from .model import DVPD
-from .sde import mean, std
+from .sde import mean, reverse, std
 from .spectral import compress, compressed_noisy, magnitude
 
 
@@ -58,17 +58,45 @@ class Objective(nn.Module):
             terms = predictive_terms(train, clean_ri.float(), target, clean_wav)
         if train.branches == "predictive":
             return terms
+        if train.detach_feats:
+            feats = [f.detach() for f in feats]
+        if train.sampler_weight:
+            terms["sampler"] = self._sampler_loss(step, noisy, clean_ri, feats, target, clean_wav)
+        if not train.score_weight:
+            return terms
         with torch.no_grad():
             x0, y = magnitude(target), noisy[:, 2:3]
             t, z = self._draw(step, y)
             sigma = std(sde, t)
             xt = mean(sde, x0, y, t) + sigma * z
-        if train.detach_feats:
-            feats = [f.detach() for f in feats]
         with autocast:
             sigma_z = self.model.score(xt, t, feats)
         terms["score"] = score_loss(sigma_z.float(), z, sigma)
         return terms
+
+    def _sampler_loss(
+        self, step: int, noisy: Tensor, clean_ri: Tensor, feats: list[Tensor], target: Tensor,
+        clean_wav: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """The predictive branch's losses on the sampler's output, weighted and summed."""
+        config = self.config
+        noise = self._noise(step, noisy[:, 2:3], config.sampler.n_steps)
+        with torch.autocast(noisy.device.type, torch.bfloat16, config.train.precision == "bf16"):
+            fused = reverse(
+                self.model, noisy, clean_ri.float(), feats, noise, config.sde, config.sampler
+            )
+        estimate = fused.float() * clean_ri.float() / magnitude(clean_ri.float())
+        return weighted_sum(
+            config.train, predictive_terms(config.train, estimate, target, clean_wav)
+        )
+
+    def _noise(self, step: int, like: Tensor, count: int) -> list[Tensor]:
+        """The sampler's draws [B, 1, T, F]: this part of the whole batch's, of (seed, step) alone."""
+        draw = torch.Generator().manual_seed(self.config.train.seed * 1_000_003 + step + (1 << 40))
+        part, whole = len(like), len(like) * self.size
+        mine = slice(self.rank * part, (self.rank + 1) * part)
+        shape = (whole, *like.shape[1:])
+        return [torch.randn(shape, generator=draw)[mine].to(like.device) for _ in range(count)]
 
     def _draw(self, step: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Diffusion times [B] and noise [B, 1, T, F]: this part of what the whole batch gets.

@@ -16,6 +16,8 @@ from .runtime.schedule import SdeSpec
 from .runtime.spec import SamplerSpec
 from .spectral import magnitude
 
+LEAK = 0.1
+
 
 def _table(function: Callable[..., object], sde: SdeSpec, t: Tensor) -> Tensor:
     values = function(sde, t.detach().cpu().double().numpy())
@@ -31,6 +33,55 @@ def mean(sde: SdeSpec, x0: Tensor, y: Tensor, t: Tensor) -> Tensor:
 def std(sde: SdeSpec, t: Tensor) -> Tensor:
     """Standard deviation of the marginal at times ``t`` [B], as [B, 1, 1, 1]."""
     return _table(schedule.std, sde, t)
+
+
+def reverse(
+    model: DVPD,
+    noisy: Tensor,
+    predicted: Tensor,
+    feats: Sequence[Tensor],
+    noise: Sequence[Tensor],
+    sde: SdeSpec,
+    sampler: SamplerSpec,
+    tlb_skip: Tensor | None = None,
+    tlb_backbone: Tensor | None = None,
+) -> Tensor:
+    """The sampler after the predictive branch: the fused magnitude [B, 1, T, F].
+
+    Gradients reach the last call of the score network and the fusion; the steps before it only
+    make its input (Lay et al. 2023, arXiv 2309.09677, "correcting the reverse process").
+
+    Args:
+        model: Both branches.
+        noisy: Compressed noisy spectrum [B, 3, T, F].
+        predicted: The predictive branch's estimate [B, 2, T, F].
+        feats: Its features.
+        noise: As in `sample`.
+        sde: The process.
+        sampler: Start time, steps and fusion weight.
+        tlb_skip: TLB factors [2, 2], or None.
+        tlb_backbone: TLB factors [2, 2], or None.
+    """
+    y, x_p = noisy[:, 2:3], magnitude(predicted)
+    start = schedule.initial_state(sde, sampler.t_rs)
+    steps = schedule.sampler_steps(sde, sampler.t_rs, sampler.n_steps)
+    xt = (start.w_x0 * x_p + start.w_y * y + start.std * noise[0]).detach()
+    x_mean = xt
+    for i, step in enumerate(steps):
+        last = i + 1 == len(steps)
+        t = torch.full((noisy.shape[0],), step.t, dtype=noisy.dtype, device=noisy.device)
+        with torch.set_grad_enabled(last and torch.is_grad_enabled()):
+            sigma_z = model.score(xt, t, feats, tlb_skip, tlb_backbone)
+            x_mean = step.a * xt + step.b * y + step.e * sigma_z
+        if not last:
+            xt = x_mean + step.n * noise[i + 1]
+    return sampler.alpha * x_p + (1 - sampler.alpha) * _rectified(x_mean)
+
+
+def _rectified(x: Tensor) -> Tensor:
+    """max(x, 0), with a tenth of the gradient below zero: what fell there can come back."""
+    below = x.clamp_max(0)
+    return x.clamp_min(0) + LEAK * (below - below.detach())
 
 
 @torch.no_grad()
@@ -65,17 +116,6 @@ def sample(
     if phase not in ("predictive", "noisy"):
         raise ValueError(f"phase is {phase!r}; expected 'predictive' or 'noisy'")
     predicted, feats = model.predictive(noisy)
-    y, x_p = noisy[:, 2:3], magnitude(predicted)
-    start = schedule.initial_state(sde, sampler.t_rs)
-    xt = start.w_x0 * x_p + start.w_y * y + start.std * noise[0]
-    steps = schedule.sampler_steps(sde, sampler.t_rs, sampler.n_steps)
-    x_mean = xt
-    for i, step in enumerate(steps):
-        t = torch.full((noisy.shape[0],), step.t, dtype=noisy.dtype, device=noisy.device)
-        sigma_z = model.score(xt, t, feats, tlb_skip, tlb_backbone)
-        x_mean = step.a * xt + step.b * y + step.e * sigma_z
-        if i + 1 < len(steps):
-            xt = x_mean + step.n * noise[i + 1]
-    fused = sampler.alpha * x_p + (1 - sampler.alpha) * x_mean.clamp_min(0)
+    fused = reverse(model, noisy, predicted, feats, noise, sde, sampler, tlb_skip, tlb_backbone)
     direction = predicted if phase == "predictive" else noisy[:, :2]
     return fused * direction / magnitude(direction), predicted

@@ -44,6 +44,9 @@ class TrainConfig:
         ri_weight: Weight of the MSE of compressed real and imaginary parts.
         phase_weight: Weight of the anti-wrapping phase loss IP + GD + IAF.
         score_weight: Weight of the score loss.
+        sampler_weight: Weight of the predictive branch's losses (each with its own weight) on the
+            sampler's fused output, back-propagated through its last step; a second stage of
+            training, with ``score_weight = 0`` (arXiv 2309.09677; not in the paper).
         mr_stft_weight: Weight of a multi-resolution magnitude loss on the waveform (not in the
             paper).
         si_sdr_weight: Weight of a negative SI-SDR, limited to 30 dB and divided by 10 (not in
@@ -81,6 +84,7 @@ class TrainConfig:
     ri_weight: float = 0.5
     phase_weight: float = 0.002
     score_weight: float = 1.0
+    sampler_weight: float = 0.0
     mr_stft_weight: float = 0.0
     si_sdr_weight: float = 0.0
     snr_weight: float = 0.0

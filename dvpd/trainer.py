@@ -155,6 +155,8 @@ class Trainer:
         elif train.branches == "score":
             self.model.predictive.requires_grad_(False)
             self.model.predictive.eval()
+        if train.sampler_weight and not train.score_weight:
+            self.model.score.eval()  # the sampler's calls differ in their statistics: keep the mean
         self.optimizer = make_optimizer(self.model, train)
         self.ema = Ema(self.model, train.ema_decay)
         self.step = 0

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -93,3 +95,27 @@ def test_degraded_phase_and_unknown_phase(small_model):
     assert torch.cos(angle)[loud].min() > 0.999
     with pytest.raises(ValueError, match="'predictive' or 'noisy'"):
         torch_sde.sample(small_model, noisy, noise, phase="random")
+
+
+def test_only_the_last_call_of_the_score_network_is_differentiated(small_model):
+    """What the earlier calls do to the result must not reach their weights' gradient."""
+    calls = []
+
+    def score(xt, t, feats, skip=None, backbone=None):
+        weight = torch.ones((), requires_grad=torch.is_grad_enabled())
+        calls.append(weight)
+        return 0.1 * weight * xt
+
+    noisy = torch.rand(1, 3, 8, 257)
+    noise = [torch.zeros(1, 1, 8, 257)] * 3
+    predicted = noisy[:, :2].clone().requires_grad_()
+    model = SimpleNamespace(score=score)
+    fused = torch_sde.reverse(model, noisy, predicted, [], noise, SdeSpec(), SamplerSpec())
+    fused.sum().backward()
+    assert [w.requires_grad for w in calls] == [False, False, True]
+    assert calls[-1].grad is not None
+    assert calls[-1].grad != 0
+    # the prediction's own share of the fusion is left: alpha times the gradient of its magnitude
+    m = predicted.detach().square().sum(1, keepdim=True).sqrt()
+    expected = SamplerSpec().alpha * predicted.detach() / m
+    torch.testing.assert_close(predicted.grad, expected, rtol=1e-4, atol=1e-6)

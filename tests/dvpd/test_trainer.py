@@ -18,9 +18,14 @@ import dvpd.trainer
 from dvpd.checkpoint import load_checkpoint, read_checkpoint
 from dvpd.data.mix import Mixer
 from dvpd.data.pool import Pool
-from dvpd.losses import weighted_sum
+from dvpd.losses import predictive_terms, weighted_sum
+from dvpd.model import DVPD
+from dvpd.objective import Objective
 from dvpd.parallel import Team
 from dvpd.runtime.errors import InputError
+from dvpd.runtime.spec import SamplerSpec
+from dvpd.sde import sample
+from dvpd.spectral import compress, compressed_noisy
 from dvpd.train_config import TrainConfig
 from dvpd.train_state import TrainingError
 from dvpd.trainer import Trainer, crops_of, learning_rate
@@ -49,6 +54,53 @@ def test_a_few_steps_lower_the_loss(tmp_path, branches):
     after = trainer.model.state_dict()
     moved = {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])}
     assert moved == ({"predictive", "score"} if branches == "both" else {branches})
+
+
+def test_the_sampler_stage_trains_the_score_branch_alone(tmp_path):
+    """Its loss is that of the sampler's own output; the norms keep their statistics."""
+    config = micro_config(
+        branches="score", score_weight=0.0, sampler_weight=1.0, phase_weight=0.0,
+        schedule="constant",
+    )  # fmt: skip
+    config = replace(config, sampler=SamplerSpec(alpha=0.0))
+    trainer = Trainer(config, Tones(), tmp_path)
+    batch = [torch.from_numpy(np.stack([Tones().pair(0, 0, i)[k] for i in (1, 2)])) for k in (0, 1)]
+    with torch.no_grad():
+        for value in trainer.model.predictive.decoder.last.parameters():
+            value.add_(0.01)
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    with torch.no_grad():
+        first = trainer.losses(*batch)
+    noisy = compressed_noisy(batch[0])
+    noisy = torch.nn.functional.pad(noisy, (0, 0, 0, -noisy.shape[2] % 4))
+    target = compress(batch[1])
+    target = torch.nn.functional.pad(target, (0, 0, 0, -target.shape[2] % 4))
+    noise = trainer._objective._noise(0, noisy[:, 2:3], config.sampler.n_steps)
+    fused, _ = sample(trainer.model, noisy, noise, sde=config.sde, sampler=config.sampler)
+    own = predictive_terms(config.train, fused, target, batch[1])
+    assert list(first) == ["sampler"]
+    torch.testing.assert_close(first["sampler"], weighted_sum(config.train, own))
+    for _ in range(8):
+        trainer.train_step(*batch)
+        trainer.step = 0  # the same noise
+    with torch.no_grad():
+        assert trainer.losses(*batch)["sampler"] < 0.98 * first["sampler"]
+    after = trainer.model.state_dict()
+    moved = {k for k in before if not torch.equal(before[k], after[k])}
+    assert {k.split(".")[0] for k in moved} == {"score"}
+    assert not any("running" in k for k in moved)
+
+
+def test_the_sampler_s_draws_are_the_same_on_any_number_of_processes(tmp_path):
+    config = micro_config(sampler_weight=1.0)
+    like = torch.zeros(4, 1, 8, 257)
+    model = DVPD(config.model)
+    whole = Objective(model, config)._noise(7, like, 3)
+    parts = [Objective(model, config, rank, 2)._noise(7, like[:2], 3) for rank in (0, 1)]
+    for i, draw in enumerate(whole):
+        assert torch.equal(draw, torch.cat([part[i] for part in parts]))
+    assert not torch.equal(whole[0], whole[1])
+    assert not torch.equal(whole[0], Objective(model, config)._noise(8, like, 3)[0])
 
 
 @pytest.fixture(scope="module")
