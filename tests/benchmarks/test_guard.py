@@ -121,6 +121,13 @@ def test_instructions_are_compared_only_like_with_like():
     assert "neither" in guard.compare_instructions({"e": pin}, {"e": None})[1][0]
 
 
+def test_callgrind_counts_compare_across_cpus_that_it_cannot_tell_apart(monkeypatch):
+    features = ["avx2", "avx512f", "avx512_vnni", "amx_int8"]
+    monkeypatch.setattr("dvpd.runtime.doctor._cpu", lambda: {"features": features})
+    assert guard._cpu_features("callgrind") == "avx2"
+    assert guard._cpu_features("perf") == ",".join(features)
+
+
 def test_damaged_pins_are_refused(tmp_path):
     path = tmp_path / "pins.json"
     path.write_text("{")
