@@ -30,6 +30,7 @@ TERMS = {
     "phase": "phase loss",
     "perceptual": "PESQ-shaped disturbance",
     "score": "score matching",
+    "sampler": "losses of the sampler's output",
 }
 
 

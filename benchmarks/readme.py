@@ -24,7 +24,10 @@ from dvpd.runtime.errors import DvpdError, InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", ROOT / "engines" / "RUNS.md")
-RESULTS = Path(__file__).resolve().parent / "results" / "epyc-2-cores"
+# The first folder that has a result gives it: quality comes from the latest weights, speed from the
+# machine where it was measured (the graphs' operators are the same).
+MACHINES = ("xeon-2-cores", "epyc-2-cores")
+RESULTS = tuple(Path(__file__).resolve().parent / "results" / name for name in MACHINES)
 
 
 def sizes(models: Sequence[dict[str, Any]]) -> str:
@@ -104,12 +107,17 @@ BLOCKS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Any], str]]] = {
 }
 
 
-def fill(text: str, folder: Path) -> str:
+def find(file: str, folders: Sequence[Path]) -> Path:
+    """``file`` in the first of ``folders`` that has it; in the first where none has."""
+    return next((f / file for f in folders if (f / file).is_file()), folders[0] / file)
+
+
+def fill(text: str, folders: Sequence[Path]) -> str:
     """``text`` with every block that it has marks for made anew.
 
     Args:
         text: Markdown with marks.
-        folder: Results of one machine.
+        folders: Results of machines, the one to prefer first.
 
     Raises:
         InputError: A result is missing or damaged, a mark is unpaired, or there are no marks.
@@ -118,7 +126,7 @@ def fill(text: str, folder: Path) -> str:
     for name, (file, read, write) in BLOCKS.items():
         begin, end = quality.marks(name)
         if begin in text or end in text:
-            text = quality.replace_block(text, write(read(folder / file)), name)
+            text = quality.replace_block(text, write(read(find(file, folders))), name)
             done += 1
     if not done:
         raise InputError(f"no marks; expected some of {', '.join(map(repr, BLOCKS))}")
@@ -128,7 +136,10 @@ def fill(text: str, folder: Path) -> str:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="readme.py", description=__doc__.split("\n")[0])
-    parser.add_argument("results", nargs="?", type=Path, default=RESULTS, help="of one machine")
+    parser.add_argument(
+        "results", nargs="*", type=Path, default=RESULTS,
+        help="folders of machines, the one to prefer first",
+    )  # fmt: skip
     parser.add_argument(
         "--readme", type=Path, action="append", metavar="PAGE",
         help="page with marks; may be given again (default: README.md, engines/RUNS.md)",
@@ -151,7 +162,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not args.check:
             page.write_text(after, encoding="utf-8")
         elif after != pages[page]:
-            print(f"{page} has other figures than {args.results}: run readme.py")
+            print(
+                f"{page} has other figures than {', '.join(map(str, args.results))}: run readme.py"
+            )
             stale = 1
     return stale
 
