@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 import os
 import shutil
 import xml.etree.ElementTree as ET
@@ -445,9 +446,10 @@ def test_ina_integrates_power(tmp_path):
     (meter,) = [m for m in found if m.name.startswith("INA")]
     assert meter.name == "INA VDD_IN"  # the whole input: the other rail is a part of it
     with meters.measuring(meter) as reading:
-        pass
+        time.sleep(0.3)
     meter.close()
-    assert reading.joules == pytest.approx(10.0 * reading.seconds, rel=0.05, abs=1e-3)
+    # a busy machine may stop us for milliseconds between the two clocks
+    assert reading.joules == pytest.approx(10.0 * reading.seconds, rel=0.05, abs=0.2)
     assert absent["RAPL"].startswith("no /sys/class/powercap")
 
 
