@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-import time
 import os
 import shutil
+import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
