@@ -124,6 +124,11 @@ class TrainConfig:
             raise InputError(f"train lr is {self.lr}; expected > 0")
         if not 0.0 <= number("train", "ema_decay", self.ema_decay) < 1.0:
             raise InputError(f"train ema_decay is {self.ema_decay}; expected 0 <= decay < 1")
+        if self.branches == "score" and not (self.score_weight or self.sampler_weight):
+            raise InputError(
+                "train score_weight and sampler_weight are both 0 with branches = 'score'; expected one "
+                "above 0: there is nothing to train"
+            )
         check_range("train", "betas", self.betas)
         check_range("train", "t_range", self.t_range)
         if not 0.0 < self.t_range[0] < self.t_range[1] < 1.0:

@@ -5,6 +5,7 @@ import pytest
 
 from dvpd.config import Config, ModelConfig, complete_from_dict, from_dict, load_toml, to_dict
 from dvpd.runtime.errors import InputError
+from dvpd.train_config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS, ENGINES = ROOT / "dvpd" / "configs", ROOT / "engines"
@@ -99,3 +100,9 @@ def test_older_train_tables_are_completed_and_others_not():
     del values["train"]["lr"]
     with pytest.raises(InputError, match=r"train\.lr"):
         complete_from_dict(values)
+
+
+def test_a_score_branch_without_a_loss_is_refused():
+    with pytest.raises(InputError, match="score_weight and sampler_weight are both 0"):
+        TrainConfig(branches="score", score_weight=0.0)
+    assert TrainConfig(branches="score", score_weight=0.0, sampler_weight=1.0).score_weight == 0.0
