@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Ema:
@@ -34,5 +35,16 @@ class Ema:
         self.updates += 1
         mine, theirs = list(self.model.parameters()), list(model.parameters())
         torch._foreach_lerp_(mine, theirs, 1.0 - decay)
-        for buffer, source in zip(self.model.buffers(), model.buffers(), strict=True):
-            buffer.copy_(source)
+        copy_all(self.model.buffers(), model.buffers())
+
+
+@torch.no_grad()
+def copy_all(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
+    """Copy many small tensors, on a GPU in a few kernels rather than in one for each."""
+    groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for target, source in zip(targets, sources, strict=True):
+        mine, theirs = groups.setdefault(target.dtype, ([], []))
+        mine.append(target)
+        theirs.append(source)
+    for mine, theirs in groups.values():
+        torch._foreach_copy_(mine, theirs)

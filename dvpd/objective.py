@@ -91,22 +91,25 @@ class Objective(nn.Module):
         )
 
     def _noise(self, step: int, like: Tensor, count: int) -> list[Tensor]:
-        """The sampler's draws [B, 1, T, F]: this part of the whole batch's, of (seed, step) alone."""
-        draw = torch.Generator().manual_seed(self.config.train.seed * 1_000_003 + step + (1 << 40))
-        part, whole = len(like), len(like) * self.size
-        mine = slice(self.rank * part, (self.rank + 1) * part)
-        shape = (whole, *like.shape[1:])
-        return [torch.randn(shape, generator=draw)[mine].to(like.device) for _ in range(count)]
+        """The sampler's draws [B, 1, T, F]: this part of the whole batch's."""
+        draw = self._generator(step + (1 << 40), like)
+        return [self._normal(draw, like) for _ in range(count)]
 
     def _draw(self, step: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Diffusion times [B] and noise [B, 1, T, F]: this part of what the whole batch gets.
-
-        A function of (seed, step): resuming needs no generator's state.
-        """
-        draw = torch.Generator().manual_seed(self.config.train.seed * 1_000_003 + step)
+        """Diffusion times [B] and noise [B, 1, T, F]: this part of what the whole batch gets."""
+        draw = self._generator(step, like)
         low, high = self.config.train.t_range
-        part, whole = len(like), len(like) * self.size
-        mine = slice(self.rank * part, (self.rank + 1) * part)
-        t = low + (high - low) * torch.rand(whole, generator=draw)[mine]
-        z = torch.randn(whole, *like.shape[1:], generator=draw)[mine]
-        return t.to(like.device), z.to(like.device)
+        whole = len(like) * self.size
+        t = low + (high - low) * torch.rand(whole, generator=draw, device=like.device)
+        return t[self._mine(like)], self._normal(draw, like)
+
+    def _generator(self, step: int, like: Tensor) -> torch.Generator:
+        """A function of (seed, step) and the kind of device: resuming needs no generator's state."""
+        return torch.Generator(like.device).manual_seed(self.config.train.seed * 1_000_003 + step)
+
+    def _mine(self, like: Tensor) -> slice:
+        return slice(self.rank * len(like), (self.rank + 1) * len(like))
+
+    def _normal(self, draw: torch.Generator, like: Tensor) -> Tensor:
+        shape = (len(like) * self.size, *like.shape[1:])
+        return torch.randn(shape, generator=draw, device=like.device)[self._mine(like)]

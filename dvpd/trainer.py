@@ -23,7 +23,7 @@ from .checkpoint import load_checkpoint, save_checkpoint, write_whole
 from .config import Config, complete_old, to_dict
 from .data.loader import PairSource, batches
 from .data.pool import SAMPLE_RATE
-from .ema import Ema
+from .ema import Ema, copy_all
 from .losses import weighted_sum
 from .model import DVPD
 from .objective import Objective
@@ -143,6 +143,8 @@ class Trainer:
         self.out.mkdir(parents=True, exist_ok=True)
         self.files = StateFiles(self.out)
         torch.manual_seed(train.seed)
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32, as convolutions have by default
         self.model = DVPD(config.model).to(device)
         if train.channels_last:
             for p in self.model.parameters():
@@ -169,6 +171,7 @@ class Trainer:
         self._stop = False
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
         self._buffers = list(self.model.buffers())
+        self._buffers_before = [b.clone() for b in self._buffers]
         if train.compile:
             self.model.predictive.compile(dynamic=False)
             self.model.score.compile(dynamic=False)
@@ -196,7 +199,7 @@ class Trainer:
             TrainingError: Too many non-finite steps in a row.
         """
         train = self.config.train
-        before = [b.clone() for b in self._buffers]
+        copy_all(self._buffers_before, self._buffers)
         terms = self.losses(noisy, clean)
         loss = weighted_sum(train, terms)
         self.optimizer.zero_grad(set_to_none=True)
@@ -214,8 +217,7 @@ class Trainer:
             self._bad_in_a_row = 0
             values["skipped"] = 0.0
         else:
-            for buffer, old in zip(self._buffers, before, strict=True):
-                buffer.copy_(old)  # a batch norm has seen the bad batch
+            copy_all(self._buffers, self._buffers_before)  # a batch norm has seen the bad batch
             self._skip(values)
         self.step += 1
         return values
