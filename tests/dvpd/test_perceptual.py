@@ -126,3 +126,16 @@ def test_gradient_is_finite_with_silence_and_points_towards_the_target(speech):
     assert estimate.grad[0].abs().sum() > 0
     better = estimate.detach() + 0.1 * (target - estimate.detach())
     assert perceptual_loss(better, target) < loss
+
+
+def test_does_not_reward_quieter_bands(speech):
+    _, clean = speech
+    target = compress(clean)  # [1, 2, T, 257]
+    generator = torch.Generator().manual_seed(2)
+    patches = 0.2 + 0.8 * torch.rand(1, 1, target.shape[2] // 8 + 1, 33, generator=generator)
+    estimate = target * torch.nn.functional.interpolate(patches, target.shape[2:])  # as masks err
+    gain = torch.ones(257, requires_grad=True)
+    upper = torch.arange(257) >= 64  # from 2 kHz
+    perceptual_loss(estimate * torch.where(upper, gain, 1.0), target).backward()
+    # +0.07 where the compensation is differentiated: a network then took 10 dB from these bands
+    assert gain.grad.sum() < 0.0
