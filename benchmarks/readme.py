@@ -104,6 +104,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Any], str]]] = {
     "peers": ("peers.json", quality.read_peers, peers.to_markdown),
     "sweeps": ("sweeps.json", _json, quality.sweep_tables),
     "ablations": ("ablations.json", _json, lambda r: ablations.to_markdown(r["runs"])),
+    "ablation ssd": ("ablations-ssd.json", _json, lambda r: ablations.to_markdown(r["runs"])),
 }
 
 
