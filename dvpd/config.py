@@ -24,7 +24,9 @@ except ModuleNotFoundError:  # Python 3.10
 
 T = TypeVar("T")
 # Keys of [train] that later versions added, with what their absence meant.
-_LATER_TRAIN_KEYS = {"perceptual_weight": 0.0, "snr_weight": 0.0, "sampler_weight": 0.0}
+_LATER_TRAIN_KEYS = dict.fromkeys(
+    ("perceptual_weight", "snr_weight", "sampler_weight", "estoi_weight"), 0.0
+)
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,8 @@ _BEFORE_THE_CHAIN: dict[str, Any] = {
     "resample_any_p": 0.0,
     "resample_sinc_p": 1.0,
 }
+# Keys newer than the chain: what is off needs no range.
+_LATER_KEYS: dict[str, Any] = {"speech_change_p": 0.0, "speech_change_db": [0.0, 0.0]}
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ class DataConfig:
         speech_speed_p: Probability that speech is played faster or slower.
         speech_speed: Range of that factor.
         speech_eq_p: Probability of a gentle tilt of the speech, in both clean and noisy.
+        speech_change_p: Probability that the speech goes on at another level, target included.
+        speech_change_db: Range of that change (dB).
         snr_db: Range of the signal-to-noise ratio, uniform.
         clean_p: Probability that the noise is 30 to 50 dB down: the model must learn to copy.
         recorded_p: Probability that the noise is recorded; the rest is shared by the next two.
@@ -197,6 +201,8 @@ class DataConfig:
     speech_speed_p: float = 0.2
     speech_speed: Range = (0.9, 1.1)
     speech_eq_p: float = 0.2
+    speech_change_p: float = 0.05
+    speech_change_db: Range = (-25.0, 15.0)
     snr_db: Range = (-5.0, 20.0)
     clean_p: float = 0.03
     recorded_p: float = 0.65
@@ -329,7 +335,7 @@ def complete_old_table(table: Mapping[str, Any]) -> dict[str, Any]:
     what its weights were trained with.
     """
     if "gsm_p" in table:
-        return dict(table)
+        return {**_LATER_KEYS, **table}
     defaults = asdict(DataConfig())
     newer = {k: v for k, v in defaults.items() if k not in _FIRST_KEYS}
-    return {**newer, **_BEFORE_THE_CHAIN, **table}
+    return {**newer, **_BEFORE_THE_CHAIN, **_LATER_KEYS, **table}

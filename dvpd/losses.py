@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from .intelligibility import estoi_loss
 from .perceptual import perceptual_loss
 from .spectral import istft_from_compressed, magnitude
 from .train_config import TrainConfig
@@ -143,6 +144,8 @@ def predictive_terms(
         terms["phase"] = phase_loss(estimate, target)
     if config.perceptual_weight:
         terms["perceptual"] = perceptual_loss(estimate, target)
+    if config.estoi_weight:
+        terms["estoi"] = estoi_loss(estimate, target)
     if config.mr_stft_weight or config.si_sdr_weight or config.snr_weight:
         wav = istft_from_compressed(estimate, clean.shape[-1])
         if config.mr_stft_weight:

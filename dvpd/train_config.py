@@ -54,6 +54,7 @@ class TrainConfig:
         snr_weight: Likewise of the plain SNR: unlike the last two it does not let the level drift
             (not in the paper).
         perceptual_weight: Weight of the PESQ-shaped loudness disturbance (not in the paper).
+        estoi_weight: Weight of 1 - ESTOI (not in the paper).
         workers: Processes that mix; 0 mixes in the training process.
         log_steps: Steps between log lines.
         save_minutes: Minutes between saved states.
@@ -89,6 +90,7 @@ class TrainConfig:
     si_sdr_weight: float = 0.0
     snr_weight: float = 0.0
     perceptual_weight: float = 0.0
+    estoi_weight: float = 0.0
     workers: int = 1
     log_steps: int = 20
     save_minutes: float = 5.0

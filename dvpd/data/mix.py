@@ -18,7 +18,16 @@ from numpy.typing import NDArray
 from ..data_config import DataConfig
 from ..runtime.errors import InputError
 from .chain import draw_snr, run_chain
-from .degrade import Wav, add_noise, db_to_gain, fit_length, noise_gain, rms, spectral_gain
+from .degrade import (
+    Wav,
+    add_noise,
+    change_gain,
+    db_to_gain,
+    fit_length,
+    noise_gain,
+    rms,
+    spectral_gain,
+)
 from .pool import SAMPLE_RATE, Pool
 from .rooms import Room, as_room, freeverb_room, statistical_room
 
@@ -161,6 +170,8 @@ class Mixer:
         clean = self._speech(rng)
         if rng.random() < c.speech_eq_p:
             clean = random_eq(clean, rng, 5.0)
+        if c.speech_change_p and rng.random() < c.speech_change_p:
+            clean = self._change_level(rng, clean)
         if rng.random() < c.universal_p:
             noisy, clean, _ = self.degrade(rng, clean)
         else:
@@ -172,6 +183,14 @@ class Mixer:
         return run_chain(
             rng, self.config, clean, lambda: self.draw_noise(rng, len(clean)), self.draw_room
         )
+
+    def _change_level(self, rng: Generator, clean: Wav) -> Wav:
+        """Another level from somewhere on, or up to there, or for a while in between."""
+        count = len(clean)
+        first, last = sorted(int(i) for i in rng.integers(count + 1, size=2))
+        kind = rng.random()
+        first, last = (0 if kind < 0.4 else first), (count if kind > 0.6 else last)
+        return change_gain(clean, first, last, rng.uniform(*self.config.speech_change_db))
 
     def _speech(self, rng: Generator) -> Wav:
         c, pool = self.config, self.speech

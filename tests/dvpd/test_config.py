@@ -97,6 +97,10 @@ def test_older_train_tables_are_completed_and_others_not():
     values = to_dict(Config())
     del values["train"]["perceptual_weight"]
     assert complete_from_dict(values).train.perceptual_weight == 0.0
+    del values["train"]["estoi_weight"], values["data"]["speech_change_p"]
+    del values["data"]["speech_change_db"]
+    assert complete_from_dict(values).train.estoi_weight == 0.0
+    assert complete_from_dict(values).data.speech_change_p == 0.0
     del values["train"]["lr"]
     with pytest.raises(InputError, match=r"train\.lr"):
         complete_from_dict(values)

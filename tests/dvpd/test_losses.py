@@ -20,7 +20,8 @@ from dvpd.losses import (
 from dvpd.spectral import compress
 from dvpd.train_config import TrainConfig
 
-ALL = TrainConfig(mr_stft_weight=1.0, si_sdr_weight=1.0, snr_weight=1.0, perceptual_weight=1.0)
+EXTRA = ("mr_stft_weight", "si_sdr_weight", "snr_weight", "perceptual_weight", "estoi_weight")
+ALL = TrainConfig(**dict.fromkeys(EXTRA, 1.0))
 # arithmetic in float32 on angles up to a few pi
 ANGLE_TOLERANCE = 1e-5
 
@@ -66,7 +67,7 @@ def test_phase_loss_by_hand(waves):
 def test_terms_are_zero_at_equality(waves):
     spec = compress(waves[1])
     terms = predictive_terms(ALL, spec, spec, waves[1])
-    assert set(terms) == {"mag", "ri", "phase", "mr_stft", "si_sdr", "snr", "perceptual"}
+    assert set(terms) == {"mag", "ri", "phase", "mr_stft", "si_sdr", "snr", "perceptual", "estoi"}
     assert float(terms["mag"]) == 0.0
     assert float(terms["ri"]) == 0.0
     assert float(terms["phase"]) < 1e-5

@@ -71,6 +71,27 @@ def test_level_stays_in_its_range(pools):
     assert max(peaks) <= -9.99
 
 
+def test_speech_may_go_on_at_another_level_and_so_does_its_target(pools):
+    plain = {"universal_p": 0.0, "clean_p": 0.0, "snr_db": (60.0, 60.0), "level_p": 0.0}
+    plain |= {"speech_eq_p": 0.0, "speech_speed_p": 0.0}
+    ups, downs, untouched = 0, 0, 0
+    for index in range(60):
+        # the same generator up to the change: the same speech
+        draws = [config(**plain, speech_change_p=1.0, speech_change_db=(d, d)) for d in (0, -20)]
+        (_, flat), (noisy, clean) = (Mixer(c, *pools).pair(0, 0, index) for c in draws)
+        assert rms(noisy - clean) < 0.01 * rms(clean)
+        loud = np.abs(flat) > 1e-2
+        level = 20 * np.log10(np.abs(clean[loud]) / np.abs(flat[loud]))
+        level -= level.max()  # pairs are scaled to their peak
+        untouched += level.min() > -1.0
+        assert level.min() > -20.5
+        ups += level[0] < -19.0 and level[-1] > -1.0
+        downs += level[0] > -1.0 and level[-1] < -19.0
+    assert ups > 5
+    assert downs > 5
+    assert untouched < 20
+
+
 def test_works_without_noise_and_rooms(pools):
     noisy, clean = Mixer(config(universal_p=1.0), pools[0]).pair(0, 0, 0)
     assert np.isfinite(noisy).all()
