@@ -5,13 +5,15 @@ Data parallelism wraps this module: all that is differentiated happens in its ``
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from .config import Config
 from .losses import predictive_terms, score_loss, weighted_sum
 from .model import DVPD
-from .sde import mean, reverse, std
+from .sde import mean, reverse, std, with_phase
 from .spectral import compress, compressed_noisy, magnitude
 
 
@@ -85,10 +87,11 @@ class Objective(nn.Module):
             fused = reverse(
                 self.model, noisy, clean_ri.float(), feats, noise, config.sde, config.sampler
             )
-        estimate = fused.float() * clean_ri.float() / magnitude(clean_ri.float())
-        return weighted_sum(
-            config.train, predictive_terms(config.train, estimate, target, clean_wav)
-        )
+        # The phase is the predictive branch's: where that is frozen, its loss has no gradient.
+        frozen = config.train.branches == "score"
+        train = replace(config.train, phase_weight=0.0) if frozen else config.train
+        estimate = with_phase(fused.float(), clean_ri.float())
+        return weighted_sum(train, predictive_terms(train, estimate, target, clean_wav))
 
     def _noise(self, step: int, like: Tensor, count: int) -> list[Tensor]:
         """The sampler's draws [B, 1, T, F]: this part of the whole batch's."""

@@ -84,6 +84,11 @@ def _rectified(x: Tensor) -> Tensor:
     return x.clamp_min(0) + LEAK * (below - below.detach())
 
 
+def with_phase(mag: Tensor, spectrum: Tensor) -> Tensor:
+    """A spectrum of magnitudes [B, 1, T, F] with the phase of another one [B, 2, T, F]."""
+    return mag * spectrum / magnitude(spectrum)
+
+
 @torch.no_grad()
 def sample(
     model: DVPD,
@@ -118,4 +123,4 @@ def sample(
     predicted, feats = model.predictive(noisy)
     fused = reverse(model, noisy, predicted, feats, noise, sde, sampler, tlb_skip, tlb_backbone)
     direction = predicted if phase == "predictive" else noisy[:, :2]
-    return fused * direction / magnitude(direction), predicted
+    return with_phase(fused, direction), predicted
