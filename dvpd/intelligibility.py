@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .runtime.spec import SignalSpec
-from .spectral import SIGNAL
+from .spectral import SIGNAL, linear_power
 
 BANDS = 15
 LOWEST_HZ = 150.0  # centre of the first third of an octave
@@ -60,12 +60,8 @@ def estoi_estimate(
     Returns:
         [B]; 1 at equality, and where the target has less than 384 ms of speech.
     """
-    root = 1.0 / signal.compress_exponent
     matrix = _band_tensor(signal, sample_rate, estimate.device)
-    scale = signal.compress_factor ** (-2.0 * root)
-    e_power, t_power = (
-        (x.float().square().sum(1) + 1e-12) ** root * scale for x in (estimate, target)
-    )  # [B, T, F]
+    e_power, t_power = (linear_power(x, signal) for x in (estimate, target))  # [B, T, F]
     e_bands, t_bands = (((x @ matrix) + _EPS).sqrt() for x in (e_power, t_power))  # [B, T, K]
     frames = t_bands.shape[1]
     rate = sample_rate / signal.hop_length

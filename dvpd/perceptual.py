@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .runtime.spec import SignalSpec
-from .spectral import SIGNAL
+from .spectral import SIGNAL, linear_power
 
 LISTENING_LEVEL_DB = 79.0  # P.862: active speech is presented at this SPL
 BAND_BARK = 0.5
@@ -92,11 +92,7 @@ def loudness_disturbance(
         [B]; 0 at equality and for silent targets.
     """
     matrix, threshold, speech = _band_tensors(signal, sample_rate, estimate.device)
-    root = 1.0 / signal.compress_exponent
-    scale = signal.compress_factor ** (-2.0 * root)
-    e_power, t_power = (
-        ((x.float().square().sum(1) + 1e-12) ** root * scale) for x in (estimate, target)
-    )  # [B, T, F]
+    e_power, t_power = (linear_power(x, signal) for x in (estimate, target))  # [B, T, F]
     # The listening level, from the frames that carry speech.
     level = (t_power * speech).sum(-1)  # [B, T]
     active = level > 1e-3 * level.amax(1, keepdim=True)

@@ -54,6 +54,13 @@ def magnitude(ri: Tensor) -> Tensor:
     return ri.square().sum(1, keepdim=True).add(POWER_FLOOR).sqrt()
 
 
+def linear_power(ri: Tensor, signal: SignalSpec = SIGNAL) -> Tensor:
+    """Power |X|^2 [B, T, F] of the uncompressed spectrum, from ``ri`` [B, 2, T, F]."""
+    root = 1.0 / signal.compress_exponent
+    power = ri.float().square().sum(1) + POWER_FLOOR
+    return power**root * signal.compress_factor ** (-2.0 * root)
+
+
 def istft_from_compressed(ri: Tensor, length: int, signal: SignalSpec = SIGNAL) -> Tensor:
     """Undo the compression of ``ri`` [B, 2, T, F] and return the waveform [B, length]."""
     ri = ri.float()

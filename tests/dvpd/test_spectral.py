@@ -58,3 +58,11 @@ def test_silence_has_finite_gradients():
     spectral.magnitude(ri).sum().backward()
     assert torch.isfinite(ri.grad).all()
     assert spectral.istft_from_compressed(ri.detach(), 896).abs().max() == 0
+
+
+def test_linear_power_undoes_the_compression():
+    wav = 0.1 * torch.randn(2, 4096, generator=torch.Generator().manual_seed(0))
+    expected = spectral.stft(wav).abs().square()
+    torch.testing.assert_close(
+        spectral.linear_power(spectral.compress(wav)), expected, rtol=1e-3, atol=1e-8
+    )
