@@ -27,7 +27,6 @@ _SILENT = 1e-6  # a frame's power below which nothing is heard
 _EPS = 1e-8
 
 
-@lru_cache(maxsize=4)
 def _third_octaves(signal: SignalSpec, sample_rate: int) -> np.ndarray:
     """Bins -> bands [F, K]: the share of each bin's width that lies in each band."""
     spacing = sample_rate / signal.n_fft
