@@ -25,7 +25,7 @@ except ModuleNotFoundError:  # Python 3.10
 T = TypeVar("T")
 # Keys of [train] that later versions added, with what their absence meant.
 _LATER_TRAIN_KEYS = dict.fromkeys(
-    ("perceptual_weight", "snr_weight", "sampler_weight", "estoi_weight"), 0.0
+    ("perceptual_weight", "snr_weight", "sampler_weight", "estoi_weight", "silence_weight"), 0.0
 )
 
 

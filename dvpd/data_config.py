@@ -74,6 +74,8 @@ LINKS = (
     "gsm",
 )
 
+NOISE_KINDS = ("recorded_p", "babble_p", "coloured_p", "wind_p", "keyboard_p", "music_p")
+
 # The [data] keys of checkpoints from before the whole chain, and what the newer ones meant then
 # (where a link is off, its range does not matter).
 _FIRST_KEYS = frozenset(
@@ -95,7 +97,18 @@ _BEFORE_THE_CHAIN: dict[str, Any] = {
     "resample_sinc_p": 1.0,
 }
 # Keys newer than the chain: what is off needs no range.
-_LATER_KEYS: dict[str, Any] = {"speech_change_p": 0.0, "speech_change_db": [0.0, 0.0]}
+_LATER_KEYS: dict[str, Any] = {
+    "speech_change_p": 0.0,
+    "speech_change_db": [0.0, 0.0],
+    **dict.fromkeys(
+        "silent_p pause_p turns_p far_p event_p telephone_p noise_change_p wind_p keyboard_p music_p "
+        "babble_room_p limit_target_p".split(),
+        0.0,
+    ),
+    **{name: [0.0, 0.0] for name in ("silent_db", "turns_db", "far_drr_db", "event_db")},
+    "far_early_ms": 0.0,
+    "telephone_hz": [8000],
+}
 
 
 @dataclass(frozen=True)
@@ -116,17 +129,39 @@ class DataConfig:
         speech_eq_p: Probability of a gentle tilt of the speech, in both clean and noisy.
         speech_change_p: Probability that the speech goes on at another level, target included.
         speech_change_db: Range of that change (dB).
-        snr_db: Range of the signal-to-noise ratio, uniform.
+        silent_p: Probability of a crop without speech: noise, and silence as its target.
+        silent_db: Range of the noise's peak in it (dB of full scale).
+        pause_p: Probability that the speech begins late, ends early or stops for a while.
+        turns_p: Probability that two talkers take turns, both in the target.
+        turns_db: Range of the second one's level, relative to the first (dB).
+        snr_db: Range of the signal-to-noise ratio, uniform; pauses do not count.
         clean_p: Probability that the noise is 30 to 50 dB down: the model must learn to copy.
-        recorded_p: Probability that the noise is recorded; the rest is shared by the next two.
+        recorded_p: Probability that the noise is recorded; the rest is shared by the next five.
         babble_p: Probability of 3 to 8 other voices.
         coloured_p: Probability of coloured noise with slow modulation.
+        wind_p: Probability of wind in the microphone.
+        keyboard_p: Probability of typing.
+        music_p: Probability of simple music.
+        babble_room_p: Probability that babble is heard from afar in a room.
+        noise_change_p: Probability that noise begins, ends or turns into another one.
+        event_p: Probability of sudden events (claps, knocks, barks) on top, also in pauses; where the
+            universal chain acts there are none.
+        event_db: Range of their peak, relative to the speech's (dB).
         hum_p: Probability of mains hum *in addition*.
         second_noise_p: Probability of a second recording on top of the first.
         noise_speed_p: Probability that a recording is played faster or slower.
         noise_speed: Range of that factor.
         noise_eq_p: Probability of random shelves on the noise.
+        far_p: Probability that the talker is far away in a room (outside the chain); the target has
+            the direct sound and the early reflections, as loud as they arrive.
+        far_drr_db: Range of the direct-to-reverberant ratio then (dB).
+        far_early_ms: What counts as early (ms).
+        telephone_p: Probability that all goes through a narrow band, the target too (outside the
+            chain).
+        telephone_hz: Its sample rates (Hz).
         universal_p: Probability of the universal chain.
+        limit_target_p: Probability, within the chain, that the target loses what a low-pass, another
+            rate or the codec took away above their band; 0 leaves the target whole, as the paper's.
         single_p: Probability, within the chain, that one link alone is taken.
         single_weights: Link -> weight in that draw; a link not named is never taken alone.
         single_noise_p: Probability that noise comes with it.
@@ -203,17 +238,35 @@ class DataConfig:
     speech_eq_p: float = 0.2
     speech_change_p: float = 0.05
     speech_change_db: Range = (-25.0, 15.0)
+    silent_p: float = 0.15
+    silent_db: Range = (-60.0, 0.0)
+    pause_p: float = 0.3
+    turns_p: float = 0.06
+    turns_db: Range = (-35.0, -10.0)
     snr_db: Range = (-5.0, 20.0)
     clean_p: float = 0.03
-    recorded_p: float = 0.65
-    babble_p: float = 0.15
-    coloured_p: float = 0.2
+    recorded_p: float = 0.6
+    babble_p: float = 0.12
+    coloured_p: float = 0.16
+    wind_p: float = 0.04
+    keyboard_p: float = 0.04
+    music_p: float = 0.04
+    babble_room_p: float = 0.5
+    noise_change_p: float = 0.15
+    event_p: float = 0.12
+    event_db: Range = (-10.0, 15.0)
     hum_p: float = 0.07
     second_noise_p: float = 0.25
     noise_speed_p: float = 0.3
     noise_speed: Range = (0.8, 1.25)
     noise_eq_p: float = 0.4
+    far_p: float = 0.08
+    far_drr_db: Range = (-12.0, 3.0)
+    far_early_ms: float = 50.0
+    telephone_p: float = 0.06
+    telephone_hz: tuple[int, ...] = (8000, 8000, 11025, 12000)
     universal_p: float = 0.4
+    limit_target_p: float = 0.7
     single_p: float = 0.5
     single_weights: dict[str, float] = field(default_factory=_single_weights)
     single_noise_p: float = 0.6
@@ -276,7 +329,7 @@ class DataConfig:
     gsm_p: float = 0.05
     rms_db: float = -27.0
     level_p: float = 0.5
-    level_db: Range = (-30.0, 0.0)
+    level_db: Range = (-60.0, 0.0)
 
     def __post_init__(self) -> None:
         """Refuse probabilities and ranges that mean nothing."""
@@ -307,19 +360,22 @@ class DataConfig:
         for name, least in (("bits", 2), ("mic_peaks", 0), ("expand_ratio", 1), ("room_side_m", 2)):
             if getattr(self, name)[0] < least:
                 raise InputError(f"data {name} is {getattr(self, name)}; expected >= {least}")
-        if self.early_ms < 0.0:
-            raise InputError(f"data early_ms is {self.early_ms}; expected >= 0")
+        for name in ("early_ms", "far_early_ms"):
+            if getattr(self, name) < 0.0:
+                raise InputError(f"data {name} is {getattr(self, name)}; expected >= 0")
+        if max(self.telephone_hz) > 16000:
+            raise InputError(f"data telephone_hz is {self.telephone_hz}; expected at most 16000 Hz")
         if unknown := sorted(set(self.single_weights) - set(LINKS)):
             raise InputError(
                 f"data single_weights.{unknown[0]}: expected one of {', '.join(LINKS)}"
             )
         if self.single_p > 0.0 and not sum(self.single_weights.values()) > 0.0:
             raise InputError("data single_weights are all 0; expected one above 0, or single_p = 0")
-        total = self.recorded_p + self.babble_p + self.coloured_p
+        total = sum(getattr(self, name) for name in NOISE_KINDS)
         if not math.isclose(total, 1.0, abs_tol=1e-6):
             raise InputError(
-                f"data recorded_p + babble_p + coloured_p is {total:g}; expected 1 (one kind of "
-                "noise in each pair)"
+                f"data {' + '.join(NOISE_KINDS)} is {total:g}; expected 1 (one kind of noise in each "
+                "pair)"
             )
         total = self.measured_rir_p + self.image_rir_p + self.freeverb_p
         if total > 1.0 + 1e-6:

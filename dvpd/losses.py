@@ -12,11 +12,17 @@ from torch import Tensor
 
 from .intelligibility import estoi_loss
 from .perceptual import perceptual_loss
-from .spectral import istft_from_compressed, magnitude
+from .runtime.spec import SignalSpec
+from .spectral import SIGNAL, istft_from_compressed, linear_power, magnitude
 from .train_config import TrainConfig
 
 PHASE_FLOOR = 1e-3  # compressed magnitude below which a bin has no phase; speech stays above it
 _SDR_LIMIT_DB = 30.0
+# Power of a bin's uncompressed spectrum that counts as silence: about 75 dB under loud speech of full
+# scale (RMS -20 dB), whose bins have 2 in the mean.
+SILENCE_POWER = 5e-8
+_NEIGHBOURS = 4  # frames beside speech are left out (32 ms, what its windows reach)
+_SILENCE_BINS = 16  # of a band
 _MR_STFT = ((256, 64), (512, 128), (1024, 256))  # (n_fft, hop) in samples
 
 
@@ -106,6 +112,29 @@ def _limited_ratio(wanted: Tensor, residual: Tensor, energy: Tensor) -> Tensor:
     return -torch.log10(ratio)[energy > 1e-4].sum() / len(wanted)
 
 
+def silence_loss(estimate: Tensor, target: Tensor, signal: SignalSpec = SIGNAL) -> Tensor:
+    """What is left where the target is silent, in tens of dB above a floor, over 16 bands.
+
+    Mean of log10(1 + P / P_floor) over the frames without speech (digital silence, or 75 dB under loud
+    speech, and no speech beside it), 0 for a crop that has none. A squared error hardly sees noise that is 30 dB
+    down; here each dB counts alike until the floor is reached.
+
+    Args:
+        estimate: Compressed spectra [B, 2, T, F].
+        target: Compressed clean spectra [B, 2, T, F].
+        signal: STFT and compression.
+    """
+    loud = linear_power(target, signal).mean(-1) > SILENCE_POWER  # [B, T]
+    reach = 2 * _NEIGHBOURS + 1
+    near = torch.nn.functional.max_pool1d(loud.float()[:, None], reach, 1, _NEIGHBOURS)[:, 0]
+    silent = 1.0 - near  # [B, T]
+    bands = estimate.shape[-1] // _SILENCE_BINS
+    power = linear_power(estimate[..., : bands * _SILENCE_BINS], signal)
+    power = power.unflatten(-1, (bands, _SILENCE_BINS)).mean(-1)  # [B, T, K]
+    level = torch.log10(1.0 + power / SILENCE_POWER).mean(-1)  # [B, T]
+    return (level * silent).sum() / silent.numel()
+
+
 def mr_stft_loss(estimate: Tensor, target: Tensor) -> Tensor:
     """L1 of compressed magnitudes |X|^0.3 at three resolutions, averaged.
 
@@ -146,6 +175,8 @@ def predictive_terms(
         terms["perceptual"] = perceptual_loss(estimate, target)
     if config.estoi_weight:
         terms["estoi"] = estoi_loss(estimate, target)
+    if config.silence_weight:
+        terms["silence"] = silence_loss(estimate, target)
     if config.mr_stft_weight or config.si_sdr_weight or config.snr_weight:
         wav = istft_from_compressed(estimate, clean.shape[-1])
         if config.mr_stft_weight:

@@ -55,6 +55,7 @@ class TrainConfig:
             (not in the paper).
         perceptual_weight: Weight of the PESQ-shaped loudness disturbance (not in the paper).
         estoi_weight: Weight of 1 - ESTOI (not in the paper).
+        silence_weight: Weight of what is left where nobody speaks, in tens of dB (not in the paper).
         workers: Processes that mix; 0 mixes in the training process.
         log_steps: Steps between log lines.
         save_minutes: Minutes between saved states.
@@ -91,6 +92,7 @@ class TrainConfig:
     snr_weight: float = 0.0
     perceptual_weight: float = 0.0
     estoi_weight: float = 0.0
+    silence_weight: float = 0.0
     workers: int = 1
     log_steps: int = 20
     save_minutes: float = 5.0

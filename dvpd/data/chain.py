@@ -16,6 +16,7 @@ from numpy.random import Generator
 from ..data_config import LINKS, DataConfig
 from . import degrade
 from .degrade import Gain, Wav, db_to_gain, rms
+from .pool import SAMPLE_RATE
 from .rooms import Room, reverberate
 
 _SILENT = 1e-7  # an RMS below this has no level to be brought to another
@@ -51,7 +52,8 @@ def run_chain(
 ) -> tuple[Wav, Wav, dict[str, Any]]:
     """Degrade speech.
 
-    Gains act on the target, too: they matter for what comes behind them (clipping, codec), and
+    Where ``limit_target_p`` says so the target loses what the band's upper end took away: nothing
+    is to be made up above it. Gains act on the target, too: they matter for what comes behind them (clipping, codec), and
     nobody could tell them from the degraded signal. Only ``gain_change`` leaves the target alone.
 
     Args:
@@ -101,7 +103,10 @@ def run_chain(
     wav, target = wav * np.float32(gain), target * np.float32(gain)
     if room is not None:
         wav, target = _in_room(wav, target, room, config.early_ms)
+    limited = bool(config.limit_target_p) and rng.random() < config.limit_target_p
     wav = degrade.spectral_gain(wav, *_draw_filters(rng, config, links, drawn))
+    if limited:
+        target = degrade.spectral_gain(target, *_upper_ends(config, drawn))
     if "bits" in links:
         low, high = config.bits
         drawn["bits"] = int(rng.integers(low, high + 1))
@@ -126,6 +131,8 @@ def run_chain(
         good = rng.random() < config.resample_sinc_p
         drawn["resampler"] = "sinc" if good else str(rng.choice(degrade.RESAMPLERS[1:]))
         wav = degrade.through_rate(wav, rate_hz, drawn["resampler"])
+        if limited and rate_hz < SAMPLE_RATE:
+            target = degrade.through_rate(target, rate_hz)
     if "phaser" in links:
         drawn["phaser_hz"] = _log_uniform(rng, config.phaser_hz)
         wav = degrade.phaser(wav, drawn["phaser_hz"])
@@ -134,7 +141,20 @@ def run_chain(
     if "gsm" in links:
         drawn["gsm"] = True
         wav = degrade.gsm(wav)
+        if limited:
+            target = degrade.through_rate(target, degrade.CODEC_RATE)
+    drawn["target_limited"] = limited
     return wav, target, drawn
+
+
+def _upper_ends(config: DataConfig, drawn: dict[str, Any]) -> list[Gain]:
+    """The low-pass part of the filters that were drawn."""
+    ends = []
+    if "bandpass_hz" in drawn:
+        ends.append((drawn["bandpass_hz"][1], config.bandpass_order))
+    if "lowpass_hz" in drawn:
+        ends.append((drawn["lowpass_hz"], drawn["lowpass_order"]))
+    return [partial(degrade.lowpass_gain, cutoff_hz=hz, order=order) for hz, order in ends]
 
 
 def _in_room(wav: Wav, target: Wav, room: Room, early_ms: float) -> tuple[Wav, Wav]:

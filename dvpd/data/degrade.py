@@ -30,7 +30,7 @@ _RAMP = 160  # a change of gain takes 10 ms (samples)
 _LEVEL_BLOCK = 32  # the expander's level is taken every 2 ms (samples)
 _RELEASE_DB_PER_S = 86.86  # a level that falls by 1 / e in 100 ms
 _SILENCE_DB = -120.0
-_CODEC_RATE = 8000
+CODEC_RATE = 8000
 _PHASER_STAGES = 6
 
 
@@ -259,18 +259,34 @@ def _interpolate(wav: Wav, places: NDArray[np.float64], method: str) -> Wav:
     return p1 + np.float32(0.5) * part * (p2 - p0 + part * (bend + part * curve))
 
 
+def compand(wav: Wav, peak: float) -> Wav:
+    """The rounding of a telephone line: 8 bits on the mu-law scale (ITU-T G.711's continuous form).
+
+    Args:
+        wav: [L].
+        peak: Level of the largest sample on the line, of its full scale, in (0, 1].
+    """
+    largest = float(np.max(np.abs(wav), initial=0.0))
+    if not largest:
+        return wav
+    line, mu = wav * np.float32(peak / largest), np.float32(255.0)
+    steps = np.rint(np.float32(127.0) * np.log1p(mu * np.abs(line)) / np.log1p(mu))
+    decoded = np.sign(line) * np.expm1(steps / np.float32(127.0) * np.log1p(mu)) / mu
+    return (decoded * np.float32(largest / peak)).astype(np.float32, copy=False)
+
+
 def gsm(wav: Wav) -> Wav:
     """Through the GSM full-rate codec (06.10) at 8 kHz and back; it has no delay.
 
     Full scale is full scale of the codec: what lies above +-1 is clipped.
     """
-    narrow = soxr.resample(wav, SAMPLE_RATE, _CODEC_RATE, "HQ")
+    narrow = soxr.resample(wav, SAMPLE_RATE, CODEC_RATE, "HQ")
     buffer = io.BytesIO()
     coded = np.rint(np.clip(narrow, -1.0, 1.0) * 32767.0).astype(np.int16)
-    sf.write(buffer, coded, _CODEC_RATE, format="WAV", subtype="GSM610")
+    sf.write(buffer, coded, CODEC_RATE, format="WAV", subtype="GSM610")
     buffer.seek(0)
     decoded, _ = sf.read(buffer, dtype="float32")  # whole frames: zeros may follow
-    wide = soxr.resample(decoded[: len(narrow)], _CODEC_RATE, SAMPLE_RATE, "HQ")
+    wide = soxr.resample(decoded[: len(narrow)], CODEC_RATE, SAMPLE_RATE, "HQ")
     return fit_length(wide.astype(np.float32, copy=False), len(wav))
 
 

@@ -10,29 +10,36 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import scipy.fft
 import soxr
 from numpy.random import Generator
 from numpy.typing import NDArray
 
 from ..data_config import DataConfig
 from ..runtime.errors import InputError
+from . import noises
 from .chain import draw_snr, run_chain
 from .degrade import (
     Wav,
-    add_noise,
     change_gain,
+    compand,
     db_to_gain,
     fit_length,
+    highpass,
     noise_gain,
     rms,
     spectral_gain,
+    through_rate,
 )
 from .pool import SAMPLE_RATE, Pool
-from .rooms import Room, as_room, freeverb_room, statistical_room
+from .rooms import Room, as_room, freeverb_room, reverberate, statistical_room
 
 _ACTIVE_DB = -35.0  # a 16 ms block this far below the loudest one is a pause
 _SPEECH_TRIES = 4
+_BLOCK = 256  # 16 ms
+_RAMP = 160  # speech is switched off and on within 10 ms (samples)
+_LONGEST_FADE_S = 0.5  # of a noise that begins, ends or changes
+_STRETCH_S = 4.0  # speech of this length gets one pause, longer speech more
+_TELEPHONE_LOW_HZ = (200.0, 350.0)
 
 
 def make_rng(seed: int, epoch: int, index: int) -> Generator:
@@ -60,41 +67,6 @@ def change_speed(wav: Wav, factor: float) -> Wav:
     )
 
 
-def coloured_noise(rng: Generator, count: int, exponent: float) -> Wav:
-    """Gaussian noise with power ~ 1 / f^exponent (flat below 30 Hz), unit RMS."""
-    size = scipy.fft.next_fast_len(count, real=True)
-    half = size // 2 + 1
-    parts = rng.standard_normal(2 * half, dtype=np.float32)
-    spec = parts.view(np.complex64)
-    freqs = np.maximum(np.arange(half, dtype=np.float32) * np.float32(SAMPLE_RATE / size), 30.0)
-    spec = spec * freqs ** np.float32(-exponent / 2)
-    spec[0] = 0
-    wav = scipy.fft.irfft(spec, size)[:count]
-    return (wav / max(rms(wav), 1e-9)).astype(np.float32)
-
-
-def slow_modulation(rng: Generator, count: int, depth_db: float) -> Wav:
-    """A slowly wandering gain: random levels in +- ``depth_db``, a few a second, joined smoothly."""
-    n_knots = int(rng.integers(3, 16))
-    levels = rng.uniform(-depth_db, depth_db, n_knots)
-    curve = np.interp(np.linspace(0, n_knots - 1, 512), np.arange(n_knots), levels)
-    gains = 10.0 ** (curve / 20.0)
-    return np.interp(np.linspace(0, 511, count), np.arange(512), gains).astype(np.float32)
-
-
-def hum(rng: Generator, count: int) -> Wav:
-    """Mains hum: harmonics of 50 or 60 Hz (detuned by up to 1 %), unit RMS."""
-    base = float(rng.choice((50.0, 60.0, 100.0, 120.0))) * rng.uniform(0.99, 1.01)
-    time = np.arange(count, dtype=np.float32) / np.float32(SAMPLE_RATE)
-    wav = np.zeros(count, np.float32)
-    for n in range(1, int(rng.integers(3, 12))):
-        level = rng.uniform(0.1, 1.0) / n ** rng.uniform(0.3, 1.5)
-        wav += np.float32(level) * np.sin(
-            np.float32(2 * np.pi * base * n) * time + rng.uniform(0, 6)
-        )
-    return wav / np.float32(max(rms(wav), 1e-9))
-
-
 def active_share(wav: Wav, reference: float) -> float:
     """Share of 16 ms blocks within 35 dB of ``reference`` (an RMS)."""
     blocks = wav[: len(wav) // 256 * 256].reshape(-1, 256)
@@ -106,10 +78,52 @@ def active_share(wav: Wav, reference: float) -> float:
 
 def scale_pair(rng: Generator, config: DataConfig, noisy: Wav, clean: Wav) -> tuple[Wav, Wav]:
     """Scale a pair together so that max|noisy| is 1, or less by the config's level."""
-    scale = 1.0 / max(float(np.max(np.abs(noisy))), 1e-4)
+    level_db = 0.0
     if rng.random() < config.level_p:
-        scale *= db_to_gain(rng.uniform(*config.level_db))
+        level_db = rng.uniform(*config.level_db)
+    return _to_peak(noisy, clean, level_db)
+
+
+def _to_peak(noisy: Wav, clean: Wav, level_db: float) -> tuple[Wav, Wav]:
+    scale = 1.0 / max(float(np.max(np.abs(noisy))), 1e-4)
+    scale *= db_to_gain(level_db)
     return noisy * np.float32(scale), clean * np.float32(scale)
+
+
+def quiet_place(wav: Wav, place: int, reach: int) -> int:
+    """The start of the quietest 16 ms within ``reach`` samples of ``place``: between two words."""
+    first = max(place - reach, 0) // _BLOCK
+    last = min(place + reach, len(wav)) // _BLOCK
+    blocks = wav[first * _BLOCK : last * _BLOCK].reshape(-1, _BLOCK)
+    if not len(blocks):
+        return place
+    return (first + int(np.argmin(np.einsum("ij,ij->i", blocks, blocks)))) * _BLOCK
+
+
+def add_pauses(rng: Generator, wav: Wav) -> Wav:
+    """Speech that begins late, ends early or stops for a while; one pause for every four seconds.
+
+    The places are drawn and moved to the quietest 16 ms within a quarter of a second. What would
+    become silent as a whole stays as it was.
+    """
+    count = len(wav)
+    reach = SAMPLE_RATE // 4
+    gain = np.ones(count, np.float32)
+    stretches = max(round(count / (_STRETCH_S * SAMPLE_RATE)), 1)
+    edges = np.linspace(0, count, stretches + 1).astype(int)
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        first, last = sorted(int(i) for i in rng.integers(low, high + 1, size=2))
+        kind = rng.random()
+        first = low if kind < 0.4 else quiet_place(wav, first, reach)
+        last = high if kind > 0.6 else quiet_place(wav, last, reach)
+        if last > first:
+            ends = [first, first + _RAMP, last - _RAMP, last]
+            ends = ends if last - first > 2 * _RAMP else [first, first, last, last]
+            # What begins or ends with the crop is silent from its first or to its last sample.
+            levels = [float(first > 0), 0.0, 0.0, float(last < count)]
+            gain[first:last] = np.interp(np.arange(first, last), ends, levels)
+    paused = wav * gain
+    return paused if rms(paused) > 0.03 * rms(wav) else wav
 
 
 class Mixer:
@@ -167,16 +181,87 @@ class Mixer:
         """
         rng = make_rng(seed, epoch, index)
         c = self.config
+        if c.silent_p and rng.random() < c.silent_p:
+            return self._silent_pair(rng)
         clean = self._speech(rng)
         if rng.random() < c.speech_eq_p:
             clean = random_eq(clean, rng, 5.0)
         if c.speech_change_p and rng.random() < c.speech_change_p:
             clean = self._change_level(rng, clean)
+        if c.turns_p and rng.random() < c.turns_p:
+            clean = self._take_turns(rng, clean)
+        level = rms(clean)  # before the pauses: they leave the ratio of speech to noise as it is
+        if c.pause_p and rng.random() < c.pause_p:
+            clean = add_pauses(rng, clean)
         if rng.random() < c.universal_p:
             noisy, clean, _ = self.degrade(rng, clean)
         else:
-            noisy = add_noise(clean, self.draw_noise(rng, len(clean)), draw_snr(rng, c))
+            noisy, clean = self._additive(rng, clean, level)
         return scale_pair(rng, c, noisy, clean)
+
+    def _additive(self, rng: Generator, clean: Wav, level: float) -> tuple[Wav, Wav]:
+        """Speech plus noise, perhaps far away, with sudden events, through a telephone.
+
+        Args:
+            rng: Source of randomness.
+            clean: Speech [L].
+            level: Its RMS where somebody speaks.
+        """
+        c, count = self.config, len(clean)
+        wet = clean
+        if c.far_p and rng.random() < c.far_p:
+            room = statistical_room(rng, rng.uniform(*c.t60_s), rng.uniform(*c.far_drr_db))
+            dry = max(rms(clean), 1e-9)
+            wet, clean = reverberate(clean, room, c.far_early_ms)
+            level *= rms(wet) / dry
+        noise = self.draw_noise(rng, count)
+        loud = rms(noise)
+        noisy = wet
+        if loud > 1e-7:
+            noisy = wet + noise * np.float32(level / loud * db_to_gain(-draw_snr(rng, c)))
+        if c.event_p and rng.random() < c.event_p:
+            peak = float(np.max(np.abs(wet))) * db_to_gain(rng.uniform(*c.event_db))
+            noisy = noisy + self._events(rng, count) * np.float32(peak)
+        if c.telephone_p and rng.random() < c.telephone_p:
+            noisy, clean = self._telephone(rng, noisy, clean)
+        return noisy, clean
+
+    def _silent_pair(self, rng: Generator) -> tuple[Wav, Wav]:
+        """Noise alone; nobody speaks, so the target is silence."""
+        c = self.config
+        noise = self.draw_noise(rng, c.crop_samples)
+        if c.event_p and rng.random() < c.event_p:
+            peak = rms(noise) * db_to_gain(rng.uniform(0.0, 40.0))
+            noise = noise + self._events(rng, len(noise)) * np.float32(peak)
+        silence = np.zeros_like(noise)
+        if c.telephone_p and rng.random() < c.telephone_p:
+            noise, _ = self._telephone(rng, noise, silence)
+        return _to_peak(noise, silence, rng.uniform(*c.silent_db))
+
+    def _take_turns(self, rng: Generator, clean: Wav) -> Wav:
+        """Another talker goes on from somewhere, or was there until then, at another level."""
+        c, count = self.config, len(clean)
+        other = self._speech(rng)
+        place = quiet_place(clean, int(rng.integers(count // 4, 3 * count // 4)), SAMPLE_RATE // 4)
+        change = rms(clean) / max(rms(other), 1e-5) * db_to_gain(rng.uniform(*c.turns_db))
+        other = other * np.float32(change)
+        before, after = (clean, other) if rng.random() < 0.5 else (other, clean)
+        return np.concatenate([before[:place], after[place:]])
+
+    def _telephone(self, rng: Generator, noisy: Wav, clean: Wav) -> tuple[Wav, Wav]:
+        """Both through a narrow band; the target keeps to it: nothing is made up above it."""
+        rate_hz = int(rng.choice(self.config.telephone_hz))
+        noisy, clean = through_rate(noisy, rate_hz), through_rate(clean, rate_hz)
+        if rng.random() < 0.5:
+            low_hz = rng.uniform(*_TELEPHONE_LOW_HZ)
+            noisy, clean = highpass(noisy, low_hz, 4), highpass(clean, low_hz, 4)
+        if rng.random() < 0.5:
+            noisy = compand(noisy, db_to_gain(rng.uniform(-20.0, 0.0)))
+        return noisy, clean
+
+    def _events(self, rng: Generator, count: int) -> Wav:
+        recorded = [] if self.noise is None else [self._recorded(rng, count) for _ in range(2)]
+        return noises.events(rng, count, recorded)
 
     def degrade(self, rng: Generator, clean: Wav) -> tuple[Wav, Wav, dict[str, Any]]:
         """Clean speech [L] through the universal chain: noisy, target, and what was drawn."""
@@ -248,24 +333,56 @@ class Mixer:
     def draw_noise(self, rng: Generator, count: int) -> Wav:
         """Noise [count] of the config's kinds, at any level."""
         c = self.config
+        noise = self._one_noise(rng, count)
+        if rng.random() < c.noise_eq_p:
+            noise = random_eq(noise, rng, 12.0)
+        if rng.random() < c.hum_p:
+            extra = noises.hum(rng, count)
+            noise = noise + extra * np.float32(noise_gain(noise, extra, rng.uniform(-10, 10)))
+        if c.noise_change_p and rng.random() < c.noise_change_p:
+            noise = self._change_noise(rng, noise)
+        return noise
+
+    def _one_noise(self, rng: Generator, count: int) -> Wav:
+        c = self.config
         kind = rng.random()
         if kind < c.recorded_p and self.noise is not None:
             noise = self._recorded(rng, count)
             if rng.random() < c.second_noise_p:
                 other = self._recorded(rng, count)
                 noise = noise + other * np.float32(noise_gain(noise, other, rng.uniform(-10, 10)))
-        elif c.recorded_p <= kind < c.recorded_p + c.babble_p:
-            noise = self._babble(rng, count)
-        else:
-            noise = coloured_noise(rng, count, rng.uniform(-0.5, 2.0))
-            if rng.random() < 0.6:
-                noise = noise * slow_modulation(rng, count, rng.uniform(0.0, 15.0))
-        if rng.random() < c.noise_eq_p:
-            noise = random_eq(noise, rng, 12.0)
-        if rng.random() < c.hum_p:
-            extra = hum(rng, count)
-            noise = noise + extra * np.float32(noise_gain(noise, extra, rng.uniform(-10, 10)))
+            return noise
+        kind -= c.recorded_p
+        if 0.0 <= kind < c.babble_p:
+            return self._babble(rng, count)
+        kind -= c.babble_p
+        for share, make in (
+            (c.wind_p, noises.wind),
+            (c.keyboard_p, noises.keyboard),
+            (c.music_p, noises.music),
+        ):
+            if 0.0 <= kind < share:
+                return make(rng, count)
+            kind -= share
+        noise = noises.coloured_noise(rng, count, rng.uniform(-0.5, 2.0))
+        if rng.random() < 0.6:
+            noise = noise * noises.slow_modulation(rng, count, rng.uniform(0.0, 15.0))
         return noise
+
+    def _change_noise(self, rng: Generator, noise: Wav) -> Wav:
+        """Noise that begins, ends, or turns into another one, at once or within half a second."""
+        count = len(noise)
+        place, fade = rng.integers(count), rng.uniform(0.005, _LONGEST_FADE_S) * SAMPLE_RATE
+        rise = np.interp(np.arange(count), [place - fade / 2, place + fade / 2], [0.0, 1.0])
+        rise = rise.astype(np.float32)
+        kind = rng.random()
+        if kind < 0.3:
+            return noise * rise
+        if kind < 0.5:
+            return noise * (np.float32(1.0) - rise)
+        other = self._one_noise(rng, count)
+        other = other * np.float32(noise_gain(noise, other, rng.uniform(-15.0, 15.0)))
+        return noise * (np.float32(1.0) - rise) + other * rise
 
     def _recorded(self, rng: Generator, count: int) -> Wav:
         pool, c = self.noise, self.config
@@ -296,6 +413,9 @@ class Mixer:
             level = rms(voice)
             if level > 1e-5:
                 total += voice * np.float32(db_to_gain(rng.uniform(-9.0, 0.0)) / level)
+        if self.config.babble_room_p and rng.random() < self.config.babble_room_p:
+            t60_s, drr_db = rng.uniform(*self.config.t60_s), rng.uniform(-12.0, 0.0)
+            total, _ = reverberate(total, statistical_room(rng, t60_s, drr_db))
         return total
 
 
