@@ -143,7 +143,8 @@ def run_chain(
         wav = degrade.gsm(wav)
         if limited:
             target = degrade.through_rate(target, degrade.CODEC_RATE)
-    drawn["target_limited"] = limited
+    if limited:
+        drawn["target_limited"] = True
     return wav, target, drawn
 
 

@@ -7,6 +7,7 @@ give the same pair on any number of workers. Clean and noisy are aligned to the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -111,17 +112,17 @@ def add_pauses(rng: Generator, wav: Wav) -> Wav:
     gain = np.ones(count, np.float32)
     stretches = max(round(count / (_STRETCH_S * SAMPLE_RATE)), 1)
     edges = np.linspace(0, count, stretches + 1).astype(int)
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         first, last = sorted(int(i) for i in rng.integers(low, high + 1, size=2))
         kind = rng.random()
         first = low if kind < 0.4 else quiet_place(wav, first, reach)
         last = high if kind > 0.6 else quiet_place(wav, last, reach)
-        if last > first:
+        if last - first > 2 * _RAMP:
             ends = [first, first + _RAMP, last - _RAMP, last]
-            ends = ends if last - first > 2 * _RAMP else [first, first, last, last]
             # What begins or ends with the crop is silent from its first or to its last sample.
             levels = [float(first > 0), 0.0, 0.0, float(last < count)]
-            gain[first:last] = np.interp(np.arange(first, last), ends, levels)
+            course = np.interp(np.arange(first, last), ends, levels)
+            gain[first:last] = np.minimum(gain[first:last], course)
     paused = wav * gain
     return paused if rms(paused) > 0.03 * rms(wav) else wav
 

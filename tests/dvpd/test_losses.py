@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -14,13 +15,17 @@ from dvpd.losses import (
     predictive_terms,
     score_loss,
     si_sdr_loss,
+    silence_loss,
     snr_loss,
     weighted_sum,
 )
 from dvpd.spectral import compress
 from dvpd.train_config import TrainConfig
 
-EXTRA = ("mr_stft_weight", "si_sdr_weight", "snr_weight", "perceptual_weight", "estoi_weight")
+EXTRA = (
+    "mr_stft_weight", "si_sdr_weight", "snr_weight", "perceptual_weight", "estoi_weight",
+    "silence_weight",
+)  # fmt: skip
 ALL = TrainConfig(**dict.fromkeys(EXTRA, 1.0))
 # arithmetic in float32 on angles up to a few pi
 ANGLE_TOLERANCE = 1e-5
@@ -67,7 +72,17 @@ def test_phase_loss_by_hand(waves):
 def test_terms_are_zero_at_equality(waves):
     spec = compress(waves[1])
     terms = predictive_terms(ALL, spec, spec, waves[1])
-    assert set(terms) == {"mag", "ri", "phase", "mr_stft", "si_sdr", "snr", "perceptual", "estoi"}
+    assert set(terms) == {
+        "mag",
+        "ri",
+        "phase",
+        "mr_stft",
+        "si_sdr",
+        "snr",
+        "perceptual",
+        "estoi",
+        "silence",
+    }
     assert float(terms["mag"]) == 0.0
     assert float(terms["ri"]) == 0.0
     assert float(terms["phase"]) < 1e-5
@@ -129,3 +144,53 @@ def test_mr_stft_loss_orders_by_damage(waves):
     noisy, clean = waves
     assert mr_stft_loss(clean, clean) == 0
     assert mr_stft_loss(noisy, clean) < mr_stft_loss(clean + 5 * (noisy - clean), clean)
+
+
+def speech_then_nothing(count: int = 24000) -> torch.Tensor:
+    g = torch.Generator().manual_seed(1)
+    clean = 0.1 * torch.randn(1, count, generator=g)
+    clean[:, count // 2 :] = 0.0
+    return clean
+
+
+def test_silence_loss_counts_decibels_where_nobody_speaks():
+    clean = speech_then_nothing()
+    noise = 0.03 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))
+    noise[:, : clean.shape[1] // 2] = 0.0  # only in the pause
+    target = compress(clean)
+    losses = [
+        float(silence_loss(compress(clean + 10.0 ** (-db / 20.0) * noise), target))
+        for db in (0, 10, 20, 30)
+    ]
+    # Each 10 dB count alike: one unit in the half of the crop (less the frames beside the speech).
+    for louder, quieter in itertools.pairwise(losses):
+        assert louder - quieter == pytest.approx(0.5, abs=0.05)
+    assert float(silence_loss(target, target)) < 1e-3
+
+
+def test_silence_loss_leaves_speech_alone():
+    clean = speech_then_nothing()
+    target = compress(clean)
+    half = clean * 0.5
+    assert float(silence_loss(compress(half), target)) < 1e-3
+    speaking = 0.1 * torch.randn(2, 8192, generator=torch.Generator().manual_seed(3))
+    estimate = compress(speaking + 0.01).requires_grad_()
+    loss = silence_loss(estimate, compress(speaking))
+    assert float(loss.detach()) == 0.0
+    loss.backward()
+    assert not estimate.grad.any()
+
+
+def test_silence_loss_pulls_quiet_noise_down_where_squared_errors_hardly_do():
+    target = compress(torch.zeros(1, 8192))
+    g = torch.Generator().manual_seed(4)
+    pulls = []
+    for level in (0.1, 0.001):
+        estimate = compress(level * torch.randn(1, 8192, generator=g)).requires_grad_()
+        silence_loss(estimate, target).backward()
+        assert torch.isfinite(estimate.grad).all()
+        pulls.append(float((estimate * estimate.grad).detach().sum()))  # the change with the level
+    assert pulls[1] > 0.5 * pulls[0] > 0.0
+    nothing = compress(torch.zeros(1, 8192)).requires_grad_()
+    silence_loss(nothing, target).backward()
+    assert torch.isfinite(nothing.grad).all()

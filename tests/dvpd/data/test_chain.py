@@ -17,7 +17,8 @@ OFF = {f"{name}_p": 0.0 for name in LINKS}
 
 
 def config(**changes) -> DataConfig:
-    return DataConfig(**{"crop_samples": 16384, "universal_p": 1.0, **changes})
+    plain = {"crop_samples": 16384, "universal_p": 1.0, "limit_target_p": 0.0, "silent_p": 0.0}
+    return DataConfig(**{**plain, **changes})
 
 
 def only(*links: str, **changes) -> DataConfig:
@@ -88,6 +89,30 @@ def test_each_link_acts_and_stays_aligned(lab, pools, link):
             assert rms(noisy - target) > 1e-4 * rms(target)
         if link in ("noise", "white"):
             assert 20 * np.log10(rms(target) / rms(noisy - target)) == pytest.approx(5.0, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("link", "changes", "edge_hz"),
+    [
+        ("lowpass", {"lowpass_hz": (3000.0, 3000.0), "lowpass_orders": (12,)}, 3000),
+        ("bandpass", {"bandpass_high_hz": (3000.0, 3000.0), "bandpass_order": 12}, 3000),
+        ("resample", {"resample_hz": (6000,), "resample_any_p": 0.0}, 3000),
+        ("gsm", {}, 4000),
+    ],
+)
+def test_a_limited_target_ends_where_its_source_does(lab, pools, link, changes, edge_hz):
+    clean = lab.voice(1.5, 1)
+    limited = Mixer(only(link, **changes, limit_target_p=1.0), *pools)
+    _, target, drawn = limited.degrade(make_rng(0, 0, 0), clean)
+    assert drawn["target_limited"]
+    above, below = (
+        lab.power_db(target, *band) - lab.power_db(clean, *band)
+        for band in ((1.3 * edge_hz, 7500), (500, 0.8 * edge_hz))
+    )
+    assert above < below - 30.0
+    assert lab.lag(clean, target) == 0
+    _, whole, _ = Mixer(only(link, **changes), *pools).degrade(make_rng(0, 0, 0), clean)
+    assert lab.power_db(whole, 1.3 * edge_hz, 7500) > lab.power_db(target, 1.3 * edge_hz, 7500) + 30
 
 
 def test_chain_starts_at_its_level(lab, pools):
