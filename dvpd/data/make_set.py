@@ -1,10 +1,11 @@
-"""The paper's test sets, made anew from the corpora (its Appendix C).
+"""The paper's test sets, made anew from the corpora (its Appendix C), and one of pauses.
 
 ``python -m dvpd.data.make_set NAME --speech DIR [--noise DIR] [--rir DIR] --out DIR``
 
 Writes ``OUT/name/noisy`` and ``OUT/name/clean`` (FLAC, 16 kHz, 16 bit) and ``OUT/pairs.tsv`` with
 everything that was drawn; ``python -m dvpd.evaluate MODEL --set OUT/name`` reads them. The drawn
-values are not the paper's own, which nobody has: figures compare with it only on average.
+values are not the paper's own, which nobody has: figures compare with it only on average. PAUSES also
+writes ``OUT/pauses/pairs.tsv``, which says in which samples somebody speaks.
 """
 
 from __future__ import annotations
@@ -198,6 +199,48 @@ def wsj0_uni(rng: Generator, clean: Wav, corpora: Corpora) -> Item:
     return Item(noisy, target, group, ", ".join(others), drawn)
 
 
+PAUSES_S = 40.0
+PAUSES_BETWEEN_S = (2.0, 12.0)
+PAUSES_SNR_DB = (0.0, 5.0, 10.0, 20.0)
+_ACTIVE_DB = -45.0  # under an utterance's loudest 10 ms: what is softer at its ends is cut off
+
+
+def _spoken(wav: Wav) -> Wav:
+    """An utterance without the silence before and behind it."""
+    count = SAMPLE_RATE // 100
+    blocks = wav[: len(wav) // count * count].reshape(-1, count)
+    level = np.sqrt(np.mean(blocks**2, axis=1))
+    active = np.flatnonzero(level > level.max(initial=0.0) * degrade.db_to_gain(_ACTIVE_DB))
+    return wav[active[0] * count : (active[-1] + 1) * count] if len(active) else wav[:0]
+
+
+def pauses(rng: Generator, clean: Wav, corpora: Corpora) -> Item:
+    """PAUSES: 40 s, utterances 2 to 12 s apart, noise that goes on, at 0, 5, 10 or 20 dB.
+
+    The first utterance is ``clean``, the others are drawn; all have the same level. The ratio is that
+    of the speech, where somebody speaks, to the noise.
+    """
+    count = int(PAUSES_S * SAMPLE_RATE)
+    target = np.zeros(count, np.float32)
+    place = int(rng.uniform(*PAUSES_BETWEEN_S) * SAMPLE_RATE)
+    utterance, spoken = clean, []
+    while place < count:
+        utterance = _spoken(utterance)[: count - place]
+        if len(utterance) and rms(utterance) > _SILENT_RMS:
+            utterance = utterance * np.float32(degrade.db_to_gain(-27.0) / rms(utterance))
+            target[place : place + len(utterance)] = utterance
+            spoken.append((place, place + len(utterance)))
+        place += len(utterance) + int(rng.uniform(*PAUSES_BETWEEN_S) * SAMPLE_RATE)
+        utterance = decode(corpora.clean[int(rng.integers(len(corpora.clean)))]) / np.float32(32768)
+    snr_db = float(rng.choice(PAUSES_SNR_DB))
+    noise, path = draw_noise(rng, corpora.noise, count)
+    heard = np.concatenate([target[a:b] for a, b in spoken]) if spoken else target
+    noisy = target + noise * np.float32(degrade.noise_gain(heard, noise, snr_db))
+    samples = " ".join(f"{first}-{last}" for first, last in spoken)
+    drawn = {"snr_db": snr_db, "speech_samples": samples}
+    return Item(noisy, target, f"snr {snr_db:g}", path.name, drawn)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a set is made.
@@ -205,7 +248,7 @@ class Recipe:
     Attributes:
         make: Degrades one recording.
         needs_noise: Whether it takes noise recordings.
-        corpus: What the paper's set was made from.
+        corpus: What the paper's set was made from, or what to take.
     """
 
     make: Callable[[Generator, Wav, Corpora], Item]
@@ -219,7 +262,11 @@ RECIPES = {
     "WSJ0-CE3": Recipe(wsj0_ce3, True, "WSJ0 si_et_05 and noise of CHiME-3's test part"),
     "WSJ0-RB": Recipe(wsj0_rb, False, "WSJ0 si_et_05"),
     "WSJ0-UNI": Recipe(wsj0_uni, True, "WSJ0 si_et_05 and noise"),
+    "PAUSES": Recipe(
+        pauses, True, "(not in the paper) any clean utterances, long recordings of noise"
+    ),
 }
+SPEECH_COLUMNS = ("file", "snr_db", "noise_from", "speech_samples")
 
 
 def make_items(
@@ -306,6 +353,7 @@ def make_set(
         with (unfinished / "pairs.tsv").open("w", encoding="utf-8", newline="") as table:
             writer = csv.writer(table, delimiter="\t", lineterminator="\n")
             writer.writerows([COLUMNS, *rows])
+        _write_speech(unfinished / stem / "pairs.tsv", rows)
         if out.is_dir():
             out.rmdir()
         unfinished.rename(out)
@@ -323,12 +371,25 @@ def _write(item: Item, folder: Path, file: str) -> tuple[str, str, str]:
     return item.other, item.degradation, json.dumps(drawn, default=float)
 
 
+def _write_speech(path: Path, rows: list[tuple[str, ...]]) -> None:
+    """Where somebody speaks, for a set that says so."""
+    lines = []
+    for _, file, _, other, _, text in rows:
+        drawn = json.loads(text)
+        if "speech_samples" in drawn:
+            lines.append((file, f"{drawn['snr_db']:g}", other, drawn["speech_samples"]))
+    if lines:
+        with path.open("w", encoding="utf-8", newline="") as table:
+            writer = csv.writer(table, delimiter="\t", lineterminator="\n")
+            writer.writerows([SPEECH_COLUMNS, *lines])
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     sets = "\n".join(f"  {name:10}{recipe.corpus}" for name, recipe in RECIPES.items())
     parser = argparse.ArgumentParser(
         prog="dvpd.data.make_set",
-        description=f"Make one of the paper's test sets.\n\nset       made in the paper from\n{sets}",
+        description=f"Make one of the paper's test sets, or one of pauses.\n\nset       made in the paper from\n{sets}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", type=str.upper, choices=list(RECIPES), metavar="NAME")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import itertools
 import json
 from pathlib import Path
 
@@ -222,3 +223,25 @@ def test_real_recordings_make_every_set(name, tmp_path):
         # a measured direct path is a pulse of several samples (loudspeaker, microphone)
         spread = 8 if drawn.get("room") == "measured" else 0
         assert abs(whitened_lag(clean_wav, noisy)) <= spread
+
+
+def test_pauses_say_where_somebody_speaks(folder):
+    assert run(folder, "pauses", "--count", "3") == 0
+    with (folder / "out" / "pauses" / "pairs.tsv").open(newline="") as table:
+        rows = list(csv.DictReader(table, delimiter="\t"))
+    items = list(read_set(folder / "out", "PAUSES"))
+    assert len(rows) == len(items) == 3
+    for row, (noisy, clean, _, drawn) in zip(rows, items, strict=True):
+        assert len(noisy) == 40 * 16000
+        spoken = np.zeros(len(noisy), bool)
+        ends = [tuple(int(s) for s in part.split("-")) for part in row["speech_samples"].split()]
+        for first, last in ends:
+            spoken[first:last] = True
+        assert not clean[~spoken].any()
+        for (_, last), (first, _) in itertools.pairwise([(0, 0), *ends]):
+            assert 2.0 * 16000 <= first - last <= 12.0 * 16000 + 1
+        noise = noisy - clean
+        reached = 20 * np.log10(rms(clean[spoken]) / rms(noise))
+        assert reached == pytest.approx(float(row["snr_db"]), abs=0.1)
+        assert drawn["snr_db"] in (0.0, 5.0, 10.0, 20.0)
+        assert rms(noise[~spoken]) == pytest.approx(rms(noise), rel=0.2)  # it goes on
