@@ -1,13 +1,15 @@
 """Speech quality measures of one recording, 16 kHz mono NumPy in, numbers out.
 
 PESQ and ESTOI come from their public implementations (``pesq``, ``pystoi``), imported on use.
-CSIG, CBAK and COVL: ``dvpd.quality.composite``; DNSMOS and WV-MOS: ``dvpd.quality.mos``.
+CSIG, CBAK and COVL: ``dvpd.quality.composite``; DNSMOS and WV-MOS: ``dvpd.quality.mos``; what is
+heard in the pauses: ``dvpd.quality.pauses``.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib.util
+import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 
 from .quality.composite import composite
 from .quality.mos import DNSMOS_NAMES, Dnsmos, WvMos
+from .quality.pauses import LEVEL_MEASURES, PAUSE_MEASURES, measure_levels, over_utterances
 from .runtime.errors import BackendError, InputError
 
 SAMPLE_RATE = 16000
@@ -127,7 +130,7 @@ class Measure:
         label: Its usual name.
         unit: Its unit, "" for none.
         decimals: Digits worth printing.
-        better: 1 where more is better, -1 where less is.
+        better: 1 where more is better, -1 where less is, 0 where 0 is best.
     """
 
     label: str
@@ -152,6 +155,18 @@ MEASURES: dict[str, Measure] = {
     "dnsmos_ovrl": Measure("DNSMOS OVRL"),
     "dnsmos_p808": Measure("DNSMOS P.808"),
     "wv_mos": Measure("WV-MOS"),
+    "pause_lowered": Measure("noise lowered", "dB", 1),
+    "pause_worst": Measure("worst tenth", "dB", 1),
+    "pause_loudest": Measure("loudest 0.5 s", "dB", 1),
+    "pause_jump": Measure("jump in pauses", "dB", 1, -1),
+    "words_lost": Measure("words lost", "%", 1, -1),
+    "speech_level": Measure("speech level", "dB", 1, 0),
+    "speech_0_1": Measure("0-1 kHz", "dB", 1, 0),
+    "speech_1_2": Measure("1-2 kHz", "dB", 1, 0),
+    "speech_2_4": Measure("2-4 kHz", "dB", 1, 0),
+    "speech_4_8": Measure("4-8 kHz", "dB", 1, 0),
+    "pesq_speech": Measure("PESQ, utterances"),
+    "estoi_speech": Measure("ESTOI, utterances"),
 }
 # Those that need nothing but the pair.
 METRICS: dict[str, Callable[[Wav, Wav], float]] = {
@@ -160,7 +175,14 @@ METRICS: dict[str, Callable[[Wav, Wav], float]] = {
     "si_sdr": si_sdr,
     **{name: _composite(name) for name in COMPOSITE},
 }
+# Taken of each utterance; a recording's figure is their mean.
+UTTERANCE_MEASURES: dict[str, Callable[[Wav, Wav], float]] = {
+    "pesq_speech": pesq_wb,
+    "estoi_speech": estoi,
+}
 DEFAULT_METRICS = ("pesq", "estoi", "si_sdr", "csig", "cbak", "covl")
+# Names that stand for several.
+FAMILIES = {"dnsmos": DNSMOS_NAMES, "pauses": PAUSE_MEASURES}
 
 
 def choose_metrics(
@@ -169,8 +191,8 @@ def choose_metrics(
     """The measures to take, in the order of ``MEASURES``.
 
     Args:
-        names: Names out of ``MEASURES``, "dnsmos" for its four; None for ``DEFAULT_METRICS`` and
-            what there are models for.
+        names: Names out of ``MEASURES`` and ``FAMILIES``; None for ``DEFAULT_METRICS``, the pauses
+            and what there are models for.
         dnsmos: Whether the DNSMOS models are given.
         wv_mos: Whether a WV-MOS model is given.
 
@@ -179,15 +201,17 @@ def choose_metrics(
         BackendError: A package that a measure needs is not installed.
     """
     if names is None:
-        wanted = {*DEFAULT_METRICS, *DNSMOS_NAMES * dnsmos, *("wv_mos",) * wv_mos}
+        wanted = {*DEFAULT_METRICS, *PAUSE_MEASURES}
+        wanted |= {*DNSMOS_NAMES * dnsmos, *("wv_mos",) * wv_mos}
     else:
         wanted = set()
         for name in (name.strip() for name in names):
-            if name not in MEASURES and name != "dnsmos":
-                close = difflib.get_close_matches(name, MEASURES, 1, 0.5)
+            if name not in MEASURES and name not in FAMILIES:
+                known = (*MEASURES, *FAMILIES)
+                close = difflib.get_close_matches(name, known, 1, 0.5)
                 hint = f"did you mean {close[0]!r}? " if close else ""
-                raise InputError(f"unknown metric {name!r}; {hint}known: {', '.join(MEASURES)}")
-            wanted |= set(DNSMOS_NAMES) if name == "dnsmos" else {name}
+                raise InputError(f"unknown metric {name!r}; {hint}known: {', '.join(known)}")
+            wanted |= set(FAMILIES.get(name, (name,)))
     if not wanted:
         raise InputError("no metric is asked for; expected one at least")
     for given, needing, option in (
@@ -196,7 +220,10 @@ def choose_metrics(
     ):
         if not given and (lacking := sorted(wanted.intersection(needing))):
             raise InputError(f"{lacking[0]} needs its model: {option}")
-    for package, needing in (("pesq", ("pesq", *COMPOSITE)), ("pystoi", ("estoi",))):
+    for package, needing in (
+        ("pesq", ("pesq", *COMPOSITE, "pesq_speech")),
+        ("pystoi", ("estoi", "estoi_speech")),
+    ):
         if wanted.intersection(needing) and importlib.util.find_spec(package) is None:
             raise BackendError(
                 f"the package {package} is not installed: pip install 'dvpd[bench]', or leave out "
@@ -236,22 +263,39 @@ class Meter:
         if wv_mos is not None and "wv_mos" in self.names:
             self._blind.append(WvMos(wv_mos))
 
-    def __call__(self, clean: Wav, estimate: Wav) -> dict[str, float]:
+    def __call__(
+        self,
+        clean: Wav,
+        estimate: Wav,
+        noisy: Wav | None = None,
+        speech: Sequence[tuple[int, int]] | None = None,
+    ) -> dict[str, float]:
         """Measure one recording.
 
         Args:
-            clean: [L] at 16 kHz.
+            clean: [L] at 16 kHz; digital silence where there is no speech.
             estimate: [L].
+            noisy: What ``estimate`` was made of, [L]; the measures of pauses need it.
+            speech: Where somebody speaks, [start, end) in samples; None to find it in ``clean``.
 
         Returns:
             Name -> figure, in the order of ``names``; NaN where a measure is not defined.
 
         Raises:
-            InputError: Shapes differ, or values are not finite.
+            InputError: Shapes differ, values are not finite, or ``noisy`` is lacking.
         """
         s, e = _checked(clean, estimate)
         figures: dict[str, float] = {}
-        if set(COMPOSITE).intersection(self.names):
+        if set(LEVEL_MEASURES).intersection(self.names):
+            if noisy is None:
+                raise InputError("the measures of pauses need the noisy input; it was not given")
+            figures |= measure_levels(noisy, clean, estimate, speech)
+        if not s.any():  # none of the others is defined without speech
+            figures |= dict.fromkeys((*METRICS, *UTTERANCE_MEASURES), math.nan)
+        for name, measure in UTTERANCE_MEASURES.items():
+            if name in self.names and name not in figures:
+                figures[name] = over_utterances(measure, clean, estimate, speech)
+        if set(COMPOSITE).intersection(self.names) and "pesq" not in figures:
             figures["pesq"] = pesq_wb(clean, estimate)
             figures |= composite(s, e, figures["pesq"])
         for name in self.names:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..metrics import SAMPLE_RATE
 from ..runtime.errors import InputError
+from .pauses import check_intervals
 
 FloatArray = NDArray[np.float32]
 AUDIO = (".flac", ".wav", ".ogg")
@@ -21,24 +22,36 @@ AUDIO = (".flac", ".wav", ".ogg")
 
 @dataclass(frozen=True)
 class PairFile:
-    """One pair of a test set: its name, both files, and what was done to it ("" if unknown)."""
+    """One pair of a test set.
+
+    Attributes:
+        name: File name without suffix.
+        noisy: Noisy file.
+        clean: Clean file.
+        group: What was done to it, "" if unknown.
+        speech: Where somebody speaks, [start, end) in samples; None if unknown.
+    """
 
     name: str
     noisy: Path
     clean: Path
     group: str
+    speech: tuple[tuple[int, int], ...] | None = None
 
 
 def find_pairs(folder: str | Path) -> list[PairFile]:
     """Pairs below ``noisy/`` and ``clean/``, matched by name without suffix.
 
-    If ``folder/../pairs.tsv`` has a line for a pair, its ``degradation`` becomes the group.
+    If ``folder/../pairs.tsv`` has a line for a pair, its ``degradation`` becomes the group. A set's
+    own ``folder/pairs.tsv`` may say where somebody speaks: ``speech_samples``, such as "100-2000
+    9000-12000"; its group is ``degradation`` or ``snr_db``.
 
     Args:
         folder: Folder of a test set.
 
     Raises:
-        InputError: A folder is missing or empty, a name occurs twice, or a file has no partner.
+        InputError: A folder is missing or empty, a name occurs twice, a file has no partner, or
+            ``speech_samples`` cannot be read.
     """
     root = Path(folder)
     sides: list[dict[str, Path]] = []
@@ -64,13 +77,35 @@ def find_pairs(folder: str | Path) -> list[PairFile]:
     if not noisy:
         raise InputError(f"{root} holds no {', '.join(AUDIO)} pairs")
     groups: dict[str, str] = {}
-    table = root.parent / "pairs.tsv"
+    speech: dict[str, tuple[tuple[int, int], ...]] = {}
+    for row in _rows(root.parent / "pairs.tsv"):
+        if row.get("set") == root.name:
+            groups[Path(row["file"]).stem] = row.get("degradation") or ""
+    for row in _rows(own := root / "pairs.tsv"):
+        name, snr = Path(row["file"]).stem, row.get("snr_db")
+        groups[name] = row.get("degradation") or (f"snr {snr}" if snr else "")
+        if row.get("speech_samples") is not None:
+            speech[name] = _intervals(row["speech_samples"], f"{own}, {row['file']}")
+    return [
+        PairFile(n, noisy[n], clean[n], groups.get(n, ""), speech.get(n)) for n in sorted(noisy)
+    ]
+
+
+def _rows(table: Path) -> Iterator[dict[str, str]]:
+    """Lines of a table that name a file; none where there is no table."""
     if table.is_file():
         with table.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file, delimiter="\t"):
-                if row.get("set") == root.name and row.get("file"):
-                    groups[Path(row["file"]).stem] = row.get("degradation") or ""
-    return [PairFile(n, noisy[n], clean[n], groups.get(n, "")) for n in sorted(noisy)]
+            yield from (row for row in csv.DictReader(file, delimiter="\t") if row.get("file"))
+
+
+def _intervals(text: str, where: str) -> tuple[tuple[int, int], ...]:
+    try:
+        pairs = [tuple(map(int, part.split("-"))) for part in text.split()]
+        return tuple((start, end) for start, end in pairs)
+    except ValueError:
+        raise InputError(
+            f'{where}: speech_samples is {text!r}; expected samples such as "100-2000 9000-12000"'
+        ) from None
 
 
 def every(pairs: Sequence[PairFile], count: int) -> list[PairFile]:
@@ -91,14 +126,14 @@ def every(pairs: Sequence[PairFile], count: int) -> list[PairFile]:
 
 
 def read_pair(pair: PairFile) -> tuple[FloatArray, FloatArray]:
-    """Noisy and clean waveform [L] of a pair.
+    """Noisy and clean waveform [L] of a pair; the clean one may be silent: noise alone.
 
     Args:
         pair: Which pair.
 
     Raises:
         InputError: A file is unreadable, empty, not 16 kHz mono, or holds NaN or infinity, the
-            lengths differ, or the clean speech is silent.
+            lengths differ, or speech is said to be where the recording is not.
     """
     wavs = []
     for path in (pair.noisy, pair.clean):
@@ -117,8 +152,7 @@ def read_pair(pair: PairFile) -> tuple[FloatArray, FloatArray]:
         raise InputError(
             f"{pair.name}: noisy has {len(wavs[0])} samples, clean {len(wavs[1])}; expected as many"
         )
-    if not wavs[1].any():
-        raise InputError(f"{pair.clean} is silent; no measure is defined without clean speech")
+    check_intervals(pair.speech or (), len(wavs[1]), pair.name)
     return wavs[0], wavs[1]
 
 

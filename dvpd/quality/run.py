@@ -80,7 +80,7 @@ def measure_pair(
     """
     noisy, clean = read_pair(pair)
     outputs = enhance_systems(enhancer, noisy, systems, seed)
-    figures = {system: meter(clean, wav) for system, wav in outputs.items()}
+    figures = {system: meter(clean, wav, noisy, pair.speech) for system, wav in outputs.items()}
     sha256 = fingerprint(pair)
     return {"name": pair.name, "group": pair.group, "sha256": sha256, "figures": figures}
 

@@ -1,0 +1,255 @@
+"""What is heard where nobody speaks, and what became of the speech, 16 kHz mono NumPy in.
+
+Level taken from speechless stretches, its unsteadiness, words lost, and the level of speech against
+the clean one by band. Speech is where the set says so, else where the clean side has energy. A
+figure that is not defined (no speechless stretch, no speech, nothing there to lower) is NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime.errors import InputError
+
+SAMPLE_RATE = 16000
+Wav = NDArray[np.floating]
+Intervals = tuple[tuple[int, int], ...]  # [start, end) in samples
+
+GUARD = SAMPLE_RATE // 2  # a speechless stretch is this far from speech: no tails, no breath
+BLOCK = SAMPLE_RATE // 2
+WORD = SAMPLE_RATE // 10
+CAP_DB = 60.0  # more is not heard: one silenced recording must not outweigh ten bad ones
+LOST_DB = 10.0
+WORD_RANGE_DB = 20.0  # below the level of speech: what is softer is no word but its tail
+NOTHING_DB = -90.0  # below one step of 16 bits: digital silence, nothing to lower
+FLOOR_DB = -120.0
+BANDS_KHZ = ((0, 1), (1, 2), (2, 4), (4, 8))
+BAND_RANGE_DB = 70.0  # below the speech: a band without speech, no level to keep
+N_FFT, HOP = 512, 256
+
+# Energy detector of the clean side.
+_FRAME = SAMPLE_RATE // 50
+_SPEECH_RANGE_DB = 35.0  # below the loudest half second
+_BRIDGE = 3 * SAMPLE_RATE // 10
+_SHORTEST = SAMPLE_RATE // 20
+_PAD = SAMPLE_RATE // 20
+
+BAND_MEASURES = tuple(f"speech_{low}_{high}" for low, high in BANDS_KHZ)
+LEVEL_MEASURES = (
+    "pause_lowered",
+    "pause_worst",
+    "pause_loudest",
+    "pause_jump",
+    "words_lost",
+    "speech_level",
+    *BAND_MEASURES,
+)
+PAUSE_MEASURES = (*LEVEL_MEASURES, "pesq_speech", "estoi_speech")
+
+
+def decibels(power: NDArray[np.floating] | float) -> NDArray[np.float64]:
+    """10 log10 of a power, at least ``FLOOR_DB``."""
+    return 10.0 * np.log10(np.maximum(np.asarray(power, np.float64), 10.0 ** (FLOOR_DB / 10.0)))
+
+
+def block_levels(wav: Wav, block: int = BLOCK) -> NDArray[np.float64]:
+    """RMS level (dB of full scale) of whole blocks from the start, [L // block].
+
+    Args:
+        wav: [L].
+        block: Samples of one.
+    """
+    whole = np.asarray(wav[: len(wav) // block * block], np.float64).reshape(-1, block)
+    return decibels(np.mean(whole**2, axis=1))
+
+
+def find_speech(clean: Wav) -> Intervals:
+    """Where a clean recording has speech, by its energy.
+
+    Frames of 20 ms within 35 dB of the loudest half second; gaps under 0.3 s are bridged, bursts
+    under 50 ms left out, 50 ms added at each end.
+
+    Args:
+        clean: [L] at 16 kHz.
+
+    Returns:
+        Intervals in order; none for digital silence.
+    """
+    level = block_levels(clean, _FRAME)
+    power = np.convolve(10.0 ** (level / 10.0), np.ones(25) / 25, "same") if len(level) else level
+    if not len(level) or (top := float(decibels(power.max()))) <= NOTHING_DB:
+        return ()
+    active = level > max(top - _SPEECH_RANGE_DB, NOTHING_DB)
+    found: list[list[int]] = []
+    for start, end in _runs(active):
+        if found and (start - found[-1][1]) * _FRAME < _BRIDGE:
+            found[-1][1] = end
+        else:
+            found.append([start, end])
+    return tuple(
+        (max(a * _FRAME - _PAD, 0), min(b * _FRAME + _PAD, len(clean)))
+        for a, b in found
+        if (b - a) * _FRAME >= _SHORTEST
+    )
+
+
+def _runs(mask: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+    yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+
+
+def check_intervals(speech: Sequence[tuple[int, int]], length: int, name: str) -> None:
+    """Refuse intervals that a recording does not have.
+
+    Args:
+        speech: [start, end) in samples.
+        length: Samples of the recording.
+        name: What it is called in the message.
+
+    Raises:
+        InputError: One is empty, before the start or beyond the end, or before the one before.
+    """
+    last = 0
+    for start, end in speech:
+        if not last <= start < end <= length:
+            raise InputError(
+                f"{name}: speech from sample {start} to {end}; expected intervals in order within "
+                f"the {length} samples of the recording"
+            )
+        last = end
+
+
+def speech_mask(speech: Sequence[tuple[int, int]], length: int, guard: int = 0) -> NDArray[np.bool_]:
+    """Samples [L] within ``guard`` samples of speech."""
+    mask = np.zeros(length, np.bool_)
+    for start, end in speech:
+        mask[max(start - guard, 0) : end + guard] = True
+    return mask
+
+
+def _whole_blocks(mask: NDArray[np.bool_], block: int) -> NDArray[np.bool_]:
+    """Blocks from the start that lie wholly in ``mask``."""
+    return mask[: len(mask) // block * block].reshape(-1, block).all(axis=1)
+
+
+def _mean_level(wav: Wav, where: NDArray[np.bool_]) -> float:
+    return float(decibels(np.mean(np.asarray(wav, np.float64)[where] ** 2)))
+
+
+def _pauses(noisy: Wav, estimate: Wav, silent: NDArray[np.bool_], loudness: float) -> list[float]:
+    """Lowered by, worst tenth, loudest block, jump; ``silent`` [L]: far from speech."""
+    blocks = _whole_blocks(silent, BLOCK)
+    before, after = (block_levels(wav)[blocks] for wav in (noisy, estimate))
+    if not len(before) or (level := _mean_level(noisy, silent)) <= NOTHING_DB:
+        return [float("nan")] * 4
+    counted = before > NOTHING_DB  # at least one: their mean is
+    lowered = np.minimum((before - after)[counted], CAP_DB) if counted.any() else np.array([np.nan])
+    # What lies so far below speech (or below the noise, where nobody speaks) is not heard to jump.
+    audible = np.maximum(after, max(loudness, level) - CAP_DB)
+    low, high = np.percentile(audible, (10, 90))
+    return [
+        min(level - _mean_level(estimate, silent), CAP_DB),
+        float(np.percentile(lowered, 10)),
+        min(float(before.max() - after.max()), CAP_DB),
+        float(high - low),
+    ]
+
+
+def _band_powers(wav: Wav, where: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Power of ``BANDS_KHZ`` summed over the frames that lie in ``where`` [L]."""
+    frames = np.lib.stride_tricks.sliding_window_view(np.asarray(wav, np.float64), N_FFT)[::HOP]
+    inside = np.lib.stride_tricks.sliding_window_view(where, N_FFT)[::HOP].all(axis=1)
+    window = np.hanning(N_FFT + 1)[:-1]
+    power = (np.abs(np.fft.rfft(frames[inside] * window, axis=1)) ** 2).sum(axis=0)
+    bins = np.arange(len(power)) * SAMPLE_RATE / N_FFT / 1000.0
+    return np.array([power[(bins >= low) & (bins < high)].sum() for low, high in BANDS_KHZ])
+
+
+def _speech(clean: Wav, estimate: Wav, spoken: NDArray[np.bool_], loudness: float) -> list[float]:
+    """Words lost in %, level overall and by band; ``spoken`` [L]: where somebody speaks."""
+    nan = float("nan")
+    blocks = _whole_blocks(spoken, WORD)
+    before, after = (block_levels(wav, WORD)[blocks] for wav in (clean, estimate))
+    words = before > loudness - WORD_RANGE_DB
+    lost = 100.0 * float(np.mean((before - after)[words] > LOST_DB)) if words.any() else nan
+    bands = [nan] * len(BANDS_KHZ)
+    if len(clean) >= N_FFT:
+        powers = [_band_powers(wav, spoken) for wav in (clean, estimate)]
+        total = powers[0].sum()
+        for i, (p, q) in enumerate(zip(*powers, strict=True)):
+            if total > 0.0 and p > total * 10.0 ** (-BAND_RANGE_DB / 10.0):
+                bands[i] = max(float(10.0 * np.log10(max(q, 1e-30) / p)), -CAP_DB)
+    overall = max(_mean_level(estimate, spoken) - loudness, -CAP_DB)
+    return [lost, overall, *bands]
+
+
+def measure_levels(
+    noisy: Wav, clean: Wav, estimate: Wav, speech: Sequence[tuple[int, int]] | None = None
+) -> dict[str, float]:
+    """Levels in the pauses and of the speech of one recording.
+
+    Args:
+        noisy: What the model was given, [L] at 16 kHz.
+        clean: [L].
+        estimate: What the model made of it, [L].
+        speech: Where somebody speaks, [start, end) in samples; None to find it in ``clean``.
+
+    Returns:
+        ``LEVEL_MEASURES`` -> figure, NaN where it is not defined:
+
+        * pause_lowered: level of the noisy input minus that of the estimate over all samples half
+          a second and more away from speech, dB, at most 60;
+        * pause_worst: 10th percentile of the same over half-second blocks (of a grid that begins
+          with the recording);
+        * pause_loudest: loudest block of the noisy input minus loudest block of the estimate, dB;
+        * pause_jump: 90th minus 10th percentile of the blocks' level in the estimate, dB; levels
+          more than 60 dB below speech and noise count as that;
+        * words_lost: of the 0.1 s blocks within 20 dB of the level of speech, those that the
+          estimate has more than 10 dB lower, %;
+        * speech_level: level of the estimate minus that of the clean side where somebody speaks,
+          dB; speech_0_1 ... speech_4_8 by band in kHz. Noise that stays counts as level.
+
+    Raises:
+        InputError: Lengths differ, or ``speech`` does not fit.
+    """
+    if not noisy.shape == clean.shape == estimate.shape or clean.ndim != 1 or not len(clean):
+        raise InputError(
+            f"noisy is {list(noisy.shape)}, clean {list(clean.shape)}, estimate "
+            f"{list(estimate.shape)}; expected equal [L]"
+        )
+    if speech is None:
+        speech = find_speech(clean)
+    else:
+        check_intervals(speech, len(clean), "speech")
+    spoken = speech_mask(speech, len(clean))
+    loudness = _mean_level(clean, spoken) if spoken.any() else FLOOR_DB
+    silent = ~speech_mask(speech, len(clean), GUARD)
+    figures = _pauses(noisy, estimate, silent, loudness)
+    if loudness > NOTHING_DB:
+        figures += _speech(clean, estimate, spoken, loudness)
+    else:
+        figures += [float("nan")] * (len(LEVEL_MEASURES) - len(figures))
+    return dict(zip(LEVEL_MEASURES, figures, strict=True))
+
+
+def over_utterances(
+    measure: Callable[[Wav, Wav], float],
+    clean: Wav,
+    estimate: Wav,
+    speech: Sequence[tuple[int, int]] | None = None,
+) -> float:
+    """Mean of a measure over the utterances of a recording; NaN where none has it.
+
+    Args:
+        measure: (clean [l], estimate [l]) -> figure, NaN where it is not defined.
+        clean: [L] at 16 kHz.
+        estimate: [L].
+        speech: See ``measure_levels``.
+    """
+    intervals = find_speech(clean) if speech is None else speech
+    figures = [measure(clean[a:b], estimate[a:b]) for a, b in intervals]
+    defined = [figure for figure in figures if np.isfinite(figure)]
+    return float(np.mean(defined)) if defined else float("nan")
