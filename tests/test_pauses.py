@@ -1,0 +1,134 @@
+"""Where nobody speaks the shipped engines are quiet, for minutes; where somebody does, speech stays.
+
+The floors hold for what the networks put out: nothing else mutes a pause.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from dvpd.runtime.enhancer import Enhancer
+from dvpd.runtime.windows import WindowPlan
+
+ROOT = Path(__file__).resolve().parent.parent
+ASSETS = ROOT / "tests" / "assets"
+RATE = 16000
+BLOCK = RATE // 2
+LOWERED_DB = 30.0  # by this much at least, wherever nobody speaks
+JUMP_DB = 3.0  # of the residual, from one window to the next
+INAUDIBLE_DB = -90.0  # of full scale: below one step of 16 bits; what lies under it does not jump
+SHIPPED = ("dvpd-tiny", "dvpd-base")
+
+
+@pytest.fixture(scope="module", params=SHIPPED)
+def enhancer(request):
+    with Enhancer.open(ROOT / "engines" / request.param, backend="ort") as opened:
+        yield opened
+
+
+def clip(number: int, kind: str) -> np.ndarray:
+    return sf.read(ASSETS / f"clip{number}_{kind}.flac", dtype="float32")[0]
+
+
+def noise_of(number: int, count: int) -> np.ndarray:
+    """The recorded noise of a clip, repeated with its pieces faded into each other."""
+    noise = clip(number, "noisy") - clip(number, "clean")
+    fade, out = RATE // 4, np.zeros(count + len(noise), np.float32)
+    ramp = np.ones(len(noise), np.float32)
+    ramp[:fade] = np.sin(np.linspace(0.0, np.pi / 2.0, fade))
+    ramp[-fade:] = ramp[:fade][::-1]
+    for first in range(0, count, len(noise) - fade):
+        out[first : first + len(noise)] += noise * ramp
+    return out[fade : fade + count]
+
+
+def levels_db(wav: np.ndarray, block: int = BLOCK) -> np.ndarray:
+    whole = wav[: len(wav) // block * block].reshape(-1, block).astype(np.float64)
+    return 10.0 * np.log10(np.mean(whole**2, axis=1) + 1e-15)
+
+
+def around(speech: np.ndarray, seconds: float, number: int) -> tuple[np.ndarray, int, int]:
+    """Speech, a pause, the speech again, in the noise of a clip; and where the pause is."""
+    first = len(speech)
+    last = first + int(seconds * RATE)
+    clean = np.zeros(last + first, np.float32)
+    clean[:first], clean[last:] = speech, speech
+    return clean + noise_of(number, len(clean)), first, last
+
+
+def check_pause(noisy: np.ndarray, out: np.ndarray, first: int, last: int) -> None:
+    """Quiet from half a second after the speech on, and no louder from one window to the next."""
+    inner = slice(first + RATE // 2, last - RATE // 2)
+    before, after = levels_db(noisy[inner]), levels_db(out[inner])
+    assert np.median(before - after) > LOWERED_DB
+    plan = WindowPlan()
+    audible = np.maximum(levels_db(out, RATE // 8), INAUDIBLE_DB)
+    seams = np.arange(1, len(out) // plan.step_samples + 1) * plan.step_samples
+    seams += plan.context_samples
+    for seam in seams[(seams > first + RATE) & (seams < last - RATE)]:
+        at = seam // (RATE // 8)
+        step = abs(audible[at + 1 : at + 5].mean() - audible[at - 4 : at].mean())
+        assert step <= JUMP_DB, f"{step:.1f} dB at {seam / RATE:.1f} s"
+
+
+def test_a_minute_without_speech_stays_quiet(enhancer):
+    noisy, first, last = around(clip(0, "clean"), 60.0, 2)
+    out = enhancer.enhance(noisy, RATE, steps=1).wav
+    check_pause(noisy, out, first, last)
+
+
+@pytest.mark.slow
+def test_ten_minutes_without_speech_stay_quiet():
+    noisy, first, last = around(clip(1, "clean"), 600.0, 0)
+    with Enhancer.open(ROOT / "engines" / "dvpd-tiny", backend="ort") as opened:
+        out = opened.enhance(noisy, RATE, steps=0).wav
+    check_pause(noisy, out, first, last)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_noise_alone_is_lowered_and_does_not_ring(enhancer, number):
+    noise = noise_of(number, 6 * RATE)
+    out = enhancer.enhance(noise, RATE).wav
+    assert levels_db(noise).mean() - levels_db(out).mean() > LOWERED_DB
+    # No tone sticks out of what is left: its largest bin is far below the noise's.
+    largest = [
+        np.abs(np.fft.rfft(np.lib.stride_tricks.sliding_window_view(w, 512)[::128], axis=1)).max()
+        for w in (noise, out)
+    ]
+    assert 20.0 * np.log10(largest[0] / largest[1]) > LOWERED_DB - 10.0
+
+
+def test_a_click_in_silence_makes_no_noise_elsewhere(enhancer):
+    wav = np.zeros(4 * RATE, np.float32)
+    wav[2 * RATE : 2 * RATE + 8] = 0.5
+    out = enhancer.enhance(wav, RATE).wav
+    assert np.isfinite(out).all()
+    assert np.abs(out).max() <= 0.55
+    away = np.concatenate([out[: RATE + RATE // 2], out[2 * RATE + RATE // 2 :]])
+    assert 10.0 * np.log10(np.mean(away.astype(np.float64) ** 2) + 1e-15) < -80.0
+
+
+def test_clean_speech_from_the_first_to_the_last_sample_keeps_its_level(enhancer):
+    speech = clip(2, "clean")
+    active = np.flatnonzero(np.abs(speech) > 0.1 * np.abs(speech).max())
+    speech = speech[active[0] : active[-1]]
+    out = enhancer.enhance(speech, RATE).wav
+    change = 10.0 * np.log10(np.sum(out**2) / np.sum(speech**2))
+    assert abs(change) < 0.5
+    for edge in (slice(0, RATE // 10), slice(-RATE // 10, None)):
+        kept = 10.0 * np.log10(np.sum(out[edge] ** 2) / np.sum(speech[edge] ** 2))
+        assert abs(kept) < 3.0
+
+
+def test_speech_that_falls_by_20_db_keeps_its_quiet_part(enhancer):
+    speech = clip(3, "clean")
+    quiet = speech.copy()
+    half = len(speech) // 2
+    quiet[half:] *= 0.1
+    out = enhancer.enhance(quiet, RATE).wav
+    kept = 10.0 * np.log10(np.sum(out[half:] ** 2) / np.sum(quiet[half:] ** 2))
+    assert abs(kept) < 3.0
