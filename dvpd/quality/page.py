@@ -58,11 +58,13 @@ td.wide { white-space: normal; min-width: 12rem; overflow-wrap: anywhere; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr));
   gap: 1rem; }
 figure { margin: 0; min-width: 0; }
+figure.wide { overflow-x: auto; margin: 0 0 .75rem; }
+figure.wide svg { min-width: 44rem; }
 figure svg { width: 100%; height: auto; color: var(--ink); }
 .key { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin: 0 .3em 0 1em; }
 @media print { :root { --paper: #fff; --ink: #000; --soft: #444; --line: #bbb; --band: #f4f4f4; }
   body { padding: 0; max-width: none; font-size: 8pt; } .scroll { overflow: visible; }
-  .plots { grid-template-columns: 1fr 1fr; }
+  .plots { grid-template-columns: 1fr 1fr; } figure.wide svg { min-width: 0; }
   table { font-size: 6pt; } th, td { white-space: normal; padding: .15rem .3rem; }
   figure, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 """
@@ -350,6 +352,8 @@ def render_page(
     """
     check_plots()
     metrics = _plotted(report)
+    # levels of the noisy input are zero by definition: nothing to plot against
+    compared = [m for m in metrics if m not in PLOTTED_LEVELS]
     keys = [
         f'<span class="key" style="background:{_COLOURS[i]}"></span>{escape(system)}'
         for i, system in enumerate(_shown(report))
@@ -370,10 +374,16 @@ def render_page(
             f"Median, quartiles, 1.5 interquartile ranges, outliers:{''.join(keys)}",
             [_boxes(report, m) for m in metrics],
         ),
-        _plots(
-            "Noisy against enhanced",
-            f"One point a file; on the dashed line nothing changed:{''.join(keys[1:])}",
-            [_scatter(report, m) for m in metrics],
+        *(
+            [
+                _plots(
+                    "Noisy against enhanced",
+                    f"One point a file; on the dashed line nothing changed:{''.join(keys[1:])}",
+                    [_scatter(report, m) for m in compared],
+                )
+            ]
+            if compared
+            else []
         ),
         *(_table(table) for table in others),
     ]

@@ -70,9 +70,9 @@ def find_pairs(folder: str | Path, *, alone: bool = False) -> list[PairFile]:
             raise InputError(f"{root / side} is not a folder; expected noisy/ and clean/")
         sides.append(_recordings(root / side))
     noisy, clean = sides
-    if alone := sorted(set(noisy) ^ set(clean)):
+    if single := sorted(set(noisy) ^ set(clean)):
         raise InputError(
-            f"{root}: {len(alone)} files lack a partner of the same name, such as {alone[0]}"
+            f"{root}: {len(single)} files lack a partner of the same name, such as {single[0]}"
         )
     if not noisy:
         raise InputError(f"{root} holds no {', '.join(AUDIO)} pairs")
