@@ -5,8 +5,9 @@
 
 Costs are counted, not timed, so they are the same on every machine: multiply-accumulates,
 parameters, nodes by type, bytes moved, largest set of live activations and file size of every
-shipped graph. Quality is what every shipped engine makes of examples/noisy.flac on every backend.
-Costs may fall; quality must stay what it is, within a tolerance, in both directions.
+shipped graph. Quality is what every shipped engine makes of examples/noisy.flac on every backend,
+and of two utterances with a long pause between them: noise that comes back there is not seen in
+the first. Costs may fall; quality must stay what it is, within a tolerance, in both directions.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from dvpd.benchmarks import recordings
 from dvpd.benchmarks.graph_costs import engine_costs
 from dvpd.benchmarks.tables import markdown
 from dvpd.runtime.backend import BACKENDS, installed
@@ -46,6 +48,20 @@ COST_TOLERANCE = {"file_bytes": 0.01}
 # How far from its pin a figure of quality may lie, either way: engines round differently on
 # different CPUs, which moves PESQ by less than 0.002.
 QUALITY_TOLERANCE = {"pesq": 0.02, "estoi": 0.005, "si_sdr": 0.1}
+PAUSE_TOLERANCE = {
+    "pause_lowered": 1.0,
+    "pause_worst": 1.0,
+    "pause_jump": 2.0,
+    "words_lost": 3.0,  # two of the recording's blocks
+    "speech_level": 0.2,
+}
+PAUSE_LABELS = {
+    "pause_lowered": "noise lowered, dB",
+    "pause_worst": "worst tenth, dB",
+    "pause_jump": "jump, dB",
+    "words_lost": "words lost, %",
+    "speech_level": "speech level, dB",
+}
 # Instructions depend on the engine's version and the CPU's vector units: compared only with a pin
 # of the same ones.
 INSTRUCTION_TOLERANCE = 0.02
@@ -166,6 +182,37 @@ def measure_quality(
     return result
 
 
+def measure_pauses(
+    folders: Sequence[Path], backends: Sequence[str], root: Path = ROOT
+) -> dict[str, Any]:
+    """Figures of the long recording with a pause: engine -> backend -> system -> figure.
+
+    On the first backend alone: what a network knows of pauses is in its weights.
+
+    Args:
+        folders: Engine folders.
+        backends: Names of installed backends.
+        root: Folder that holds tests/assets.
+
+    Raises:
+        DvpdError: An engine fails.
+    """
+    from dvpd.quality.pauses import measure_levels
+    from dvpd.runtime.enhancer import Enhancer
+
+    noisy, clean, speech = recordings.with_pauses(root / "tests" / "assets")
+    result: dict[str, Any] = {}
+    for folder in folders:
+        for backend in backends[:1]:
+            table = result.setdefault(folder.name, {}).setdefault(backend, {})
+            with Enhancer.open(folder, backend, "cpu") as enhancer:
+                for system, steps in (("predictive", 0), ("full", None)):
+                    wav = enhancer.enhance(noisy, RATE_HZ, steps=steps, seed=SEED).wav
+                    figures = measure_levels(noisy, clean, wav, speech)
+                    table[system] = {k: round(figures[k], 2) for k in PAUSE_TOLERANCE}
+    return result
+
+
 def compare_costs(pinned: Mapping[str, Any], got: Mapping[str, Any]) -> list[Finding]:
     """What is not as pinned in ``measure_costs``' result; more than the tolerance fails."""
     findings = []
@@ -183,8 +230,12 @@ def compare_costs(pinned: Mapping[str, Any], got: Mapping[str, Any]) -> list[Fin
     return findings
 
 
-def compare_quality(pinned: Mapping[str, Any], got: Mapping[str, Any]) -> list[Finding]:
-    """What is not as pinned in ``measure_quality``' result.
+def compare_quality(
+    pinned: Mapping[str, Any],
+    got: Mapping[str, Any],
+    tolerance: Mapping[str, float] = QUALITY_TOLERANCE,
+) -> list[Finding]:
+    """What is not as pinned in ``measure_quality``' or ``measure_pauses``' result.
 
     A backend that is pinned but was not measured (not installed here) is no finding.
     """
@@ -197,7 +248,7 @@ def compare_quality(pinned: Mapping[str, Any], got: Mapping[str, Any]) -> list[F
     return gone + [
         Finding(where, what, pin, value, True)
         for where, what, pin, value in _leaves(there, got)
-        if pin is None or value is None or abs(value - pin) > QUALITY_TOLERANCE[what]
+        if pin is None or value is None or abs(value - pin) > tolerance[what]
     ]
 
 
@@ -358,13 +409,14 @@ def _run(args: argparse.Namespace) -> int:
     got: dict[str, Any] = {"format": FORMAT, "n_frames": N_FRAMES, "clip": CLIP[0]}
     got["costs"] = measure_costs(folders)
     got["quality"] = {} if args.no_quality else measure_quality(folders, backends)
+    got["pauses"] = {} if args.no_quality else measure_pauses(folders, backends)
     if args.instructions:
         got["instructions"] = {f.name: count_instructions(f) for f in folders}
     if args.pin:
         before = read_pins(args.pins) if args.pins.is_file() else {}
         if args.engines:  # the others keep theirs
             got["costs"] = {**before.get("costs", {}), **got["costs"]}
-        for part in ("quality", "instructions"):
+        for part in ("quality", "pauses", "instructions"):
             # what was not measured now keeps its pin
             kept = {k: v for k, v in before.get(part, {}).items() if k in got["costs"]}
             new = {k: v for k, v in got.get(part, {}).items() if v is not None}
@@ -375,11 +427,12 @@ def _run(args: argparse.Namespace) -> int:
     pins = read_pins(args.pins)
     if args.engines:
         chosen = {f.name for f in folders}
-        for part in ("costs", "quality"):
-            pins[part] = {k: v for k, v in pins[part].items() if k in chosen}
+        for part in ("costs", "quality", "pauses"):
+            pins[part] = {k: v for k, v in pins.get(part, {}).items() if k in chosen}
     findings = compare_costs(pins["costs"], got["costs"])
     if not args.no_quality:
         findings += compare_quality(pins["quality"], got["quality"])
+        findings += compare_quality(pins.get("pauses", {}), got["pauses"], PAUSE_TOLERANCE)
     notes: list[str] = []
     if args.instructions:
         more, notes = compare_instructions(pins.get("instructions", {}), got["instructions"])
@@ -402,14 +455,18 @@ def report(
     if better:
         lines += ["Cheaper than pinned (guard.py --pin keeps it so):", *(f"  {x}" for x in better)]
     lines += notes
-    rows = [
-        [engine, backend, system, figures["pesq"], figures["estoi"], figures["si_sdr"]]
-        for engine, table in got["quality"].items()
-        for backend, systems in table.items()
-        for system, figures in systems.items()
-    ]
-    if rows:
-        lines.append(markdown(["engine", "backend", "system", "PESQ", "ESTOI", "SI-SDR, dB"], rows))
+    for part, header in (
+        ("quality", {"pesq": "PESQ", "estoi": "ESTOI", "si_sdr": "SI-SDR, dB"}),
+        ("pauses", PAUSE_LABELS),
+    ):
+        rows = [
+            [engine, backend, system, *(figures[k] for k in header)]
+            for engine, table in got.get(part, {}).items()
+            for backend, systems in table.items()
+            for system, figures in systems.items()
+        ]
+        if rows:
+            lines.append(markdown(["engine", "backend", "system", *header.values()], rows))
     if not worse:
         quality = "quality as pinned" if got["quality"] else "quality not measured"
         lines.append(f"{', '.join(got['costs'])}: no cost above its pin, {quality}.")

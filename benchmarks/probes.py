@@ -5,7 +5,9 @@
 
 Each probe is made by formula or from the recordings of tests/assets, so the table is the same
 everywhere. A gain of 0 dB lets a sound pass, -40 dB removes it; for what is speech, PESQ and SI-SDR
-are against the input itself: how much is lost where there is nothing to gain.
+are against the input itself: how much is lost where there is nothing to gain. A second table has the
+faults of real recordings (``scenes.py``): a quieter talker, far speech, a telephone, loud events,
+noise that nobody speaks in.
 """
 
 from __future__ import annotations
@@ -19,27 +21,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvpd.benchmarks import machine, rtf, tables
+from dvpd.benchmarks import machine, recordings, rtf, tables
+from dvpd.benchmarks.recordings import ASSETS, RATE_HZ, FloatArray
+from dvpd.benchmarks.scenes import FLOOR_DB, Scene, at_level, level_db, make_scenes
 from dvpd.runtime.engines import default_engine
 from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.errors import DvpdError, InputError
 
-ROOT = Path(__file__).resolve().parent.parent
-ASSETS = ROOT / "tests" / "assets"
 FORMAT = "dvpd-probes-1"
-RATE_HZ = 16000
 SECONDS = 3.0
+MUSIC_S = 10.0
+NOISE_CLIPS = (0, 3)
 LPC_ORDER = 18
-FLOOR_DB = -120.0
 CLICK = 2.0  # largest step between samples, out over in, from which a click is reported
 DC = 1e-3
-
-FloatArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -57,18 +56,6 @@ class Probe:
     wav: FloatArray
     speech: bool = False
     wanted: FloatArray | None = None
-
-
-def level_db(wav: FloatArray) -> float:
-    """RMS level (dB of full scale), at least ``FLOOR_DB``."""
-    power = float(np.mean(np.square(wav.astype(np.float64)))) if len(wav) else 0.0
-    return max(10.0 * float(np.log10(power + 1e-30)), FLOOR_DB)
-
-
-def at_level(wav: NDArray[Any], db: float) -> FloatArray:
-    """``wav`` at an RMS of ``db`` (dB of full scale)."""
-    scaled = wav * 10.0 ** ((db - level_db(np.asarray(wav, np.float32))) / 20.0)
-    return np.asarray(scaled, np.float32)
 
 
 def whisper(speech: FloatArray, rng: np.random.Generator, frame: int = 512) -> FloatArray:
@@ -267,6 +254,48 @@ def run(folder: Path, probes: Sequence[Probe], backend: str = "auto") -> list[di
     return rows
 
 
+def run_scenes(
+    folder: Path, scenes: Sequence[Scene], backend: str = "auto"
+) -> list[dict[str, Any]]:
+    """Every scene through an engine.
+
+    Args:
+        folder: Engine folder.
+        scenes: From ``make_scenes``.
+        backend: See ``Enhancer.open``.
+
+    Returns:
+        Rows with "name", "figures" (figure -> "in", "predictive", "full" -> number, None where it
+        is not defined) and "wavs".
+
+    Raises:
+        DvpdError: The engine cannot be opened or fails.
+    """
+    rows = []
+    with Enhancer.open(folder, backend) as enhancer:
+        for scene in scenes:
+            wavs = {"in": scene.wav}
+            for system, steps in (("predictive", 0), ("full", None)):
+                wavs[system] = enhancer.enhance(scene.wav, RATE_HZ, steps=steps).wav
+            found = {system: scene.figures(wav) for system, wav in wavs.items()}
+            figures = {
+                name: {k: f[name] if np.isfinite(f[name]) else None for k, f in found.items()}
+                for name in found["in"]
+            }
+            rows.append({"name": scene.name, "figures": figures, "wavs": wavs})
+    return rows
+
+
+def scene_table(name: str, rows: Sequence[dict[str, Any]]) -> str:
+    """The table of one engine's scenes."""
+    lines = []
+    for row in rows:
+        for i, (figure, values) in enumerate(row["figures"].items()):
+            cells = ["-" if v is None else f"{v + 0.0:.1f}" for v in values.values()]
+            lines.append([row["name"] if i == 0 else "", figure, *cells])
+    return tables.markdown([f"{name}: scene", "what", "in the input", "predictive", "full"], lines)
+
+
 def to_markdown(name: str, rows: Sequence[dict[str, Any]]) -> str:
     """The table of one engine."""
 
@@ -296,7 +325,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="probes.py", description=__doc__.split("\n")[0])
     parser.add_argument("engines", nargs="*", type=Path, help="default: the default engine")
     parser.add_argument("--backend", default="auto")
-    parser.add_argument("--speech", type=Path, default=ASSETS, help="folder of clipN_clean.flac")
+    parser.add_argument(
+        "--speech", type=Path, default=ASSETS, help="folder of clipN_{clean,noisy}.flac"
+    )
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--markdown", type=Path, metavar="OUT")
     parser.add_argument("--audio", type=Path, metavar="DIR", help="write every sound as FLAC")
@@ -314,21 +345,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(args: argparse.Namespace) -> int:
-    probes = make_probes(read_speech(args.speech))
-    parts, result = [], {}
+    speech = read_speech(args.speech)
+    probes = make_probes(speech)
+    pairs = [recordings.read_clip(i, args.speech) for i in NOISE_CLIPS]
+    noises = [noisy - clean for noisy, clean in pairs]
+    scenes = make_scenes(speech, noises, chords(np.random.default_rng(0), MUSIC_S))
+    parts, result, result_scenes = [], {}, {}
     for folder in args.engines or [default_engine()]:
         rows = run(folder, probes, args.backend)
-        parts.append(to_markdown(folder.name, rows))
-        result[folder.name] = [{k: v for k, v in row.items() if k != "wavs"} for row in rows]
+        more = run_scenes(folder, scenes, args.backend)
+        parts += [to_markdown(folder.name, rows), scene_table(folder.name, more)]
+        result[folder.name], result_scenes[folder.name] = (
+            [{k: v for k, v in row.items() if k != "wavs"} for row in each] for each in (rows, more)
+        )
         if args.audio:
-            _write_audio(args.audio / folder.name, rows)
+            _write_audio(args.audio / folder.name, [*rows, *more])
     text = "\n\n".join(parts)
     print(text)
     if args.markdown:
         args.markdown.write_text(text + "\n", encoding="utf-8")
     if args.json:
         report = {"format": FORMAT, "created": rtf.now(), "machine": machine.machine(),
-                  "versions": rtf.versions(), "engines": result}  # fmt: skip
+                  "versions": rtf.versions(), "engines": result, "scenes": result_scenes}  # fmt: skip
         args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0
 

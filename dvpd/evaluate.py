@@ -1,8 +1,9 @@
-"""Quality on a set of pairs: ``python -m dvpd.evaluate MODEL --set DIR``.
+"""Quality on a set of pairs, or of real recordings: ``python -m dvpd.evaluate MODEL --set DIR``.
 
 MODEL is a checkpoint (.safetensors, run in PyTorch) or an engine folder (run by the runtime);
 both go through the runtime's own front end, sampler and noise. The noisy input, the predictive
-branch alone and any number of samplers are measured in one pass. The parts are in
+branch alone and any number of samplers are measured in one pass. Recordings without clean ones (a
+folder of them instead of noisy/ and clean/) are judged by levels and DNSMOS. The parts are in
 ``dvpd.quality``.
 """
 
@@ -34,6 +35,7 @@ from .quality.report import (
     check_folder,
     compare,
     csv_text,
+    families,
     json_text,
     load_baseline,
     markdown,
@@ -153,11 +155,17 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="dvpd.evaluate",
-        description="Measure speech quality on pairs of noisy and clean recordings: the noisy "
-        "input, the predictive branch alone and the full sampler. Exits with 1 when a file failed.",
+        description="Measure speech quality on pairs of noisy and clean recordings, or on real "
+        "recordings without clean ones: the noisy input, the predictive branch alone and the full "
+        "sampler. Exits with 1 when a file failed.",
     )
     parser.add_argument("model", help="checkpoint (.safetensors) or engine folder")
-    parser.add_argument("--set", required=True, dest="folder", help="folder with noisy/ and clean/")
+    parser.add_argument(
+        "--set",
+        required=True,
+        dest="folder",
+        help="folder with noisy/ and clean/, or with recordings that have no clean side",
+    )
     parser.add_argument("--limit", type=int, default=0, help="only so many pairs, evenly spaced")
 
     out = parser.add_argument_group("what is written")
@@ -175,8 +183,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--metrics",
         type=_names,
         metavar="A,B",
-        help=f"out of {', '.join(MEASURES)}; dnsmos for its four (default: PESQ, ESTOI, SI-SDR, "
-        "CSIG, CBAK, COVL, and what models are given for)",
+        help=f"out of {', '.join(MEASURES)}; dnsmos for its four, pauses for all about pauses and "
+        "levels (default: PESQ, ESTOI, SI-SDR, CSIG, CBAK, COVL, pauses, and what models are given "
+        "for; without clean recordings what needs none)",
     )
     what.add_argument("--dnsmos", metavar="DIR", help="folder of sig_bak_ovr.onnx, model_v8.onnx")
     what.add_argument(
@@ -271,8 +280,13 @@ def _bar() -> Iterator[Progress | None]:
 
 def _run(args: argparse.Namespace) -> int:
     # What can be refused is refused before time is spent.
+    pairs = every(find_pairs(args.folder, alone=True), args.limit)
+    reference = pairs[0].clean is not None
     metrics = choose_metrics(
-        args.metrics, dnsmos=args.dnsmos is not None, wv_mos=args.wv_mos is not None
+        args.metrics,
+        dnsmos=args.dnsmos is not None,
+        wv_mos=args.wv_mos is not None,
+        reference=reference,
     )
     for name in ("worst", "limit"):
         if getattr(args, name) < 0:
@@ -287,8 +301,7 @@ def _run(args: argparse.Namespace) -> int:
         check_folder(args.out)
     if args.json and not Path(args.json).absolute().parent.is_dir():
         raise InputError(f"{Path(args.json).parent} is not a folder; create it first")
-    pairs = every(find_pairs(args.folder), args.limit)
-    Meter(metrics, args.dnsmos, args.wv_mos)
+    Meter(metrics, args.dnsmos, args.wv_mos, reference)
     task = Task(
         model=args.model,
         backend=args.backend,
@@ -298,6 +311,7 @@ def _run(args: argparse.Namespace) -> int:
         metrics=metrics,
         dnsmos=args.dnsmos,
         wv_mos=args.wv_mos,
+        reference=reference,
     )
     with task.open() as enhancer:
         manifest, backend = enhancer.manifest, enhancer.backend.name
@@ -322,6 +336,7 @@ def _run(args: argparse.Namespace) -> int:
         "precision": manifest.precision,
         "backend": backend,
         "set": Path(args.folder).absolute().name,
+        "reference": reference,
         "set_sha256": set_sha256(records),
         "n_files": len(records),
         "seed": args.seed,
@@ -347,16 +362,21 @@ def _run(args: argparse.Namespace) -> int:
 def _worst_waveforms(
     task: Task, pairs: Sequence[PairFile], report: dict[str, Any], count: int
 ) -> dict[str, dict[str, Any]]:
-    """Clean, noisy and enhanced waveforms of the files that gained least."""
+    """Clean, noisy and enhanced waveforms of the files that gained least, by each kind of measure."""
     by_name = {pair.name: pair for pair in pairs}
-    wanted = [by_name[record["name"]] for _, record in ranked(report)[1][:count]]
+    names = [
+        record["name"]
+        for _, metrics in families(report)
+        for _, record in ranked(report, metrics[0])[1][:count]
+    ]
+    wanted = [by_name[name] for name in dict.fromkeys(names)]
     shown = tuple(s for s in task.systems if s.name == report["primary"])
     result = {}
     with task.open() as enhancer:
         for pair in wanted:
             noisy, clean = read_pair(pair)
             outputs = enhance_systems(enhancer, noisy, shown, task.seed)
-            result[pair.name] = {"clean": clean, **outputs}
+            result[pair.name] = {**({} if clean is None else {"clean": clean}), **outputs}
     return result
 
 

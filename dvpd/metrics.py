@@ -20,7 +20,16 @@ from numpy.typing import NDArray
 
 from .quality.composite import composite
 from .quality.mos import DNSMOS_NAMES, Dnsmos, WvMos
-from .quality.pauses import LEVEL_MEASURES, PAUSE_MEASURES, measure_levels, over_utterances
+from .quality.pauses import (
+    BLIND_MEASURES,
+    LEVEL_MEASURES,
+    OUTPUT_RANGE_DB,
+    PAUSE_MEASURES,
+    find_speech,
+    measure_blind,
+    measure_levels,
+    over_utterances,
+)
 from .runtime.errors import BackendError, InputError
 
 SAMPLE_RATE = 16000
@@ -101,6 +110,8 @@ def estoi(clean: Wav, estimate: Wav) -> float:
     from pystoi import stoi
 
     s, e = _checked(clean, estimate)
+    if not s.any():
+        return float("nan")
     # pystoi adds 1e-16 of NumPy's global noise: seeded, so that equal input gives equal figures.
     state = np.random.get_state()  # noqa: NPY002
     np.random.seed(0)  # noqa: NPY002
@@ -165,6 +176,13 @@ MEASURES: dict[str, Measure] = {
     "speech_1_2": Measure("1-2 kHz", "dB", 1, 0),
     "speech_2_4": Measure("2-4 kHz", "dB", 1, 0),
     "speech_4_8": Measure("4-8 kHz", "dB", 1, 0),
+    "pause_share": Measure("pauses", "%", 0, 0),
+    "loud_level": Measure("loudest tenth", "dB", 1, 0),
+    "loud_0_1": Measure("0-1 kHz", "dB", 1, 0),
+    "loud_1_2": Measure("1-2 kHz", "dB", 1, 0),
+    "loud_2_4": Measure("2-4 kHz", "dB", 1, 0),
+    "loud_4_8": Measure("4-8 kHz", "dB", 1, 0),
+    "hiss": Measure("hiss above band edge", "dB", 1, -1),
     "pesq_speech": Measure("PESQ, utterances"),
     "estoi_speech": Measure("ESTOI, utterances"),
 }
@@ -181,37 +199,50 @@ UTTERANCE_MEASURES: dict[str, Callable[[Wav, Wav], float]] = {
     "estoi_speech": estoi,
 }
 DEFAULT_METRICS = ("pesq", "estoi", "si_sdr", "csig", "cbak", "covl")
-# Names that stand for several.
-FAMILIES = {"dnsmos": DNSMOS_NAMES, "pauses": PAUSE_MEASURES}
 
 
 def choose_metrics(
-    names: Iterable[str] | None = None, *, dnsmos: bool = False, wv_mos: bool = False
+    names: Iterable[str] | None = None,
+    *,
+    dnsmos: bool = False,
+    wv_mos: bool = False,
+    reference: bool = True,
 ) -> tuple[str, ...]:
     """The measures to take, in the order of ``MEASURES``.
 
     Args:
-        names: Names out of ``MEASURES`` and ``FAMILIES``; None for ``DEFAULT_METRICS``, the pauses
-            and what there are models for.
+        names: Names out of ``MEASURES``, "dnsmos" for its four, "pauses" for all that are about
+            pauses and levels; None for ``DEFAULT_METRICS``, the pauses and what there are models
+            for.
         dnsmos: Whether the DNSMOS models are given.
         wv_mos: Whether a WV-MOS model is given.
+        reference: Whether there are clean recordings.
 
     Raises:
-        InputError: A name is unknown, or its model is not given.
+        InputError: A name is unknown, its model is not given, or it needs a clean recording and
+            there is none, or the other way round.
         BackendError: A package that a measure needs is not installed.
     """
+    pauses = PAUSE_MEASURES if reference else BLIND_MEASURES
+    families = {"dnsmos": DNSMOS_NAMES, "pauses": pauses}
     if names is None:
-        wanted = {*DEFAULT_METRICS, *PAUSE_MEASURES}
+        wanted = {*DEFAULT_METRICS * reference, *pauses}
         wanted |= {*DNSMOS_NAMES * dnsmos, *("wv_mos",) * wv_mos}
     else:
         wanted = set()
         for name in (name.strip() for name in names):
-            if name not in MEASURES and name not in FAMILIES:
-                known = (*MEASURES, *FAMILIES)
+            if name not in MEASURES and name not in families:
+                known = (*MEASURES, *families)
                 close = difflib.get_close_matches(name, known, 1, 0.5)
                 hint = f"did you mean {close[0]!r}? " if close else ""
                 raise InputError(f"unknown metric {name!r}; {hint}known: {', '.join(known)}")
-            wanted |= set(FAMILIES.get(name, (name,)))
+            wanted |= set(families.get(name, (name,)))
+    possible = {*pauses, *DNSMOS_NAMES, "wv_mos", *(METRICS if reference else ())}
+    if wrong := [name for name in MEASURES if name in wanted - possible]:
+        raise InputError(
+            f"{wrong[0]} is for recordings {'without' if reference else 'with'} a clean one; "
+            f"expected some of {', '.join(name for name in MEASURES if name in possible)}"
+        )
     if not wanted:
         raise InputError("no metric is asked for; expected one at least")
     for given, needing, option in (
@@ -244,6 +275,7 @@ class Meter:
         names: Sequence[str] | None = None,
         dnsmos: str | Path | None = None,
         wv_mos: str | Path | None = None,
+        reference: bool = True,
     ) -> None:
         """Load what the measures need.
 
@@ -251,12 +283,15 @@ class Meter:
             names: See ``choose_metrics``.
             dnsmos: Folder of the DNSMOS models.
             wv_mos: File of a WV-MOS model.
+            reference: Whether there are clean recordings.
 
         Raises:
             InputError: A name is unknown, or a model is missing or damaged.
             BackendError: A package is missing.
         """
-        self.names = choose_metrics(names, dnsmos=dnsmos is not None, wv_mos=wv_mos is not None)
+        self.names = choose_metrics(
+            names, dnsmos=dnsmos is not None, wv_mos=wv_mos is not None, reference=reference
+        )
         self._blind: list[Callable[[Wav], dict[str, float]]] = []
         if dnsmos is not None and set(DNSMOS_NAMES).intersection(self.names):
             self._blind.append(Dnsmos(dnsmos))
@@ -265,7 +300,7 @@ class Meter:
 
     def __call__(
         self,
-        clean: Wav,
+        clean: Wav | None,
         estimate: Wav,
         noisy: Wav | None = None,
         speech: Sequence[tuple[int, int]] | None = None,
@@ -273,7 +308,8 @@ class Meter:
         """Measure one recording.
 
         Args:
-            clean: [L] at 16 kHz; digital silence where there is no speech.
+            clean: [L] at 16 kHz, digital silence where there is no speech; None where there is
+                none.
             estimate: [L].
             noisy: What ``estimate`` was made of, [L]; the measures of pauses need it.
             speech: Where somebody speaks, [start, end) in samples; None to find it in ``clean``.
@@ -282,28 +318,45 @@ class Meter:
             Name -> figure, in the order of ``names``; NaN where a measure is not defined.
 
         Raises:
-            InputError: Shapes differ, values are not finite, or ``noisy`` is lacking.
+            InputError: Shapes differ, values are not finite, or what a measure needs is lacking.
         """
+        figures: dict[str, float] = {}
+        if noisy is None and set(self.names).intersection((*LEVEL_MEASURES, *BLIND_MEASURES)):
+            raise InputError("the measures of pauses need the noisy input; it was not given")
+        if clean is not None:
+            figures = self._against(clean, estimate, noisy, speech)
+        elif noisy is not None and set(BLIND_MEASURES).intersection(self.names):
+            _checked(noisy, estimate)
+            where = find_speech(estimate, OUTPUT_RANGE_DB) if speech is None else speech
+            figures = measure_blind(noisy, estimate, where)
+        for meter in self._blind:
+            figures |= meter(estimate)
+        return {name: figures[name] for name in self.names}
+
+    def _against(
+        self,
+        clean: Wav,
+        estimate: Wav,
+        noisy: Wav | None,
+        speech: Sequence[tuple[int, int]] | None,
+    ) -> dict[str, float]:
+        """What is measured against a clean recording."""
         s, e = _checked(clean, estimate)
         figures: dict[str, float] = {}
-        if set(LEVEL_MEASURES).intersection(self.names):
-            if noisy is None:
-                raise InputError("the measures of pauses need the noisy input; it was not given")
+        if noisy is not None and set(LEVEL_MEASURES).intersection(self.names):
             figures |= measure_levels(noisy, clean, estimate, speech)
         if not s.any():  # none of the others is defined without speech
-            figures |= dict.fromkeys((*METRICS, *UTTERANCE_MEASURES), math.nan)
+            return figures | dict.fromkeys((*METRICS, *UTTERANCE_MEASURES), math.nan)
         for name, measure in UTTERANCE_MEASURES.items():
-            if name in self.names and name not in figures:
+            if name in self.names:
                 figures[name] = over_utterances(measure, clean, estimate, speech)
-        if set(COMPOSITE).intersection(self.names) and "pesq" not in figures:
+        if set(COMPOSITE).intersection(self.names):
             figures["pesq"] = pesq_wb(clean, estimate)
             figures |= composite(s, e, figures["pesq"])
         for name in self.names:
             if name in METRICS and name not in figures:
                 figures[name] = METRICS[name](clean, estimate)
-        for meter in self._blind:
-            figures |= meter(estimate)
-        return {name: figures[name] for name in self.names}
+        return figures
 
 
 @dataclass(frozen=True)
@@ -317,6 +370,8 @@ class Summary:
         high: Its upper end.
         n: Recordings counted.
         lost: Recordings for which the measure is not defined.
+        least: The recording with the lowest figure.
+        most: That with the highest.
     """
 
     mean: float
@@ -325,6 +380,8 @@ class Summary:
     high: float
     n: int
     lost: int
+    least: float
+    most: float
 
 
 def _interval(values: NDArray[np.float64], draws: int, seed: int) -> tuple[float, float]:
@@ -347,7 +404,7 @@ def summarise(values: list[float], *, draws: int = 2000, seed: int = 0) -> Summa
     good = array[np.isfinite(array)]
     if not len(good):
         nan = float("nan")
-        return Summary(nan, nan, nan, nan, 0, len(array))
+        return Summary(nan, nan, nan, nan, 0, len(array), nan, nan)
     low, high = _interval(good, draws, seed)
     return Summary(
         mean=float(good.mean()),
@@ -356,6 +413,8 @@ def summarise(values: list[float], *, draws: int = 2000, seed: int = 0) -> Summa
         high=high,
         n=len(good),
         lost=len(array) - len(good),
+        least=float(good.min()),
+        most=float(good.max()),
     )
 
 

@@ -19,14 +19,19 @@ from numpy.typing import NDArray
 
 from ..metrics import MEASURES, SAMPLE_RATE
 from ..runtime.errors import BackendError
-from .report import Table, headline, ranked, settings, tables
+from .pauses import block_levels
+from .report import Table, families, headline, ranked, settings, tables
 
 PLOTTED = ("pesq", "estoi", "si_sdr", "dnsmos_ovrl")
+PLOTTED_LEVELS = ("pause_lowered", "pause_worst", "pause_jump", "words_lost", "loud_level")
 # Each reads on white and on near-black.
 _COLOURS = ("#8a8f98", "#2f8fd6", "#e07b2d")
+_CLEAN_COLOUR = "#2e9e5b"
 _INK = "#123456"  # stands for the page's own colour until the SVG is written
-_MAX_SPECTROGRAM_S = 12.0
+_MAX_SECONDS = 60.0  # of a recording's pictures
+_MAX_COLUMNS = 1200  # of a spectrogram
 _DYNAMIC_RANGE_DB = 80.0
+_LEVEL_BLOCK = SAMPLE_RATE // 10
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1b1f24; --soft: #5c6570;
@@ -53,11 +58,13 @@ td.wide { white-space: normal; min-width: 12rem; overflow-wrap: anywhere; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr));
   gap: 1rem; }
 figure { margin: 0; min-width: 0; }
+figure.wide { overflow-x: auto; margin: 0 0 .75rem; }
+figure.wide svg { min-width: 44rem; }
 figure svg { width: 100%; height: auto; color: var(--ink); }
 .key { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin: 0 .3em 0 1em; }
 @media print { :root { --paper: #fff; --ink: #000; --soft: #444; --line: #bbb; --band: #f4f4f4; }
   body { padding: 0; max-width: none; font-size: 8pt; } .scroll { overflow: visible; }
-  .plots { grid-template-columns: 1fr 1fr; }
+  .plots { grid-template-columns: 1fr 1fr; } figure.wide svg { min-width: 0; }
   table { font-size: 6pt; } th, td { white-space: normal; padding: .15rem .3rem; }
   figure, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 """
@@ -130,8 +137,11 @@ def _shown(report: Mapping[str, Any]) -> list[str]:
 
 
 def _plotted(report: Mapping[str, Any]) -> list[str]:
-    measured = list(report["systems"]["noisy"])
-    return [m for m in PLOTTED if m in measured] or measured[:4]
+    chosen = []
+    for name, measured in families(report):
+        wanted = PLOTTED_LEVELS if name else PLOTTED
+        chosen += [m for m in wanted if m in measured] or measured[:4]
+    return chosen
 
 
 def _overview(report: Mapping[str, Any], metric: str) -> str:
@@ -218,27 +228,63 @@ def _scatter(report: Mapping[str, Any], metric: str) -> str:
     return _svg(f"{_label(metric)} of each file, noisy and enhanced", 5.2, 3.9, draw)
 
 
+def _cut(wav: NDArray[np.floating]) -> NDArray[np.float64]:
+    return np.asarray(wav[: int(_MAX_SECONDS * SAMPLE_RATE)], np.float64)
+
+
+def _levels(name: str, wavs: Mapping[str, NDArray[np.floating]]) -> str:
+    """Level of one file over time: where noise comes back, the line of an output rises."""
+    colours = {"clean": _CLEAN_COLOUR, "noisy": _COLOURS[0], "predictive": _COLOURS[1]}
+    levels = {label: block_levels(_cut(wav), _LEVEL_BLOCK) for label, wav in wavs.items()}
+    everything = np.concatenate(list(levels.values()))
+    top = float(everything.max()) if everything.size else 0.0
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for label, level in levels.items():
+            seconds = (np.arange(len(level)) + 0.5) * _LEVEL_BLOCK / SAMPLE_RATE
+            axes.plot(
+                seconds,
+                np.maximum(level, top - _DYNAMIC_RANGE_DB),
+                color=colours.get(label, _COLOURS[2]),
+                linewidth=1.8 if label not in ("clean", "noisy") else 1.1,
+                label=label,
+            )
+        axes.set_ylim(top - _DYNAMIC_RANGE_DB, top + 3.0)
+        axes.margins(x=0.0)
+        axes.set_xlabel("s")
+        axes.set_ylabel("dB of full scale")
+        axes.grid()
+        figure.legend(loc="outside upper left", ncols=len(levels), frameon=False)
+
+    return _svg(f"Level of {name} over time", 10.5, 2.9, draw)
+
+
 def _spectrogram(name: str, wavs: Mapping[str, NDArray[np.floating]]) -> str:
     """Spectrograms of one file on one scale, dB below the loudest bin of all."""
     window = np.hanning(512)
     levels = {}
     for label, wav in wavs.items():
-        cut = np.asarray(wav[: int(_MAX_SPECTROGRAM_S * SAMPLE_RATE)], np.float64)
+        cut = _cut(wav)
         cut = np.pad(cut, (0, max(0, 512 - len(cut))))
         frames = np.lib.stride_tricks.sliding_window_view(cut, 512)[::160] * window
-        levels[label] = 20 * np.log10(np.abs(np.fft.rfft(frames, axis=1)).T + 1e-9)
+        power = np.abs(np.fft.rfft(frames, axis=1)).T ** 2
+        # a column for several frames of a long recording: their mean, none is skipped
+        starts = np.arange(0, power.shape[1], -(-power.shape[1] // _MAX_COLUMNS))
+        counts = np.diff([*starts, power.shape[1]])
+        levels[label] = 10 * np.log10(np.add.reduceat(power, starts, axis=1) / counts + 1e-18)
+        duration = len(cut) / SAMPLE_RATE
     top = max(float(level.max()) for level in levels.values())
 
     def draw(figure: Any) -> None:
         grid = figure.subplots(len(levels), 1, sharex=True, squeeze=False)[:, 0]
         image = None
         for axes, (label, level) in zip(grid, levels.items(), strict=True):
-            seconds = (level.shape[1] - 1) * 160 / SAMPLE_RATE + 512 / SAMPLE_RATE
             image = axes.imshow(
                 level - top,
                 origin="lower",
                 aspect="auto",
-                extent=(0.0, seconds, 0.0, SAMPLE_RATE / 2000),
+                extent=(0.0, duration, 0.0, SAMPLE_RATE / 2000),
                 vmin=-_DYNAMIC_RANGE_DB,
                 vmax=0.0,
                 cmap="magma",
@@ -298,7 +344,7 @@ def render_page(
 
     Args:
         report: The report.
-        waveforms: File name -> label -> wav [L] at 16 kHz, drawn as spectrograms in this order.
+        waveforms: File name -> label -> wav [L] at 16 kHz, drawn in this order.
         n_extremes: Best and worst files to show.
 
     Raises:
@@ -306,14 +352,18 @@ def render_page(
     """
     check_plots()
     metrics = _plotted(report)
+    # levels of the noisy input are zero by definition: nothing to plot against
+    compared = [m for m in metrics if m not in PLOTTED_LEVELS]
     keys = [
         f'<span class="key" style="background:{_COLOURS[i]}"></span>{escape(system)}'
         for i, system in enumerate(_shown(report))
     ]
-    first, *others = tables(report, n_extremes)
+    count = len(families(report))
+    every_table = tables(report, n_extremes)
+    first, others = every_table[:count], every_table[count:]
     parts = [
         f"<h1>{escape(headline(report))}</h1>\n<p>{escape(settings(report))}</p>\n",
-        _table(first),
+        *(_table(table) for table in first),
         _plots(
             "Systems",
             "Mean and its 95 % bootstrap interval.",
@@ -324,26 +374,37 @@ def render_page(
             f"Median, quartiles, 1.5 interquartile ranges, outliers:{''.join(keys)}",
             [_boxes(report, m) for m in metrics],
         ),
-        _plots(
-            "Noisy against enhanced",
-            f"One point a file; on the dashed line nothing changed:{''.join(keys[1:])}",
-            [_scatter(report, m) for m in metrics],
+        *(
+            [
+                _plots(
+                    "Noisy against enhanced",
+                    f"One point a file; on the dashed line nothing changed:{''.join(keys[1:])}",
+                    [_scatter(report, m) for m in compared],
+                )
+            ]
+            if compared
+            else []
         ),
         *(_table(table) for table in others),
     ]
     if waveforms:
-        measure = MEASURES[ranked(report)[0]]
-        gains = {r["name"]: (gain, r["group"]) for gain, r in ranked(report)[1]}
+        gains: dict[str, list[str]] = {}
+        for _, measures in families(report):
+            metric, order = ranked(report, measures[0])
+            for gain, r in order:
+                gains.setdefault(r["name"], [r["group"]] if r["group"] else []).append(
+                    f"{_label(metric)} {gain:+.{MEASURES[metric].decimals}f}"
+                )
         parts.append(
-            f"<section>\n<h2>Spectrograms of the worst files</h2>\n<p>By the gain in "
-            f"{escape(measure.label)}; dB below the loudest bin of each file's panels; the first "
-            f"{_MAX_SPECTROGRAM_S:g} s.</p>\n"
+            f"<section>\n<h2>Pictures of the worst files</h2>\n<p>By what was gained over the noisy "
+            f"input; level over time in blocks of {_LEVEL_BLOCK / SAMPLE_RATE:g} s, spectrograms in "
+            f"dB below the loudest bin of each file's panels; the first {_MAX_SECONDS:g} s.</p>\n"
         )
         for name, wavs in waveforms.items():
-            gain, group = gains[name]
-            words = f"{name}: {gain:+.{measure.decimals}f}" + (f", {group}" if group else "")
-            figure = _spectrogram(name, wavs)
-            parts.append(f"<h3>{escape(words)}</h3>\n<figure>{figure}</figure>\n")
+            words = ", ".join((name, *gains.get(name, ())))
+            parts.append(f"<h3>{escape(words)}</h3>\n")
+            for picture in (_levels, _spectrogram):
+                parts.append(f'<figure class="wide">{picture(name, wavs)}</figure>\n')
         parts.append("</section>\n")
     title = escape(headline(report))
     return (

@@ -1,4 +1,4 @@
-"""Test sets on disk: pairs of noisy and clean recordings matched by name."""
+"""Test sets on disk: pairs of noisy and clean recordings matched by name, or recordings alone."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from .pauses import check_intervals
 
 FloatArray = NDArray[np.float32]
 AUDIO = (".flac", ".wav", ".ogg")
+SIDES = ("noisy", "clean")
 
 
 @dataclass(frozen=True)
@@ -27,20 +28,21 @@ class PairFile:
     Attributes:
         name: File name without suffix.
         noisy: Noisy file.
-        clean: Clean file.
+        clean: Clean file, None for a real recording without one.
         group: What was done to it, "" if unknown.
         speech: Where somebody speaks, [start, end) in samples; None if unknown.
     """
 
     name: str
     noisy: Path
-    clean: Path
+    clean: Path | None
     group: str
     speech: tuple[tuple[int, int], ...] | None = None
 
 
-def find_pairs(folder: str | Path) -> list[PairFile]:
+def find_pairs(folder: str | Path, *, alone: bool = False) -> list[PairFile]:
     """Pairs below ``noisy/`` and ``clean/``, matched by name without suffix.
+
 
     If ``folder/../pairs.tsv`` has a line for a pair, its ``degradation`` becomes the group. A set's
     own ``folder/pairs.tsv`` may say where somebody speaks: ``speech_samples``, such as "100-2000
@@ -48,31 +50,29 @@ def find_pairs(folder: str | Path) -> list[PairFile]:
 
     Args:
         folder: Folder of a test set.
+        alone: Whether recordings in the folder itself, without clean ones, will do as well.
 
     Raises:
         InputError: A folder is missing or empty, a name occurs twice, a file has no partner, or
             ``speech_samples`` cannot be read.
     """
     root = Path(folder)
+    if alone and root.is_dir() and not any((root / side).is_dir() for side in SIDES):
+        if not (found := _recordings(root)):
+            raise InputError(
+                f"{root} holds neither noisy/ and clean/ nor recordings ({', '.join(AUDIO)}); "
+                "expected pairs in the two, or recordings without clean ones in the folder itself"
+            )
+        return [PairFile(name, path, None, "") for name, path in found.items()]
     sides: list[dict[str, Path]] = []
-    for side in ("noisy", "clean"):
+    for side in SIDES:
         if not (root / side).is_dir():
             raise InputError(f"{root / side} is not a folder; expected noisy/ and clean/")
-        found: dict[str, Path] = {}
-        for path in sorted((root / side).iterdir()):
-            if path.suffix.lower() not in AUDIO:
-                continue
-            if path.stem in found:
-                raise InputError(
-                    f"{root / side} holds {found[path.stem].name} and {path.name}; expected one "
-                    "file of a name: remove the other"
-                )
-            found[path.stem] = path
-        sides.append(found)
+        sides.append(_recordings(root / side))
     noisy, clean = sides
-    if alone := sorted(set(noisy) ^ set(clean)):
+    if single := sorted(set(noisy) ^ set(clean)):
         raise InputError(
-            f"{root}: {len(alone)} files lack a partner of the same name, such as {alone[0]}"
+            f"{root}: {len(single)} files lack a partner of the same name, such as {single[0]}"
         )
     if not noisy:
         raise InputError(f"{root} holds no {', '.join(AUDIO)} pairs")
@@ -89,6 +89,21 @@ def find_pairs(folder: str | Path) -> list[PairFile]:
     return [
         PairFile(n, noisy[n], clean[n], groups.get(n, ""), speech.get(n)) for n in sorted(noisy)
     ]
+
+
+def _recordings(folder: Path) -> dict[str, Path]:
+    """Audio files of a folder by name without suffix, in order."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in AUDIO:
+            continue
+        if path.stem in found:
+            raise InputError(
+                f"{folder} holds {found[path.stem].name} and {path.name}; expected one file of a "
+                "name: remove the other"
+            )
+        found[path.stem] = path
+    return found
 
 
 def _rows(table: Path) -> Iterator[dict[str, str]]:
@@ -125,8 +140,10 @@ def every(pairs: Sequence[PairFile], count: int) -> list[PairFile]:
     return [pairs[i] for i in sorted(chosen)]
 
 
-def read_pair(pair: PairFile) -> tuple[FloatArray, FloatArray]:
+def read_pair(pair: PairFile) -> tuple[FloatArray, FloatArray | None]:
     """Noisy and clean waveform [L] of a pair; the clean one may be silent: noise alone.
+
+    It is None where the pair has none.
 
     Args:
         pair: Which pair.
@@ -136,7 +153,7 @@ def read_pair(pair: PairFile) -> tuple[FloatArray, FloatArray]:
             lengths differ, or speech is said to be where the recording is not.
     """
     wavs = []
-    for path in (pair.noisy, pair.clean):
+    for path in _files(pair):
         try:
             wav, rate = sf.read(str(path), dtype="float32", always_2d=True)
         except (OSError, RuntimeError) as error:
@@ -148,6 +165,8 @@ def read_pair(pair: PairFile) -> tuple[FloatArray, FloatArray]:
         if not np.isfinite(wav).all():
             raise InputError(f"{path} holds NaN or infinity; expected finite samples")
         wavs.append(wav[:, 0])
+    if len(wavs) == 1:
+        return wavs[0], None
     if len(wavs[0]) != len(wavs[1]):
         raise InputError(
             f"{pair.name}: noisy has {len(wavs[0])} samples, clean {len(wavs[1])}; expected as many"
@@ -156,8 +175,12 @@ def read_pair(pair: PairFile) -> tuple[FloatArray, FloatArray]:
     return wavs[0], wavs[1]
 
 
+def _files(pair: PairFile) -> list[Path]:
+    return [path for path in (pair.noisy, pair.clean) if path is not None]
+
+
 def fingerprint(pair: PairFile) -> str:
-    """SHA-256 of both files of a pair, to know it again.
+    """SHA-256 of the files of a pair, to know it again.
 
     Args:
         pair: The pair.
@@ -165,5 +188,5 @@ def fingerprint(pair: PairFile) -> str:
     Raises:
         OSError: A file cannot be read.
     """
-    parts = (hashlib.sha256(path.read_bytes()).digest() for path in (pair.noisy, pair.clean))
+    parts = (hashlib.sha256(path.read_bytes()).digest() for path in _files(pair))
     return hashlib.sha256(b"".join(parts)).hexdigest()

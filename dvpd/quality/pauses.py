@@ -1,8 +1,9 @@
 """What is heard where nobody speaks, and what became of the speech, 16 kHz mono NumPy in.
 
-Level taken from speechless stretches, its unsteadiness, words lost, and the level of speech against
-the clean one by band. Speech is where the set says so, else where the clean side has energy. A
-figure that is not defined (no speechless stretch, no speech, nothing there to lower) is NaN.
+Level taken from speechless stretches, its unsteadiness, words lost, the level of speech by band, and
+hiss above the band edge of narrow-band recordings. Speech is where the set says so, else where the
+clean side has energy; without a clean side, where the output has. A figure that is not defined (no
+speechless stretch, no speech, nothing there to lower) is NaN.
 """
 
 from __future__ import annotations
@@ -30,24 +31,24 @@ BANDS_KHZ = ((0, 1), (1, 2), (2, 4), (4, 8))
 BAND_RANGE_DB = 70.0  # below the speech: a band without speech, no level to keep
 N_FFT, HOP = 512, 256
 
-# Energy detector of the clean side.
+# Energy detector: how far below the loudest half second speech may be. What comes back of the noise
+# is to count as a pause in an output, so that speech must be louder there than in a clean recording.
+CLEAN_RANGE_DB, OUTPUT_RANGE_DB = 40.0, 25.0
 _FRAME = SAMPLE_RATE // 50
-_SPEECH_RANGE_DB = 35.0  # below the loudest half second
 _BRIDGE = 3 * SAMPLE_RATE // 10
 _SHORTEST = SAMPLE_RATE // 20
 _PAD = SAMPLE_RATE // 20
 
-BAND_MEASURES = tuple(f"speech_{low}_{high}" for low, high in BANDS_KHZ)
-LEVEL_MEASURES = (
-    "pause_lowered",
-    "pause_worst",
-    "pause_loudest",
-    "pause_jump",
-    "words_lost",
-    "speech_level",
-    *BAND_MEASURES,
+# Band edge: the spectrum falls by so much within 0.4 kHz and stays down.
+EDGE_DB, EDGE_KHZ, _STEP_KHZ = 20.0, (2.5, 7.2), (0.6, 0.2)
+
+_IN_PAUSES = ("pause_lowered", "pause_worst", "pause_loudest", "pause_jump")
+_SPEECH_BANDS, _LOUD_BANDS = (
+    tuple(f"{kind}_{low}_{high}" for low, high in BANDS_KHZ) for kind in ("speech", "loud")
 )
+LEVEL_MEASURES = (*_IN_PAUSES, "words_lost", "speech_level", *_SPEECH_BANDS, "hiss")
 PAUSE_MEASURES = (*LEVEL_MEASURES, "pesq_speech", "estoi_speech")
+BLIND_MEASURES = (*_IN_PAUSES, "pause_share", "loud_level", *_LOUD_BANDS, "hiss")
 
 
 def decibels(power: NDArray[np.floating] | float) -> NDArray[np.float64]:
@@ -66,23 +67,24 @@ def block_levels(wav: Wav, block: int = BLOCK) -> NDArray[np.float64]:
     return decibels(np.mean(whole**2, axis=1))
 
 
-def find_speech(clean: Wav) -> Intervals:
-    """Where a clean recording has speech, by its energy.
+def find_speech(wav: Wav, range_db: float = CLEAN_RANGE_DB) -> Intervals:
+    """Where a recording without noise has speech, by its energy.
 
-    Frames of 20 ms within 35 dB of the loudest half second; gaps under 0.3 s are bridged, bursts
-    under 50 ms left out, 50 ms added at each end.
+    Frames of 20 ms within ``range_db`` of the loudest half second; gaps under 0.3 s are bridged,
+    bursts under 50 ms left out, 50 ms added at each end.
 
     Args:
-        clean: [L] at 16 kHz.
+        wav: [L] at 16 kHz.
+        range_db: ``CLEAN_RANGE_DB``, or ``OUTPUT_RANGE_DB`` for what a model made.
 
     Returns:
         Intervals in order; none for digital silence.
     """
-    level = block_levels(clean, _FRAME)
+    level = block_levels(wav, _FRAME)
     power = np.convolve(10.0 ** (level / 10.0), np.ones(25) / 25, "same") if len(level) else level
     if not len(level) or (top := float(decibels(power.max()))) <= NOTHING_DB:
         return ()
-    active = level > max(top - _SPEECH_RANGE_DB, NOTHING_DB)
+    active = level > max(top - range_db, NOTHING_DB)
     found: list[list[int]] = []
     for start, end in _runs(active):
         if found and (start - found[-1][1]) * _FRAME < _BRIDGE:
@@ -90,7 +92,7 @@ def find_speech(clean: Wav) -> Intervals:
         else:
             found.append([start, end])
     return tuple(
-        (max(a * _FRAME - _PAD, 0), min(b * _FRAME + _PAD, len(clean)))
+        (max(a * _FRAME - _PAD, 0), min(b * _FRAME + _PAD, len(wav)))
         for a, b in found
         if (b - a) * _FRAME >= _SHORTEST
     )
@@ -122,7 +124,9 @@ def check_intervals(speech: Sequence[tuple[int, int]], length: int, name: str) -
         last = end
 
 
-def speech_mask(speech: Sequence[tuple[int, int]], length: int, guard: int = 0) -> NDArray[np.bool_]:
+def speech_mask(
+    speech: Sequence[tuple[int, int]], length: int, guard: int = 0
+) -> NDArray[np.bool_]:
     """Samples [L] within ``guard`` samples of speech."""
     mask = np.zeros(length, np.bool_)
     for start, end in speech:
@@ -158,32 +162,80 @@ def _pauses(noisy: Wav, estimate: Wav, silent: NDArray[np.bool_], loudness: floa
     ]
 
 
-def _band_powers(wav: Wav, where: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Power of ``BANDS_KHZ`` summed over the frames that lie in ``where`` [L]."""
-    frames = np.lib.stride_tricks.sliding_window_view(np.asarray(wav, np.float64), N_FFT)[::HOP]
-    inside = np.lib.stride_tricks.sliding_window_view(where, N_FFT)[::HOP].all(axis=1)
+def _spectra(wav: Wav) -> NDArray[np.float64]:
+    """Power [frames, N_FFT // 2 + 1] of Hann windows; a short recording is padded to one."""
+    padded = np.pad(np.asarray(wav, np.float64), (0, max(N_FFT - len(wav), 0)))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP]
     window = np.hanning(N_FFT + 1)[:-1]
-    power = (np.abs(np.fft.rfft(frames[inside] * window, axis=1)) ** 2).sum(axis=0)
-    bins = np.arange(len(power)) * SAMPLE_RATE / N_FFT / 1000.0
-    return np.array([power[(bins >= low) & (bins < high)].sum() for low, high in BANDS_KHZ])
+    return np.asarray(np.abs(np.fft.rfft(frames * window, axis=1)) ** 2)
+
+
+def _frames(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Frames of ``_spectra`` that lie wholly in ``mask`` [L]."""
+    padded = np.pad(mask, (0, max(N_FFT - len(mask), 0)))
+    return np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP].all(axis=1)
+
+
+_KHZ = np.arange(N_FFT // 2 + 1) * SAMPLE_RATE / N_FFT / 1000.0
+
+
+def _bands(power: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Power [..., bins] summed over each of ``BANDS_KHZ``."""
+    return [power[..., (_KHZ >= low) & (_KHZ < high)].sum(axis=-1) for low, high in BANDS_KHZ]
+
+
+def _gain(before: float, after: float) -> float:
+    return max(float(10.0 * np.log10(max(after, 1e-30) / before)), -CAP_DB)
+
+
+def band_edge(power: NDArray[np.float64]) -> float | None:
+    """Where a narrow-band recording ends.
+
+    Args:
+        power: Mean power spectrum [N_FFT // 2 + 1].
+
+    Returns:
+        kHz: the frequency with the deepest fall of ``EDGE_DB`` and more, of the mean of the 0.4 kHz
+        that end 0.2 kHz below it to the highest level from 0.2 kHz above it; None where there is no
+        such fall.
+    """
+    smooth = np.convolve(power, np.ones(3) / 3.0, "same")
+    level = 10.0 * np.log10(smooth + 1e-30)
+    far, near = _STEP_KHZ
+    best, edge = EDGE_DB, None
+    for khz in _KHZ[(_KHZ >= EDGE_KHZ[0]) & (_KHZ <= EDGE_KHZ[1])]:
+        below = level[(_KHZ >= khz - far) & (_KHZ < khz - near)].mean()
+        if (fall := float(below - level[khz + near <= _KHZ].max())) > best:
+            best, edge = fall, float(khz)
+    return edge
+
+
+def _hiss(source: NDArray[np.float64], output: NDArray[np.float64]) -> float:
+    """Power of ``output`` above the band edge of ``source`` against that below it, dB."""
+    edge = band_edge(source.mean(axis=0)) if source.any() else None
+    total = output.sum(axis=0)
+    if edge is None or not total.any():
+        return float("nan")
+    above = edge + _STEP_KHZ[1] <= _KHZ
+    return float(10.0 * np.log10(max(total[above].sum(), 1e-30) / max(total[~above].sum(), 1e-30)))
 
 
 def _speech(clean: Wav, estimate: Wav, spoken: NDArray[np.bool_], loudness: float) -> list[float]:
-    """Words lost in %, level overall and by band; ``spoken`` [L]: where somebody speaks."""
+    """Words lost in %, level overall and by band, hiss; ``spoken`` [L]: where somebody speaks."""
     nan = float("nan")
     blocks = _whole_blocks(spoken, WORD)
     before, after = (block_levels(wav, WORD)[blocks] for wav in (clean, estimate))
     words = before > loudness - WORD_RANGE_DB
     lost = 100.0 * float(np.mean((before - after)[words] > LOST_DB)) if words.any() else nan
-    bands = [nan] * len(BANDS_KHZ)
-    if len(clean) >= N_FFT:
-        powers = [_band_powers(wav, spoken) for wav in (clean, estimate)]
-        total = powers[0].sum()
-        for i, (p, q) in enumerate(zip(*powers, strict=True)):
-            if total > 0.0 and p > total * 10.0 ** (-BAND_RANGE_DB / 10.0):
-                bands[i] = max(float(10.0 * np.log10(max(q, 1e-30) / p)), -CAP_DB)
+    frames = _frames(spoken)
+    source, output = (_spectra(wav)[frames] for wav in (clean, estimate))
+    floor = float(source.sum()) * 10.0 ** (-BAND_RANGE_DB / 10.0)
+    bands = [
+        _gain(float(p), float(q)) if p > floor else nan
+        for p, q in zip(_bands(source.sum(axis=0)), _bands(output.sum(axis=0)), strict=True)
+    ]
     overall = max(_mean_level(estimate, spoken) - loudness, -CAP_DB)
-    return [lost, overall, *bands]
+    return [lost, overall, *bands, _hiss(source, output)]
 
 
 def measure_levels(
@@ -210,7 +262,9 @@ def measure_levels(
         * words_lost: of the 0.1 s blocks within 20 dB of the level of speech, those that the
           estimate has more than 10 dB lower, %;
         * speech_level: level of the estimate minus that of the clean side where somebody speaks,
-          dB; speech_0_1 ... speech_4_8 by band in kHz. Noise that stays counts as level.
+          dB; speech_0_1 ... speech_4_8 by band in kHz. Noise that stays counts as level;
+        * hiss: power of the estimate above the band edge of a narrow-band clean side against that
+          below it, where somebody speaks, dB.
 
     Raises:
         InputError: Lengths differ, or ``speech`` does not fit.
@@ -233,6 +287,52 @@ def measure_levels(
     else:
         figures += [float("nan")] * (len(LEVEL_MEASURES) - len(figures))
     return dict(zip(LEVEL_MEASURES, figures, strict=True))
+
+
+def measure_blind(noisy: Wav, estimate: Wav, speech: Sequence[tuple[int, int]]) -> dict[str, float]:
+    """The same without a clean recording.
+
+    Noise that comes back louder than 25 dB below the speech passes for speech, and a talker that
+    much quieter for noise: nothing here can tell them apart.
+
+    Args:
+        noisy: What the model was given, [L] at 16 kHz.
+        estimate: What the model made of it, [L].
+        speech: ``find_speech`` of an output, the same for all that are compared.
+
+    Returns:
+        ``BLIND_MEASURES`` -> figure, NaN where it is not defined: those of ``measure_levels``, and
+
+        * pause_share: speechless stretches, % of the recording;
+        * loud_level: level of the estimate minus that of the noisy input in the tenth of the frames
+          that is loudest in the noisy input, dB; loud_0_1 ... loud_4_8 by band in kHz, each in its
+          own loudest tenth;
+        * hiss: above the band edge of the noisy input.
+
+    Raises:
+        InputError: Lengths differ, or ``speech`` does not fit.
+    """
+    if noisy.shape != estimate.shape or noisy.ndim != 1 or not len(noisy):
+        raise InputError(
+            f"noisy is {list(noisy.shape)}, estimate {list(estimate.shape)}; expected equal [L]"
+        )
+    check_intervals(speech, len(noisy), "speech")
+    spoken = speech_mask(speech, len(noisy))
+    silent = ~speech_mask(speech, len(noisy), GUARD)
+    loudness = _mean_level(estimate, spoken) if spoken.any() else FLOOR_DB
+    share = 100.0 * float(np.mean(silent))
+    source, output = _spectra(noisy), _spectra(estimate)
+    kept = []
+    for p, q in zip(
+        [source.sum(axis=1), *_bands(source)], [output.sum(axis=1), *_bands(output)], strict=True
+    ):
+        loud = p >= np.quantile(p, 0.9)
+        heard = float(p[loud].mean()) > source.sum(axis=1).mean() * 10.0 ** (-BAND_RANGE_DB / 10.0)
+        kept.append(_gain(p[loud].sum(), q[loud].sum()) if heard else float("nan"))
+    pauses = _pauses(noisy, estimate, silent, loudness)
+    frames = _frames(spoken)
+    hiss = _hiss(source[frames], output[frames])
+    return dict(zip(BLIND_MEASURES, [*pauses, share, *kept, hiss], strict=True))
 
 
 def over_utterances(

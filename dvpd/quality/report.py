@@ -6,6 +6,7 @@ import csv
 import hashlib
 import importlib.metadata
 import io
+import itertools
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from typing import Any
 from ..metrics import MEASURES, Measure, paired, summarise
 from ..runtime.errors import InputError
 from .models import System
+from .pauses import BLIND_MEASURES, PAUSE_MEASURES
 
 FORMAT = 2
 REPORT_FILES = ("report.json", "files.csv", "report.md", "index.html")
@@ -215,18 +217,21 @@ def _number(value: Any) -> float:
     return float("nan") if value is None else float(value)
 
 
-def ranked(report: Mapping[str, Any]) -> tuple[str, list[tuple[float, dict[str, Any]]]]:
+Ranking = list[tuple[float, dict[str, Any]]]
+
+
+def ranked(report: Mapping[str, Any], metric: str | None = None) -> tuple[str, Ranking]:
     """Files by what the model gained, worst first.
 
     Args:
         report: The report.
+        metric: The measure; None for the first one of the report.
 
     Returns:
-        The measure (the first one of the report), and (gain of the primary system over the noisy
-        input, record).
+        The measure, and (gain of the primary system over the noisy input, record).
     """
-    metric = next(iter(report["systems"]["noisy"]))
-    sign = MEASURES[metric].better
+    metric = metric or families(report)[0][1][0]
+    sign = MEASURES[metric].better or 1
     gains = [
         (sign * (r["figures"][report["primary"]][metric] - r["figures"]["noisy"][metric]), r)
         for r in report["files"]
@@ -258,6 +263,68 @@ def _difference_cell(part: Mapping[str, Any], metric: str) -> str:
     return f"{_text(part['mean'], measure, True)} [{_interval(part, measure, True)}]{mark}"
 
 
+_LEVELS = {*PAUSE_MEASURES, *BLIND_MEASURES}
+
+
+def families(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Measures that are shown together: name for headings, measures.
+
+    Args:
+        report: The report.
+
+    Returns:
+        Quality ("") and "pauses and levels", each where it was measured. A figure of the second that
+        no recording has (a set without pauses) is left out.
+    """
+    names = list(report["systems"]["noisy"])
+    levels = [
+        m
+        for m in names
+        if m in _LEVELS and any(table[m]["n"] for table in report["systems"].values())
+    ]
+    both = [("", [m for m in names if m not in _LEVELS]), ("pauses and levels", levels)]
+    return [(name, measures) for name, measures in both if measures]
+
+
+def worst(part: Mapping[str, Any], measure: Measure) -> float:
+    """The worst recording's figure: the lowest, the highest, or the one farthest from zero.
+
+    Args:
+        part: A ``Summary`` as a mapping.
+        measure: Which measure it is of.
+    """
+    ends = (part["least"], part["most"])
+    return float({1: ends[0], -1: ends[1]}.get(measure.better, max(ends, key=abs)))
+
+
+def _summary(report: Mapping[str, Any], name: str, metrics: Sequence[str]) -> Table:
+    def cell(part: Mapping[str, Any], m: str) -> str:
+        text = f"{_text(part['mean'], MEASURES[m])} ± {_text(part['std'], MEASURES[m])}"
+        lost = f" ({part['lost']} undefined)" if part["lost"] else ""
+        return f"{text} [{_interval(part, MEASURES[m])}]{lost}"
+
+    rows = []
+    for system, table in report["systems"].items():
+        rows.append((system, *(cell(table[m], m) for m in metrics)))
+        if name:
+            ends = (_text(worst(table[m], MEASURES[m]), MEASURES[m]) for m in metrics)
+            rows.append(("worst recording", *ends))
+    note = "Mean ± standard deviation over files, and the 95 % bootstrap interval of the mean."
+    return Table(
+        f"Summary: {name}" if name else "Summary",
+        f"{note} {LEVELS_NOTE}" if name else note,
+        ("system", *map(_heading, metrics)),
+        tuple(rows),
+    )
+
+
+LEVELS_NOTE = (
+    "Pauses are half a second and more away from speech, blocks half a second long; the worst "
+    "recording of each column stands below. Speech level is against the clean side, without one the "
+    "loudest tenth against the noisy input: 0 dB is best."
+)
+
+
 def tables(report: Mapping[str, Any], n_extremes: int = 5) -> list[Table]:
     """Everything that a reader wants, as tables.
 
@@ -265,29 +332,9 @@ def tables(report: Mapping[str, Any], n_extremes: int = 5) -> list[Table]:
         report: The report.
         n_extremes: Best and worst files to show.
     """
-    metrics = list(report["systems"]["noisy"])
-    header = tuple(_heading(metric) for metric in metrics)
-    result = [
-        Table(
-            "Summary",
-            "Mean ± standard deviation over files, and the 95 % bootstrap interval of the mean.",
-            ("system", *header),
-            tuple(
-                (
-                    system,
-                    *(
-                        f"{_text(table[m]['mean'], MEASURES[m])} ± "
-                        f"{_text(table[m]['std'], MEASURES[m])} "
-                        f"[{_interval(table[m], MEASURES[m])}]"
-                        + (f" ({table[m]['lost']} undefined)" if table[m]["lost"] else "")
-                        for m in metrics
-                    ),
-                )
-                for system, table in report["systems"].items()
-            ),
-        )
-    ]
-    for other in ("noisy", "predictive"):
+    kinds = families(report)
+    result = [_summary(report, name, metrics) for name, metrics in kinds]
+    for other, (name, metrics) in itertools.product(("noisy", "predictive"), kinds):
         rows = tuple(
             (system, *(_difference_cell(against[other][m], m) for m in metrics))
             for system, against in report["differences"].items()
@@ -297,68 +344,74 @@ def tables(report: Mapping[str, Any], n_extremes: int = 5) -> list[Table]:
             title = {"noisy": "the noisy input", "predictive": "the predictive branch alone"}[other]
             result.append(
                 Table(
-                    f"Difference to {title}",
+                    f"Difference to {title}" + (f": {name}" if name else ""),
                     "Mean of the differences of the same files and its 95 % bootstrap interval; "
                     "* where the interval leaves out zero (one comparison each, not corrected for "
                     "their number).",
-                    ("system", *header),
+                    ("system", *map(_heading, metrics)),
                     rows,
                 )
             )
-    if "baseline" in report:
-        base = report["baseline"]
-        lacking = f" {base['missing']} files are in one report alone." if base["missing"] else ""
-        result.append(
-            Table(
-                f"Difference to the baseline {base['model']}",
-                f"This report minus the baseline on {base['n_files']} files.{lacking} * where the "
-                "95 % bootstrap interval leaves out zero (not corrected for their number).",
-                ("system", *header),
-                tuple(
-                    (
-                        system,
-                        *(_difference_cell(part[m], m) if m in part else "-" for m in metrics),
-                    )
-                    for system, part in base["differences"].items()
-                ),
+    for name, metrics in kinds:
+        if "baseline" in report:
+            base = report["baseline"]
+            lacking = (
+                f" {base['missing']} files are in one report alone." if base["missing"] else ""
             )
-        )
+            result.append(
+                Table(
+                    f"Difference to the baseline {base['model']}" + (f": {name}" if name else ""),
+                    f"This report minus the baseline on {base['n_files']} files.{lacking} * where "
+                    "the 95 % bootstrap interval leaves out zero (not corrected for their number).",
+                    ("system", *map(_heading, metrics)),
+                    tuple(
+                        (
+                            system,
+                            *(_difference_cell(part[m], m) if m in part else "-" for m in metrics),
+                        )
+                        for system, part in base["differences"].items()
+                    ),
+                )
+            )
 
     def by_system(
-        first: tuple[str, ...], figures: Mapping[str, Mapping[str, float]], systems: Sequence[str]
+        first: tuple[str, ...],
+        figures: Mapping[str, Mapping[str, float]],
+        systems: Sequence[str],
+        metrics: Sequence[str],
     ) -> Iterator[tuple[str, ...]]:
         """A row for each system; what they share stands in the first."""
         for system in systems:
             yield (*first, system, *(_text(figures[system][m], MEASURES[m]) for m in metrics))
             first = ("",) * len(first)
 
-    if report["groups"]:
-        result.append(
-            Table(
-                "By degradation",
-                "Mean over the files of a group.",
-                ("degradation", "files", "system", *header),
-                tuple(
-                    row
-                    for group, part in report["groups"].items()
-                    for row in by_system(
-                        (group, str(part["n"])), part["systems"], list(part["systems"])
-                    )
-                ),
+    for name, metrics in kinds:
+        if report["groups"]:
+            result.append(
+                Table(
+                    "By degradation" + (f": {name}" if name else ""),
+                    "Mean over the files of a group.",
+                    ("degradation", "files", "system", *map(_heading, metrics)),
+                    tuple(
+                        row
+                        for group, part in report["groups"].items()
+                        for row in by_system(
+                            (group, str(part["n"])), part["systems"], list(part["systems"]), metrics
+                        )
+                    ),
+                )
             )
-        )
-    metric, order = ranked(report)
-    measure = MEASURES[metric]
     systems = list(dict.fromkeys(("noisy", "predictive", report["primary"])))
-    worst = order[:n_extremes]
-    best = order[len(worst) :][-n_extremes:][::-1] if n_extremes else []
-    for title, chosen in (("Worst files", worst), ("Best files", best)):
+
+    def files(
+        title: str, note: str, chosen: Ranking, measure: Measure, metrics: Sequence[str]
+    ) -> None:
         if chosen:
             result.append(
                 Table(
                     title,
-                    f"By the gain in {measure.label} of {report['primary']} over noisy.",
-                    ("file", "degradation", "gain", "system", *header),
+                    note,
+                    ("file", "degradation", "gain", "system", *map(_heading, metrics)),
                     tuple(
                         row
                         for gain, r in chosen
@@ -366,10 +419,21 @@ def tables(report: Mapping[str, Any], n_extremes: int = 5) -> list[Table]:
                             (r["name"], r["group"] or "-", _text(gain, measure, True)),
                             r["figures"],
                             systems,
+                            metrics,
                         )
                     ),
                 )
             )
+
+    for name, metrics in kinds:
+        metric, order = ranked(report, metrics[0])
+        measure = MEASURES[metric]
+        least = order[:n_extremes]
+        most = order[len(least) :][-n_extremes:][::-1] if n_extremes else []
+        for title, chosen in (("Worst files", least), ("Best files", most)):
+            note = f"By the gain in {measure.label} of {report['primary']} over noisy."
+            title += f": {name}" if name else ""
+            files(title, note, chosen, measure, metrics)
     if report["failures"]:
         result.append(
             Table(
@@ -390,8 +454,8 @@ def headline(report: Mapping[str, Any]) -> str:
     """
     failed = f", {len(report['failures'])} failed" if report["failures"] else ""
     return (
-        f"{report['model']} ({report['backend']}) on {report['set']}: {report['n_files']} pairs"
-        f"{failed}"
+        f"{report['model']} ({report['backend']}) on {report['set']}: {report['n_files']} "
+        f"{'pairs' if report.get('reference', True) else 'recordings without a clean side'}{failed}"
     )
 
 
@@ -440,26 +504,29 @@ def plain(report: Mapping[str, Any]) -> str:
     Args:
         report: The report.
     """
-    metrics = list(report["systems"]["noisy"])
-    rows = [["", *(_heading(m) for m in metrics)]]
-    for system, table in report["systems"].items():
-        cells = []
-        for m in metrics:
-            half = (table[m]["high"] - table[m]["low"]) / 2
-            cells.append(f"{_text(table[m]['mean'], MEASURES[m])} ± {_text(half, MEASURES[m])}")
-        rows.append([system, *cells])
-    for group, part in report["groups"].items():
-        rows.append([f"{group} ({part['n']})"])
-        for system, table in part["systems"].items():
-            rows.append([f"  {system}", *(_text(table[m], MEASURES[m]) for m in metrics)])
-    # A group's name stands alone and sets no width.
-    full = [row for row in rows if len(row) > 1]
-    widths = [max(len(row[i]) for row in full) for i in range(len(metrics) + 1)]
     lines = [headline(report), "mean ± half the 95 % interval; by degradation: mean"]
-    for row in rows:
-        first = row[0].ljust(widths[0])
-        rest = (text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=False))
-        lines.append("  ".join((first, *rest)).rstrip())
+    for name, metrics in families(report):
+        rows = [[name, *(_heading(m) for m in metrics)]]
+        for system, table in report["systems"].items():
+            cells = []
+            for m in metrics:
+                half = (table[m]["high"] - table[m]["low"]) / 2
+                cells.append(f"{_text(table[m]['mean'], MEASURES[m])} ± {_text(half, MEASURES[m])}")
+            rows.append([system, *cells])
+            if name:
+                ends = (_text(worst(table[m], MEASURES[m]), MEASURES[m]) for m in metrics)
+                rows.append(["  worst recording", *ends])
+        for group, part in report["groups"].items():
+            rows.append([f"{group} ({part['n']})"])
+            for system, table in part["systems"].items():
+                rows.append([f"  {system}", *(_text(table[m], MEASURES[m]) for m in metrics)])
+        # A group's name stands alone and sets no width.
+        full = [row for row in rows if len(row) > 1]
+        widths = [max(len(row[i]) for row in full) for i in range(len(metrics) + 1)]
+        for row in rows:
+            first = row[0].ljust(widths[0])
+            rest = (text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=False))
+            lines.append("  ".join((first, *rest)).rstrip())
     lines += [f"failed: {f['name']}: {f['error']}" for f in report["failures"]]
     return "\n".join(lines)
 

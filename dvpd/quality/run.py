@@ -19,6 +19,7 @@ from ..runtime.enhancer import Enhancer
 from ..runtime.errors import DvpdError, InputError
 from .models import System, enhance_systems, open_model
 from .pairs import PairFile, fingerprint, read_pair
+from .pauses import OUTPUT_RANGE_DB, find_speech
 
 Progress = Callable[[int, int, int], None]
 # Read by NumPy's, SciPy's and PyTorch's libraries when a process loads them.
@@ -39,6 +40,7 @@ class Task:
         metrics: Names of the measures.
         dnsmos: Folder of the DNSMOS models, or None.
         wv_mos: WV-MOS model, or None.
+        reference: Whether the set has clean recordings.
     """
 
     model: str
@@ -50,6 +52,7 @@ class Task:
     metrics: tuple[str, ...] = ("pesq", "estoi", "si_sdr")
     dnsmos: str | None = None
     wv_mos: str | None = None
+    reference: bool = True
 
     def open(self) -> Enhancer:
         """Open the model.
@@ -80,14 +83,17 @@ def measure_pair(
     """
     noisy, clean = read_pair(pair)
     outputs = enhance_systems(enhancer, noisy, systems, seed)
-    figures = {system: meter(clean, wav, noisy, pair.speech) for system, wav in outputs.items()}
+    speech = pair.speech
+    if clean is None:  # one for all systems: their figures are of the same stretches
+        speech = find_speech(outputs["predictive"], OUTPUT_RANGE_DB)
+    figures = {system: meter(clean, wav, noisy, speech) for system, wav in outputs.items()}
     sha256 = fingerprint(pair)
     return {"name": pair.name, "group": pair.group, "sha256": sha256, "figures": figures}
 
 
 @cache
 def _opened(task: Task) -> tuple[Enhancer, Meter]:
-    return task.open(), Meter(task.metrics, task.dnsmos, task.wv_mos)
+    return task.open(), Meter(task.metrics, task.dnsmos, task.wv_mos, task.reference)
 
 
 def _measure(task: Task, pair: PairFile) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from dvpd.evaluate import (
 from dvpd.metrics import si_sdr
 from dvpd.model import DVPD
 from dvpd.quality.models import System
+from dvpd.quality.pauses import BLIND_MEASURES, PAUSE_MEASURES
 from dvpd.quality.report import REPORT_FILES
 from dvpd.runtime.errors import BackendError, InputError
 from dvpd.runtime.noise import frame_noise
@@ -115,7 +116,6 @@ BAD_PAIRS = {
     "stereo": (np.stack([HISS, HISS], 1), np.stack([SPEECH, SPEECH], 1), 16000, "2 channels"),
     "empty": (HISS[:0], SPEECH[:0], 16000, "holds no samples"),
     "nan": (np.where(np.arange(16000) == 9, np.nan, HISS), SPEECH, 16000, "holds NaN"),
-    "silent": (HISS, np.zeros_like(SPEECH), 16000, "is silent"),
 }
 
 
@@ -125,6 +125,36 @@ def test_bad_pairs_are_refused(kind, tmp_path):
     write_pair(tmp_path, "x", noisy, clean, rate, "FLOAT")
     with pytest.raises(InputError, match=message):
         read_pair(find_pairs(tmp_path)[0])
+
+
+def test_where_somebody_speaks_is_read_from_the_set(pair_set):
+    table = pair_set / "pairs.tsv"
+    table.write_text(
+        "file\tsnr_db\tspeech_samples\nclip0.flac\t10\t100-2000 3000-9000\nclip1.flac\t\t\n"
+    )
+    one, two = find_pairs(pair_set)
+    assert (one.group, one.speech) == ("snr 10", ((100, 2000), (3000, 9000)))
+    assert (two.group, two.speech) == ("", ())  # nobody speaks, as opposed to not known
+    for wrong, message in (("100+2000", "speech_samples is '100.2000'"), ("0-99999", "to 99999")):
+        table.write_text(f"file\tspeech_samples\nclip0.flac\t{wrong}\n")
+        with pytest.raises(InputError, match=message):
+            read_pair(find_pairs(pair_set)[0])
+
+
+def test_recordings_without_clean_ones_are_a_set_where_asked_for(pair_set, tmp_path):
+    alone = find_pairs(pair_set / "noisy", alone=True)
+    assert [(pair.name, pair.clean, pair.speech) for pair in alone] == [
+        ("clip0", None, None),
+        ("clip1", None, None),
+    ]
+    noisy, clean = read_pair(alone[0])
+    assert clean is None
+    assert len(noisy) == N_SAMPLES
+    with pytest.raises(InputError, match="expected noisy/ and clean/"):
+        find_pairs(pair_set / "noisy")
+    with pytest.raises(InputError, match="neither noisy/ and clean/ nor recordings"):
+        find_pairs(tmp_path, alone=True)
+    assert find_pairs(pair_set, alone=True) == find_pairs(pair_set)
 
 
 def test_unreadable_file_is_refused(pair_set):
@@ -330,7 +360,9 @@ def test_command_line(finished):
     assert [f["name"] for f in report["failures"]] == ["broken"]
     assert "noisy has 100 samples" in report["failures"][0]["error"]
     assert list(report["systems"]) == ["noisy", "predictive", "full", "full tlb=mild"]
-    assert list(report["systems"]["full"]) == ["pesq", "estoi", "si_sdr", "csig", "cbak", "covl"]
+    measures = list(report["systems"]["full"])
+    assert measures[:6] == ["pesq", "estoi", "si_sdr", "csig", "cbak", "covl"]
+    assert set(measures[6:]) == set(PAUSE_MEASURES)
     assert report["primary"] == "full"
     assert report["n_files"] == len(report["files"]) == 2
     first = report["files"][0]["figures"]
@@ -347,7 +379,8 @@ def test_command_line(finished):
     assert len(rows) == 2 * 4
     assert float(rows[0]["pesq"]) == first["noisy"]["pesq"]
     page = (root / "out" / "index.html").read_text()
-    assert page.count("<h3>") == 1  # the spectrograms of one file
+    assert page.count("<h3>") in (1, 2)  # the worst file by PESQ and by levels
+    assert page.count("over time") == page.count("Spectrograms of") == page.count("<h3>")
     assert "noisy has 100 samples" in page
 
 
@@ -364,7 +397,9 @@ def test_jobs_do_not_change_the_figures(finished, capsys):
     assert one == two
     assert compared["n_files"] == 2
     for table in compared["differences"].values():
-        assert all(d["mean"] == 0.0 and not d["significant"] for d in table.values())
+        assert not any(d["significant"] for d in table.values())
+        assert all(d["mean"] == 0.0 for d in table.values() if d["n"])
+        assert table["pesq"]["n"] == 2
 
 
 @pytest.mark.parametrize(
@@ -384,6 +419,7 @@ def test_jobs_do_not_change_the_figures(finished, capsys):
         (["--seed", "-1"], "seed is -1"),
         (["--backend", "tpu"], "backend is 'tpu'"),
         (["--set", "nowhere"], "is not a folder"),
+        (["--set", "."], "holds neither noisy/ and clean/ nor recordings"),
     ],
 )
 def test_command_line_refuses(extra, message, pair_set, tmp_path, monkeypatch, capsys):
@@ -393,6 +429,24 @@ def test_command_line_refuses(extra, message, pair_set, tmp_path, monkeypatch, c
     assert not out
     assert message in err
     assert err.startswith("error: ")
+
+
+def test_real_recordings_have_the_same_report(pair_set, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("matplotlib")
+    out, few = tmp_path / "out", str(pair_set / "noisy")
+    command = [str(ENGINE), "--set", few, "--backend", "ort", "--steps", "0", "--jobs", "1"]
+    assert main([*command, "--out", str(out), "--worst", "1"]) == 0
+    assert "2 recordings without a clean side" in capsys.readouterr().out
+    report = json.loads((out / "report.json").read_text())
+    assert set(report["systems"]["predictive"]) == set(BLIND_MEASURES)
+    assert report["systems"]["noisy"]["loud_level"]["mean"] == 0.0
+    assert -20.0 < report["systems"]["predictive"]["loud_level"]["mean"] < 0.0
+    page = (out / "index.html").read_text()
+    assert "over time" in page
+    assert "Spectrograms of" in page
+    assert main([*command, "--metrics", "pesq"]) == 1
+    assert "pesq is for recordings with a clean one" in capsys.readouterr().err
 
 
 def test_missing_model_and_all_failed(pair_set, capsys):

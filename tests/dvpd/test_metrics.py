@@ -12,6 +12,7 @@ import soundfile as sf
 import dvpd.metrics
 from dvpd.metrics import (
     DEFAULT_METRICS,
+    MEASURES,
     METRICS,
     Meter,
     choose_metrics,
@@ -21,6 +22,7 @@ from dvpd.metrics import (
     si_sdr,
     summarise,
 )
+from dvpd.quality.pauses import BLIND_MEASURES, PAUSE_MEASURES, find_speech
 from dvpd.runtime.errors import BackendError, InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,8 +110,10 @@ def test_composite_of_silence(clip):
 
 
 def test_choice_of_measures(monkeypatch):
-    assert choose_metrics() == DEFAULT_METRICS
-    assert choose_metrics(dnsmos=True)[-1] == "dnsmos_p808"
+    assert set(choose_metrics()) == {*DEFAULT_METRICS, *PAUSE_MEASURES}
+    assert choose_metrics()[0] == "pesq"
+    assert "dnsmos_p808" in choose_metrics(dnsmos=True)
+    assert choose_metrics(("pauses",)) == tuple(m for m in MEASURES if m in PAUSE_MEASURES)
     assert choose_metrics(("si_sdr", "pesq")) == ("pesq", "si_sdr")
     assert len(choose_metrics(("dnsmos",), dnsmos=True)) == 4
     with pytest.raises(InputError, match="unknown metric 'pesk'; did you mean 'pesq'"):
@@ -122,6 +126,12 @@ def test_choice_of_measures(monkeypatch):
         choose_metrics(("wv_mos",))
     with pytest.raises(InputError, match="no metric"):
         choose_metrics(())
+    assert set(choose_metrics(reference=False)) == set(BLIND_MEASURES)
+    assert choose_metrics(("pauses",), reference=False) == choose_metrics(reference=False)
+    with pytest.raises(InputError, match="pesq is for recordings with a clean one; expected some"):
+        choose_metrics(("pauses", "pesq"), reference=False)
+    with pytest.raises(InputError, match="loud_level is for recordings without a clean one"):
+        choose_metrics(("loud_level",))
     monkeypatch.setattr(dvpd.metrics.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BackendError, match=r"pystoi is not installed: .* leave out estoi"):
         choose_metrics(("estoi",))
@@ -136,6 +146,40 @@ def test_undefined_is_nan(clip):
     assert math.isnan(pesq_wb(clean, silent))
     assert math.isnan(pesq_wb(clean[:1000], noisy[:1000]))
     assert math.isnan(estoi(clean[:1000], noisy[:1000]))
+    assert math.isnan(estoi(silent, noisy))
+
+
+def test_utterances_alone_are_measured_as_cut_out(clip):
+    pytest.importorskip("pesq")
+    pytest.importorskip("pystoi")
+    clean, noisy = (np.tile(wav[:32000], 2) for wav in clip)
+    speech = ((1000, 31000), (33000, 60000))
+    figures = Meter(("pesq_speech", "estoi_speech"))(clean, noisy, noisy, speech)
+    parts = [(clean[a:b], noisy[a:b]) for a, b in speech]
+    assert figures["pesq_speech"] == np.mean([pesq_wb(*part) for part in parts])
+    assert figures["estoi_speech"] == np.mean([estoi(*part) for part in parts])
+
+
+def test_noise_alone_has_levels_and_nothing_else(clip):
+    pytest.importorskip("pesq")
+    pytest.importorskip("pystoi")
+    _, noisy = clip
+    figures = Meter()(np.zeros_like(noisy), np.float32(0.1) * noisy, noisy)
+    defined = {name for name, value in figures.items() if math.isfinite(value)}
+    assert defined == {"pause_lowered", "pause_worst", "pause_loudest", "pause_jump"}
+    assert figures["pause_lowered"] == pytest.approx(20.0, abs=1e-3)
+
+
+def test_a_recording_without_a_clean_one_has_levels(clip):
+    clean, noisy = clip
+    meter = Meter(reference=False)
+    figures = meter(None, np.float32(0.5) * noisy, noisy, find_speech(clean))
+    assert tuple(figures) == meter.names
+    assert figures["loud_level"] == pytest.approx(-6.02, abs=0.01)
+    with pytest.raises(InputError, match="need the noisy input"):
+        meter(None, noisy)
+    with pytest.raises(InputError, match="need the noisy input"):
+        Meter(("pauses",))(clean, noisy)
 
 
 @pytest.mark.parametrize("name", list(METRICS))
@@ -158,6 +202,7 @@ def test_summary():
     assert s.high - s.low == pytest.approx(2 * 1.96 * s.std / 20, rel=0.08)
     assert s.low < s.mean < s.high
     assert summarise(list(values)) == summarise(list(values))
+    assert (s.least, s.most) == (values.min(), values.max())
     assert math.isnan(summarise([math.nan]).mean)
 
 

@@ -134,6 +134,43 @@ def test_best_and_worst_do_not_overlap(n, wanted):
     assert gains == sorted(gains)
 
 
+def with_levels(report):
+    """The report with figures of pauses, that no file, one file and all files have."""
+    for i, record in enumerate(report["files"]):
+        for j, figures in enumerate(record["figures"].values()):
+            figures["pause_lowered"] = j * (10.0 + i)
+            figures["words_lost"] = float(i == 4) if i else math.nan
+            figures["hiss"] = math.nan
+    return {**report, **summarise_records(report["files"])}
+
+
+def test_levels_have_their_own_tables_with_the_worst_recording():
+    report = with_levels(make_report())
+    by_title = {t.title: t for t in tables(report, 2)}
+    assert by_title["Summary"].header == ("system", "PESQ", "SI-SDR (dB)")
+    levels = by_title["Summary: pauses and levels"]
+    assert levels.header == ("system", "noise lowered (dB)", "words lost (%)")  # no hiss anywhere
+    worst = [row for row in levels.rows if row[0] == "worst recording"]
+    assert worst == [("worst recording", f"{10 * j}.0", "1.0") for j in range(3)]
+    assert "(1 undefined)" in levels.rows[0][2]
+    files = by_title["Worst files: pauses and levels"]
+    assert files.rows[0][:5] == ("file00", "snr 0", "+20.0", "noisy", "0.0")
+    text = plain(report)
+    assert "pauses and levels" in text
+    assert re.search(r"worst recording +20\.0 +1\.0", text)
+    assert ranked(report)[0] == "pesq"
+
+
+def test_page_of_levels_alone():
+    pytest.importorskip("matplotlib")
+    report = with_levels(make_report(n=6))
+    for record in report["files"]:
+        for figures in record["figures"].values():
+            del figures["pesq"], figures["si_sdr"]
+    page = render_page({**report, **summarise_records(report["files"])}, {})
+    assert "noise lowered (dB) by system" in page
+
+
 def test_no_minus_zero():
     report = make_report(n=6)
     for record in report["files"]:
@@ -230,7 +267,8 @@ def test_page_is_self_contained_and_escaped():
     assert not checker.faults
     assert len(checker.ids) == len(set(checker.ids))  # plots do not share clip paths
     assert checker.used <= set(checker.ids)
-    assert page.count("<svg") == 3 * 2 + 2
+    assert page.count("<svg") == 3 * 2 + 2 * 2  # level and spectrograms of two files
+    assert "Level of file00 over time" in page
     assert EVIL in "".join(checker.text)  # as text
     assert "#123456" not in page  # the ink is the page's
 
