@@ -25,9 +25,10 @@ $(VENV)/.full: $(VENV)/.runtime
 demo: $(VENV)/.runtime
 	$(BIN)/python examples/demo.py
 
-# A process for each core, four at most; a file's tests share their fixtures, so they stay together.
+# A process for each core, four at most. Each gets a run of files, whose tests share fixtures; one that has
+# finished takes over tests from the end of another's, so that none waits for the longest file.
 test: $(VENV)/.full
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/.full
 	$(BIN)/ruff check .

@@ -1,8 +1,13 @@
-"""Make the checkout importable as ``dvpd`` without an installation."""
+"""Make the checkout importable as ``dvpd`` without an installation; what folders of tests share."""
+
+from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: a thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -10,3 +15,50 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: a thread ea
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """``made_once(name, make)``: a folder that ``make`` filled in one of the test processes.
+
+    For what takes longer to make than to read; the folder is not to be changed.
+    """
+    from dvpd.runtime.plans import folder_lock
+
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # that of all processes
+
+    def folder_of(name: str, make: Callable[[Path], None]) -> Path:
+        folder = root / f"once-{name}"
+        folder.mkdir(exist_ok=True)
+        with folder_lock(folder):
+            if not (folder / "done").exists():
+                make(folder)
+                (folder / "done").touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def other_graphs(made_once):
+    """(ModelConfig, folder with NAME.onnx): every option of the architecture that is no default."""
+    import onnx
+
+    from dvpd.config import ModelConfig
+    from dvpd.export.graphs import build_graph
+    from dvpd.model import DVPD
+    from dvpd.torch_backend import prepare
+
+    config = ModelConfig(
+        channels=8, blocks=1, decoder_channels=4, embedding=16, state=8, encoder="uniform",
+        local="dual_path", fi_gate=False, norm="layer",
+    )  # fmt: skip
+
+    def make(folder: Path) -> None:
+        model = prepare(DVPD(config), "fp32")
+        for graph in ("predictive", "score"):
+            onnx.save(build_graph(model, graph, "fp32"), folder / f"{graph}.onnx")
+
+    return config, made_once("other-graphs", make)

@@ -7,6 +7,7 @@ import pytest
 import soundfile as sf
 
 from dvpd.metrics import pesq_wb, si_sdr
+from dvpd.quality.models import open_model
 from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.spec import MANIFEST_NAME, Manifest
 
@@ -14,28 +15,38 @@ ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "tests" / "assets"
 DEV = ROOT.parent / "shared" / "data" / "dev" / "noise"
 ENGINES = sorted(path.parent for path in ROOT.glob(f"engines/*/{MANIFEST_NAME}"))
+SECONDS = 3  # of every recording: the networks' time is most of the suite's
 BACKENDS_AGREE_DB = 60.0  # float32 in two engines, three diffusion steps
 
-pytestmark = pytest.mark.parametrize("folder", ENGINES, ids=lambda path: path.name)
+
+@pytest.fixture(scope="module", params=ENGINES, ids=lambda path: path.name)
+def folder(request) -> Path:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def enhancer(folder):
+    """One thread, as tests run in as many processes as there are cores; shares predictions."""
+    with open_model(folder, "ort", "cpu", threads=1) as opened:
+        yield opened
 
 
 def pairs(noisy_dir: Path, clean_dir: Path, names: list[tuple[str, str]]):
     for noisy, clean in names:
-        yield (
-            sf.read(noisy_dir / noisy, dtype="float32")[0],
-            sf.read(clean_dir / clean, dtype="float32")[0],
+        yield tuple(
+            sf.read(path, dtype="float32", frames=SECONDS * 16000)[0]
+            for path in (noisy_dir / noisy, clean_dir / clean)
         )
 
 
-def gains(folder: Path, items, steps: int) -> np.ndarray:
+def gains(enhancer: Enhancer, items, steps: int) -> np.ndarray:
     """Mean gain in PESQ and SI-SDR (dB)."""
     rows = []
-    with Enhancer.open(folder, backend="ort") as enhancer:
-        for noisy, clean in items:
-            wav = enhancer.enhance(noisy, 16000, steps=steps).wav
-            before = (pesq_wb(clean, noisy), si_sdr(clean, noisy))
-            after = (pesq_wb(clean, wav), si_sdr(clean, wav))
-            rows.append(np.subtract(after, before))
+    for noisy, clean in items:
+        wav = enhancer.enhance(noisy, 16000, steps=steps).wav
+        before = (pesq_wb(clean, noisy), si_sdr(clean, noisy))
+        after = (pesq_wb(clean, wav), si_sdr(clean, wav))
+        rows.append(np.subtract(after, before))
     return np.mean(rows, axis=0)
 
 
@@ -46,27 +57,25 @@ def test_there_is_a_shipped_engine(folder):
 
 
 @pytest.mark.parametrize("steps", [0, 3])
-def test_tracked_clips_improve(folder, steps):
+def test_tracked_clips_improve(enhancer, steps):
     names = [(f"clip{i}_noisy.flac", f"clip{i}_clean.flac") for i in range(4)]
-    pesq, db = gains(folder, pairs(ASSETS, ASSETS, names), steps)
+    pesq, db = gains(enhancer, pairs(ASSETS, ASSETS, names), steps)
     assert pesq > 0.05
     assert db > 1.0
 
 
 @pytest.mark.skipif(not DEV.is_dir(), reason="the shared dev set is not on this machine")
-def test_dev_recordings_improve(folder):
+def test_dev_recordings_improve(enhancer):
     names = [(f"noise_{i:03d}.flac",) * 2 for i in range(0, 60, 7)]
-    pesq, db = gains(folder, pairs(DEV / "noisy", DEV / "clean", names), 3)
+    pesq, db = gains(enhancer, pairs(DEV / "noisy", DEV / "clean", names), 3)
     assert pesq > 0.05
     assert db > 2.0
 
 
-def test_backends_agree(folder):
+def test_backends_agree(folder, enhancer):
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
-    noisy, _ = sf.read(ASSETS / "clip1_noisy.flac", dtype="float32")
-    wavs = []
-    for backend in ("ort", "openvino"):
-        with Enhancer.open(folder, backend=backend) as enhancer:
-            wavs.append(enhancer.enhance(noisy[:48000], 16000, seed=3).wav)
+    noisy, _ = sf.read(ASSETS / "clip1_noisy.flac", dtype="float32", frames=16000)
+    with Enhancer.open(folder, "openvino", "cpu", threads=1) as other:
+        wavs = [engine.enhance(noisy, 16000, seed=3).wav for engine in (enhancer, other)]
     error = wavs[0] - wavs[1]
     assert 10 * np.log10((wavs[0] ** 2).sum() / (error**2).sum()) > BACKENDS_AGREE_DB

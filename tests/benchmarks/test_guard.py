@@ -30,7 +30,7 @@ def test_costs_are_as_pinned():
 def test_quality_is_as_pinned(folder, backend):
     if not installed(backend):
         pytest.skip(f"{backend} is not installed")
-    got = guard.measure_quality([folder], [backend])
+    got = guard.measure_quality([folder], [backend], threads=1)  # a process for each core
     pinned = {folder.name: PINS["quality"][folder.name]}
     assert [f.text() for f in guard.compare_quality(pinned, got)] == []
 

@@ -1,8 +1,9 @@
-"""One small model, exported once in each precision for the whole session."""
+"""One small model, exported once in each precision for all test processes."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,8 +48,9 @@ def write_checkpoint(path: Path, model_config: ModelConfig = SMALL) -> Path:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "small.safetensors")
+def checkpoint(made_once):
+    name = "small.safetensors"
+    return made_once("checkpoint", lambda folder: write_checkpoint(folder / name)) / name
 
 
 @dataclass
@@ -61,24 +63,33 @@ class Exported:
     model: DVPD
 
 
-def _export(checkpoint: Path, folder: Path, precision: str) -> Exported:
-    folder, manifest = export_checkpoint(checkpoint, folder, precision)
-    return Exported(folder, manifest, *load_model(checkpoint))
+def _export(checkpoint: Path, made_once, precision: str) -> Exported:
+    def make(root: Path) -> None:
+        _, manifest = export_checkpoint(checkpoint, root / name, precision)
+        (root / "returned.json").write_text(manifest.to_json())
+
+    name = "small" if precision == "fp32" else f"small-{precision}"
+    root = made_once(f"engine-{precision}", make)
+    manifest = Manifest.from_dict(json.loads((root / "returned.json").read_text()))
+    return Exported(root / name, manifest, *load_model(checkpoint))
 
 
 @pytest.fixture(scope="session")
-def fp32(checkpoint, tmp_path_factory):
-    return _export(checkpoint, tmp_path_factory.mktemp("engines") / "small", "fp32")
+def fp32(checkpoint, made_once):
+    return _export(checkpoint, made_once, "fp32")
 
 
 @pytest.fixture(scope="session")
-def fp16(checkpoint, tmp_path_factory):
-    return _export(checkpoint, tmp_path_factory.mktemp("engines") / "small-fp16", "fp16")
+def fp16(checkpoint, made_once):
+    return _export(checkpoint, made_once, "fp16")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
+    """Of torch and of every engine: small work on many threads, beside other tests, only waits."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dvpd.runtime.backend.default_threads", lambda: 1)
+        yield
     torch.set_num_threads(before)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+import onnx
 import pytest
 import torch
 
@@ -53,20 +52,16 @@ def test_refuses(module, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"encoder": "uniform", "fi_gate": False},
-        {"local": "dual_path", "norm": "layer"},
-    ],
-    ids=str,
-)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_ablations_export(change, precision):
-    config = dataclasses.replace(SMALL, **change)
-    model = prepare(DVPD(config), precision)
+def test_ablations_export(other_graphs, precision):
+    """The encoder, the gate, the local branch and the norm of the ablations, all in one model."""
+    config, folder = other_graphs
     for graph in ("predictive", "score"):
-        assert build_graph(model, graph, precision).graph.node
+        if precision == "fp32":
+            exported = onnx.load(str(folder / f"{graph}.onnx"))
+        else:
+            exported = build_graph(prepare(DVPD(config), precision), graph, precision)
+        assert exported.graph.node
 
 
 @pytest.mark.slow

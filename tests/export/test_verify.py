@@ -36,12 +36,13 @@ def copies(tmp_path, *names, checkpoint=True):
 
 
 @pytest.fixture
-def few(monkeypatch):
-    """Two of the five recordings."""
+def few(monkeypatch, request):
+    """Two of the five recordings, or those that are named."""
     every = verify.recordings
+    names = getattr(request, "param", ("speech", "silent"))
 
     def recordings(*args):
-        return {k: v for k, v in every(*args).items() if k in ("speech", "silent")}
+        return {k: v for k, v in every(*args).items() if k in names}
 
     monkeypatch.setattr(verify, "recordings", recordings)
     monkeypatch.setattr(verify, "NODE_FRAMES", 32)
@@ -148,6 +149,7 @@ def test_wrong_weights_fail(tmp_path, capsys):
     assert problem == "has a verification report of other graphs"
 
 
+@pytest.mark.parametrize("few", [("speech",)], ids="-".join, indirect=True)
 def test_overflow_in_half_is_found(tmp_path, few):
     folder = copies(tmp_path, "dvpd-tiny-fp16", "dvpd-tiny")
     tamper(folder, "score", factor=60000)
