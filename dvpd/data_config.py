@@ -161,7 +161,8 @@ class DataConfig:
         telephone_hz: Its sample rates (Hz).
         universal_p: Probability of the universal chain.
         limit_target_p: Probability, within the chain, that the target loses what a low-pass, another
-            rate or the codec took away above their band; 0 leaves the target whole, as the paper's.
+            rate or the codec took away above their band; 0 leaves the target whole, as the paper's:
+            what is missing is to be made up.
         single_p: Probability, within the chain, that one link alone is taken.
         single_weights: Link -> weight in that draw; a link not named is never taken alone.
         single_noise_p: Probability that noise comes with it.
@@ -238,7 +239,7 @@ class DataConfig:
     speech_eq_p: float = 0.2
     speech_change_p: float = 0.05
     speech_change_db: Range = (-25.0, 15.0)
-    silent_p: float = 0.15
+    silent_p: float = 0.12
     silent_db: Range = (-60.0, 0.0)
     pause_p: float = 0.3
     turns_p: float = 0.06
@@ -263,10 +264,10 @@ class DataConfig:
     far_p: float = 0.08
     far_drr_db: Range = (-12.0, 3.0)
     far_early_ms: float = 50.0
-    telephone_p: float = 0.06
+    telephone_p: float = 0.03
     telephone_hz: tuple[int, ...] = (8000, 8000, 11025, 12000)
     universal_p: float = 0.4
-    limit_target_p: float = 0.7
+    limit_target_p: float = 0.0
     single_p: float = 0.5
     single_weights: dict[str, float] = field(default_factory=_single_weights)
     single_noise_p: float = 0.6
