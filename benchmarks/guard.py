@@ -190,16 +190,15 @@ def measure_quality(
     return result
 
 
-def measure_pauses(
-    folders: Sequence[Path], backends: Sequence[str], root: Path = ROOT
-) -> dict[str, Any]:
-    """Figures of the long recording with a pause: engine -> backend -> system -> figure.
+def measure_pauses(folders: Sequence[Path], backend: str, root: Path = ROOT) -> dict[str, Any]:
+    """Figures of the long recording with a pause: engine -> "predictive" -> figure.
 
-    On the first backend alone: what a network knows of pauses is in its weights.
+    Of the predictive branch on one backend: what a network knows of pauses is in its weights, and
+    the sampler starts from what that branch leaves there.
 
     Args:
         folders: Engine folders.
-        backends: Names of installed backends.
+        backend: Name of an installed backend.
         root: Folder that holds tests/assets.
 
     Raises:
@@ -211,13 +210,10 @@ def measure_pauses(
     noisy, clean, speech = recordings.with_pauses(root / "tests" / "assets")
     result: dict[str, Any] = {}
     for folder in folders:
-        for backend in backends[:1]:
-            table = result.setdefault(folder.name, {}).setdefault(backend, {})
-            with Enhancer.open(folder, backend, "cpu") as enhancer:
-                for system, steps in (("predictive", 0), ("full", None)):
-                    wav = enhancer.enhance(noisy, RATE_HZ, steps=steps, seed=SEED).wav
-                    figures = measure_levels(noisy, clean, wav, speech)
-                    table[system] = {k: round(figures[k], 2) for k in PAUSE_TOLERANCE}
+        with Enhancer.open(folder, backend, "cpu") as enhancer:
+            wav = enhancer.enhance(noisy, RATE_HZ, steps=0).wav
+        figures = measure_levels(noisy, clean, wav, speech)
+        result[folder.name] = {"predictive": {k: round(figures[k], 2) for k in PAUSE_TOLERANCE}}
     return result
 
 
@@ -418,7 +414,7 @@ def _run(args: argparse.Namespace) -> int:
                            "clip_samples": CLIP_SAMPLES}  # fmt: skip
     got["costs"] = measure_costs(folders)
     got["quality"] = {} if args.no_quality else measure_quality(folders, backends)
-    got["pauses"] = {} if args.no_quality else measure_pauses(folders, backends)
+    got["pauses"] = measure_pauses(folders, backends[0]) if got["quality"] and backends else {}
     if args.instructions:
         got["instructions"] = {f.name: count_instructions(f) for f in folders}
     if args.pin:
@@ -464,18 +460,20 @@ def report(
     if better:
         lines += ["Cheaper than pinned (guard.py --pin keeps it so):", *(f"  {x}" for x in better)]
     lines += notes
-    for part, header in (
-        ("quality", {"pesq": "PESQ", "estoi": "ESTOI", "si_sdr": "SI-SDR, dB"}),
-        ("pauses", PAUSE_LABELS),
+    for header, table in (
+        ({"pesq": "PESQ", "estoi": "ESTOI", "si_sdr": "SI-SDR, dB"}, got["quality"]),
+        (PAUSE_LABELS, got.get("pauses", {})),
     ):
-        rows = [
-            [engine, backend, system, *(figures[k] for k in header)]
-            for engine, table in got.get(part, {}).items()
-            for backend, systems in table.items()
-            for system, figures in systems.items()
-        ]
+        rows: dict[str, Any] = {}
+        for where, what, _, value in _leaves({}, table):
+            rows.setdefault(where, {})[what] = value
         if rows:
-            lines.append(markdown(["engine", "backend", "system", *header.values()], rows))
+            lines.append(
+                markdown(
+                    ["engine", *header.values()],
+                    [[where, *(row[k] for k in header)] for where, row in rows.items()],
+                )
+            )
     if not worse:
         quality = "quality as pinned" if got["quality"] else "quality not measured"
         lines.append(f"{', '.join(got['costs'])}: no cost above its pin, {quality}.")

@@ -7,7 +7,8 @@
 Models are the shipped engines unless given. Sweeps vary one setting around the model's default:
 alpha (Table 7), steps at the default start time (``steps``), steps of 0.04 from a growing start
 time (``t_rs``, Table 9) and many steps over the whole diffusion time (``paper-steps``, Table 8;
-slow). What a sampler costs is measured here, too, so that plots show quality against network calls
+slow). A set that says where somebody speaks (its own pairs.tsv) is measured in its pauses: how far
+noise is lowered where nobody speaks, and what is left of the speech. What a sampler costs is measured here, too, so that plots show quality against network calls
 and against the real-time factor. ``--peers`` puts the peers of ``peers.py`` on the last plot.
 """
 
@@ -33,6 +34,16 @@ from dvpd.runtime.spec import Manifest
 
 FORMAT = "dvpd-quality-1"
 METRICS = ("pesq", "estoi", "si_sdr")
+# What a table of a set with pauses shows, besides the recording with the least lowered noise.
+PAUSES = {
+    "pause_lowered": ("noise lowered, dB", 1),
+    "pause_worst": ("worst tenth, dB", 1),
+    "pause_jump": ("jump, dB", 1),
+    "words_lost": ("words lost, %", 1),
+    "speech_level": ("speech level, dB", 1),
+    "pesq_speech": ("PESQ, utterances", 2),
+    "estoi_speech": ("ESTOI, utterances", 3),
+}
 TITLES = {"pesq": "PESQ", "estoi": "ESTOI", "si_sdr": "SI-SDR, dB"}
 STEP_T = 0.04  # Table 9's fixed step
 SWEEPS: dict[str, tuple[float, ...]] = {
@@ -115,9 +126,10 @@ def measure_model(
         extra = [s for sweep in sweeps for s in sweep_systems(manifest, sweep)] if i == 0 else []
         systems = (*base, *extra)
         pairs = every(find_pairs(folder), limit)
+        pauses = tuple(PAUSES) if any(pair.speech for pair in pairs) else ()
         say(f"{path.name} on {folder.name}: {len(pairs)} pairs, {len(systems)} samplers")
         records, failures = measure_set(
-            Task(**{**vars(task), "systems": systems}), pairs, jobs,
+            Task(**{**vars(task), "systems": systems, "metrics": METRICS + pauses}), pairs, jobs,
             lambda done, total, _, n=folder.name: say(f"{n}: {done} of {total} pairs"),
         )  # fmt: skip
         result["failures"] += [{"set": folder.name, **f} for f in failures]
@@ -173,6 +185,19 @@ def _with_interval(part: dict[str, Any]) -> str:
     return f"{part['mean']:.2f} ({part['low']:.2f}-{part['high']:.2f})"
 
 
+def _cells(figures: dict[str, Any]) -> list[str]:
+    """A row of a set's table: of its pauses where they were measured."""
+    if "pause_lowered" not in figures:
+        return [
+            _with_interval(figures["pesq"]),
+            f"{figures['estoi']['mean']:.3f}",
+            f"{figures['si_sdr']['mean']:.1f}",
+        ]
+    cells = [f"{figures[name]['mean'] + 0.0:.{digits}f}" for name, (_, digits) in PAUSES.items()]
+    cells.insert(1, f"{figures['pause_lowered']['least'] + 0.0:.1f}")
+    return cells
+
+
 def set_tables(result: dict[str, Any]) -> str:
     """One Markdown table for each set: the README's."""
     parts = []
@@ -190,14 +215,13 @@ def set_tables(result: dict[str, Any]) -> str:
             for system, text in labels.items():
                 if system == "noisy" and i:
                     continue
-                f = table["systems"][system]
-                rows.append(
-                    [text, _with_interval(f["pesq"]), f"{f['estoi']['mean']:.3f}",
-                     f"{f['si_sdr']['mean']:.1f}"]
-                )  # fmt: skip
-        n = result["models"][0]["sets"][name]["n"]
-        parts.append(tables.markdown([f"{name}: {n} recordings", "PESQ", "ESTOI", "SI-SDR, dB"],
-                                     rows))  # fmt: skip
+                rows.append([text, *_cells(table["systems"][system])])
+        first = result["models"][0]["sets"][name]
+        header = ["PESQ", "ESTOI", "SI-SDR, dB"]
+        if "pause_lowered" in first["systems"]["noisy"]:
+            header = [title for title, _ in PAUSES.values()]
+            header.insert(1, "least lowered, dB")
+        parts.append(tables.markdown([f"{name}: {first['n']} recordings", *header], rows))
     parts.append(
         "Mean, and for PESQ its 95 % bootstrap interval over recordings; "
         f"{', '.join(sorted({m['backend'] for m in result['models']}))}; "

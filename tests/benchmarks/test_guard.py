@@ -35,6 +35,30 @@ def test_quality_is_as_pinned(folder, backend):
     assert [f.text() for f in guard.compare_quality(pinned, got)] == []
 
 
+BACKENDS = [name for name in ("ort", "openvino") if installed(name)]
+
+
+@pytest.mark.skipif(not BACKENDS, reason="no backend is installed")
+@pytest.mark.parametrize("folder", guard.shipped_engines(), ids=lambda path: path.name)
+def test_what_is_heard_in_a_long_pause_is_as_pinned(folder):
+    got = guard.measure_pauses([folder], BACKENDS[0])
+    pinned = {folder.name: PINS["pauses"][folder.name]}
+    findings = guard.compare_quality(pinned, got, guard.PAUSE_TOLERANCE)
+    assert [f.text() for f in findings] == []
+
+
+@pytest.mark.parametrize(("change", "fails"), [(-0.9, False), (-1.1, True)])
+def test_noise_that_comes_back_in_a_pause_fails(change, fails):
+    got = copy.deepcopy(PINS["pauses"])
+    got["dvpd-tiny"]["predictive"]["pause_worst"] += change
+    findings = guard.compare_quality(PINS["pauses"], got, guard.PAUSE_TOLERANCE)
+    assert bool(findings) == fails
+    assert all("dvpd-tiny predictive: pause_worst was" in f.text() for f in findings)
+    text = guard.report(findings, [], {}, {"costs": {}, "quality": {}, "pauses": got})
+    assert ("figures are worse" in text) == fails
+    assert "| dvpd-tiny predictive |" in text
+
+
 def planted_regression(folder: Path) -> Path:
     """A copy of an engine whose predictive graph does one needless pass over its input."""
     onnx = pytest.importorskip("onnx")

@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import soundfile
 
-from dvpd.benchmarks import quality
+from dvpd.benchmarks import quality, recordings
+from dvpd.benchmarks.recordings import RATE_HZ
 from dvpd.quality.models import sampler_grid
 from dvpd.runtime.errors import InputError
 from dvpd.runtime.spec import Manifest
@@ -75,6 +77,27 @@ def test_the_page_has_every_plot(result):
     assert text.count("<svg") == 3 + 2 * 3
     assert "currentColor" in text
     assert "<script" not in text
+
+
+def test_a_set_with_pauses_is_measured_in_them(tiny_engine, tmp_path, monkeypatch):
+    noisy, clean, speech = recordings.with_pauses()
+    cut = 8 * RATE_HZ  # the first utterance and some of the pause
+    for side, wav in (("noisy", noisy), ("clean", clean)):
+        (tmp_path / "long" / side).mkdir(parents=True)
+        soundfile.write(tmp_path / "long" / side / "0.flac", wav[:cut], RATE_HZ)
+    start, end = speech[0]
+    table = f"file\tspeech_samples\n0.flac\t{start}-{end}\n"
+    (tmp_path / "long" / "pairs.tsv").write_text(table)
+    monkeypatch.setattr(quality, "measure_rtf", lambda *_: {})
+    result = quality.measure_model(tiny_engine, [tmp_path / "long"], [], backend="ort")
+    figures = result["sets"]["long"]["systems"]
+    assert figures["noisy"]["pause_lowered"]["mean"] == 0.0
+    assert set(figures["full"]) == {*quality.METRICS, *quality.PAUSES}
+    text = quality.set_tables({"models": [result]})
+    header, _, noisy_row, *others = text.splitlines()
+    assert header.startswith("| long: 1 recordings | noise lowered, dB | least lowered, dB |")
+    assert noisy_row.startswith("| noisy | 0.0 | 0.0 | 0.0 |")
+    assert others[0].startswith("| `tiny`, predictive alone")
 
 
 def test_what_each_sweep_varies(tiny_engine):
