@@ -24,9 +24,12 @@ except ModuleNotFoundError:  # Python 3.10
 
 T = TypeVar("T")
 # Keys of [train] that later versions added, with what their absence meant.
-_LATER_TRAIN_KEYS = dict.fromkeys(
-    ("perceptual_weight", "snr_weight", "sampler_weight", "estoi_weight", "silence_weight"), 0.0
-)
+_LATER_TRAIN_KEYS: dict[str, Any] = {
+    **dict.fromkeys(
+        ("perceptual_weight", "snr_weight", "sampler_weight", "estoi_weight", "silence_weight"), 0.0
+    ),
+    "kernels": "reference",
+}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ class Ema:
 
     Attributes:
         model: The averaged copy, in eval mode, without gradients.
-        updates: How often it was updated.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -26,15 +25,33 @@ class Ema:
         """
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
-        self.updates = 0
+        device = next(model.parameters()).device
+        self._updates = torch.zeros((), dtype=torch.float64, device=device)
+
+    @property
+    def updates(self) -> int:
+        """How often it was updated; reads the device."""
+        return int(self._updates)
+
+    @updates.setter
+    def updates(self, count: int) -> None:
+        self._updates.fill_(count)
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move the average towards the model's present weights."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        self.updates += 1
+    def update(self, model: nn.Module, skip: Tensor) -> None:
+        """Move the average towards the model's present weights; the host reads nothing.
+
+        Args:
+            model: The model in training.
+            skip: 0-dim, 1.0 where this step must change nothing, else 0.0.
+        """
+        n, wanted = self._updates, 1.0 - skip
+        weight = (1.0 - ((1.0 + n) / (10.0 + n)).clamp_max(self.decay)) * wanted
         mine, theirs = list(self.model.parameters()), list(model.parameters())
-        torch._foreach_lerp_(mine, theirs, 1.0 - decay)
+        moves = torch._foreach_sub(theirs, mine)
+        torch._foreach_mul_(moves, weight.to(mine[0].dtype))
+        torch._foreach_add_(mine, moves)
+        n.add_(wanted)
         copy_all(self.model.buffers(), model.buffers())
 
 

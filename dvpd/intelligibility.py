@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .runtime.spec import SignalSpec
 from .spectral import SIGNAL, linear_power
@@ -38,49 +38,67 @@ def _third_octaves(signal: SignalSpec, sample_rate: int) -> np.ndarray:
     return np.maximum(overlap, 0.0) / spacing
 
 
+class EstoiEstimate(nn.Module):
+    """ESTOI of each item, about 0 to 1."""
+
+    def __init__(self, signal: SignalSpec = SIGNAL, sample_rate: int = 16000) -> None:
+        """Make the bands.
+
+        Args:
+            signal: STFT and compression.
+            sample_rate: Samples a second (Hz).
+        """
+        super().__init__()
+        self.signal, self.sample_rate = signal, sample_rate
+        matrix = torch.from_numpy(_third_octaves(signal, sample_rate)).float()
+        self.register_buffer("matrix", matrix, persistent=False)
+
+    def forward(self, estimate: Tensor, target: Tensor) -> Tensor:
+        """Compare compressed spectra.
+
+        Args:
+            estimate: [B, 2, T, F].
+            target: Clean, [B, 2, T, F].
+
+        Returns:
+            [B]; 1 at equality, and where the target has less than 384 ms of speech.
+        """
+        e_power, t_power = (linear_power(x, self.signal) for x in (estimate, target))  # [B, T, F]
+        e_bands, t_bands = (
+            ((x @ self.matrix) + _EPS).sqrt() for x in (e_power, t_power)
+        )  # [B, T, K]
+        frames = t_bands.shape[1]
+        rate = self.sample_rate / self.signal.hop_length
+        length, stride = round(SEGMENT_S * rate), max(round(_STRIDE_S * rate), 1)
+        if frames < length:
+            return estimate.new_ones(len(estimate))
+        level = t_power.sum(-1)  # [B, T]
+        loudest = level.amax(1, keepdim=True)
+        active = (level > 10.0 ** (_ACTIVE_DB / 10.0) * loudest) & (loudest > _SILENT)
+        # Speech frames first, in their order: segments run over them as if there were no pauses.
+        order = torch.argsort((~active).to(torch.uint8), dim=1, stable=True)[..., None]
+        e_bands, t_bands = (
+            x.gather(1, order.expand_as(x)).unfold(1, length, stride) for x in (e_bands, t_bands)
+        )  # [B, S, K, N]
+        starts = torch.arange(t_bands.shape[1], device=active.device) * stride
+        whole = (starts + length <= active.sum(1, keepdim=True)).float()  # [B, S]
+        correlation = (_normal(e_bands) * _normal(t_bands)).sum(2).mean(2)  # [B, S]
+        count = whole.sum(1)
+        mean = (correlation * whole).sum(1) / count.clamp_min(1.0)
+        return torch.where(count > 0, mean, 1.0)
+
+
 @lru_cache(maxsize=4)
-def _band_tensor(signal: SignalSpec, sample_rate: int, device: torch.device) -> Tensor:
+def _on(device: torch.device, signal: SignalSpec, sample_rate: int) -> EstoiEstimate:
     with torch.inference_mode(False):
-        matrix = _third_octaves(signal, sample_rate)
-        return torch.as_tensor(matrix, dtype=torch.float32, device=device)
+        return EstoiEstimate(signal, sample_rate).to(device)
 
 
 def estoi_estimate(
     estimate: Tensor, target: Tensor, signal: SignalSpec = SIGNAL, sample_rate: int = 16000
 ) -> Tensor:
-    """ESTOI of each item, about 0 to 1.
-
-    Args:
-        estimate: Compressed spectra [B, 2, T, F].
-        target: Compressed clean spectra [B, 2, T, F].
-        signal: STFT and compression.
-        sample_rate: Samples a second (Hz).
-
-    Returns:
-        [B]; 1 at equality, and where the target has less than 384 ms of speech.
-    """
-    matrix = _band_tensor(signal, sample_rate, estimate.device)
-    e_power, t_power = (linear_power(x, signal) for x in (estimate, target))  # [B, T, F]
-    e_bands, t_bands = (((x @ matrix) + _EPS).sqrt() for x in (e_power, t_power))  # [B, T, K]
-    frames = t_bands.shape[1]
-    rate = sample_rate / signal.hop_length
-    length, stride = round(SEGMENT_S * rate), max(round(_STRIDE_S * rate), 1)
-    if frames < length:
-        return estimate.new_ones(len(estimate))
-    level = t_power.sum(-1)  # [B, T]
-    loudest = level.amax(1, keepdim=True)
-    active = (level > 10.0 ** (_ACTIVE_DB / 10.0) * loudest) & (loudest > _SILENT)
-    # Speech frames first, in their order: segments run over them as if there were no pauses.
-    order = torch.argsort((~active).to(torch.uint8), dim=1, stable=True)[..., None]
-    e_bands, t_bands = (
-        x.gather(1, order.expand_as(x)).unfold(1, length, stride) for x in (e_bands, t_bands)
-    )  # [B, S, K, N]
-    starts = torch.arange(t_bands.shape[1], device=active.device) * stride
-    whole = (starts + length <= active.sum(1, keepdim=True)).float()  # [B, S]
-    correlation = (_normal(e_bands) * _normal(t_bands)).sum(2).mean(2)  # [B, S]
-    count = whole.sum(1)
-    mean = (correlation * whole).sum(1) / count.clamp_min(1.0)
-    return torch.where(count > 0, mean, 1.0)
+    """`EstoiEstimate` of compressed spectra [B, 2, T, F]: [B], about 0 to 1."""
+    return _on(estimate.device, signal, sample_rate)(estimate, target)
 
 
 def _normal(bands: Tensor) -> Tensor:

@@ -15,6 +15,21 @@ from torch import Tensor, nn
 BN_MOMENTUM = 0.02  # training crops are few per step: average the statistics over about 50 steps
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """``nn.BatchNorm2d`` that leaves ``num_batches_tracked`` alone: nothing here reads it.
+
+    It stays in the state dict, so that weights of any version load; counting it took a small kernel
+    for each norm and step.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` [B, C, T, F]."""
+        return nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training,
+            self.momentum, self.eps,
+        )  # fmt: skip
+
+
 class ChannelNorm(nn.Module):
     """Layer norm over channels at every time-frequency point, [B, C, T, F] -> same shape."""
 
@@ -35,7 +50,7 @@ class ChannelNorm(nn.Module):
 def make_norm(kind: str, channels: int) -> nn.Module:
     """Norm over ``channels``: "batch" (folds into the convolution) or "layer"."""
     if kind == "batch":
-        return nn.BatchNorm2d(channels, momentum=BN_MOMENTUM)
+        return BatchNorm(channels, momentum=BN_MOMENTUM)
     if kind == "layer":
         return ChannelNorm(channels)
     raise ValueError(f"norm is {kind!r}; it must be 'batch' or 'layer'")

@@ -28,7 +28,13 @@ LEAK = 0.2
 
 
 class LISA(nn.Module):
-    """Dynamic stripes, joined, 1x1, norm, leaky ReLU: [B, C, T, F] -> same shape."""
+    """Dynamic stripes, joined, 1x1, norm, leaky ReLU: [B, C, T, F] -> same shape.
+
+    Attributes:
+        shifted: Whether the stripes are shifted multiply-adds in training, too.
+    """
+
+    shifted = False
 
     def __init__(self, channels: int, norm: str) -> None:
         """Make the module; ``channels`` must be a multiple of 4."""
@@ -73,7 +79,7 @@ class LISA(nn.Module):
         mean_f = rows.to(x.dtype)
         mean_t = x.float().mean(2, keepdim=True).to(x.dtype)  # [B, C, 1, F]
         y = self.beta * x + (self.mean_weight[0] * mean_f + self.mean_weight[1] * mean_t)
-        if self.training:
+        if self.training and not self.shifted:
             y = stripes_conv(x, taps.transpose(0, 1)[..., None, None], y)
         else:  # one split of the channel axis hands out all 18 taps
             y = stripes(x, taps.reshape(-1, taps.shape[1] * c, 1, 1).split(c, dim=1), y)

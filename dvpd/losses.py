@@ -6,14 +6,15 @@ Every term is zero at equality and has a finite gradient everywhere, digital sil
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .intelligibility import estoi_loss
-from .perceptual import perceptual_loss
+from .intelligibility import EstoiEstimate
+from .perceptual import LoudnessDisturbance
 from .runtime.spec import SignalSpec
-from .spectral import SIGNAL, istft_from_compressed, linear_power, magnitude
+from .spectral import SIGNAL, Dft, istft_from_compressed, linear_power, magnitude
 from .train_config import TrainConfig
 
 PHASE_FLOOR = 1e-3  # compressed magnitude below which a bin has no phase; speech stays above it
@@ -109,7 +110,7 @@ def _limited_ratio(wanted: Tensor, residual: Tensor, energy: Tensor) -> Tensor:
     power, rest = wanted.square().sum(-1), residual.square().sum(-1)
     soft = 10.0 ** (-_SDR_LIMIT_DB / 10.0)
     ratio = (power + 1e-8) / (rest + soft * power + 1e-8)
-    return -torch.log10(ratio)[energy > 1e-4].sum() / len(wanted)
+    return -torch.where(energy > 1e-4, torch.log10(ratio), 0.0).sum() / len(wanted)
 
 
 def silence_loss(estimate: Tensor, target: Tensor, signal: SignalSpec = SIGNAL) -> Tensor:
@@ -135,27 +136,62 @@ def silence_loss(estimate: Tensor, target: Tensor, signal: SignalSpec = SIGNAL) 
     return (level * silent).sum() / silent.numel()
 
 
-def mr_stft_loss(estimate: Tensor, target: Tensor) -> Tensor:
+class LossTables(nn.Module):
+    """The constants of the losses as buffers: a step makes none and copies none.
+
+    Attributes:
+        dft: The inverse transform of waveform losses, or None for an FFT.
+        resolutions: The transforms of ``mr_stft_loss``; empty for FFTs.
+    """
+
+    def __init__(self, dft: torch.dtype | None = None, signal: SignalSpec = SIGNAL) -> None:
+        """Make the tables.
+
+        Args:
+            dft: Type of the transforms' products (see `dvpd.spectral.Dft`), or None for FFTs.
+            signal: STFT and compression of the spectra that are compared.
+        """
+        super().__init__()
+        self.loudness, self.estoi = LoudnessDisturbance(signal), EstoiEstimate(signal)
+        self.dft = Dft(signal.n_fft, signal.hop_length, dft) if dft else None
+        self.resolutions = nn.ModuleList(Dft(n, hop, dft) for n, hop in _MR_STFT if dft)
+
+
+@lru_cache(maxsize=4)
+def _tables_on(device: torch.device) -> LossTables:
+    with torch.inference_mode(False):
+        return LossTables().to(device)
+
+
+def mr_stft_loss(estimate: Tensor, target: Tensor, tables: LossTables | None = None) -> Tensor:
     """L1 of compressed magnitudes |X|^0.3 at three resolutions, averaged.
 
     Args:
         estimate: [B, L].
         target: [B, L].
+        tables: With the transforms, or None for FFTs.
     """
     total = estimate.new_zeros(())
-    for n_fft, hop in _MR_STFT:
-        window = torch.hann_window(n_fft, device=estimate.device)
+    for i, (n_fft, hop) in enumerate(_MR_STFT):
         mags = []
         for wav in (estimate, target):
-            spec = torch.stft(wav, n_fft, hop, window=window, return_complex=True)
-            power = torch.view_as_real(spec).square().sum(-1)
+            if tables is not None and len(tables.resolutions):
+                power = tables.resolutions[i](wav).square().sum(1)
+            else:
+                window = torch.hann_window(n_fft, device=estimate.device)
+                spec = torch.stft(wav, n_fft, hop, window=window, return_complex=True)
+                power = torch.view_as_real(spec).square().sum(-1)
             mags.append((power + 1e-8) ** 0.15)
         total = total + (mags[0] - mags[1]).abs().mean()
     return total / len(_MR_STFT)
 
 
 def predictive_terms(
-    config: TrainConfig, estimate: Tensor, target: Tensor, clean: Tensor
+    config: TrainConfig,
+    estimate: Tensor,
+    target: Tensor,
+    clean: Tensor,
+    tables: LossTables | None = None,
 ) -> dict[str, Tensor]:
     """The predictive branch's losses by name, unweighted; terms of weight 0 are left out.
 
@@ -164,7 +200,9 @@ def predictive_terms(
         estimate: The branch's output [B, 2, T, F], float32.
         target: The compressed clean spectrum [B, 2, T, F].
         clean: The clean waveform [B, L].
+        tables: On the tensors' device; None for those with FFTs.
     """
+    tables = tables or _tables_on(estimate.device)
     terms = {
         "mag": (magnitude(estimate) - magnitude(target)).square().mean(),
         "ri": (estimate - target).square().mean(),
@@ -172,15 +210,15 @@ def predictive_terms(
     if config.phase_weight:
         terms["phase"] = phase_loss(estimate, target)
     if config.perceptual_weight:
-        terms["perceptual"] = perceptual_loss(estimate, target)
+        terms["perceptual"] = tables.loudness(estimate, target).mean()
     if config.estoi_weight:
-        terms["estoi"] = estoi_loss(estimate, target)
+        terms["estoi"] = (1.0 - tables.estoi(estimate, target)).mean()
     if config.silence_weight:
         terms["silence"] = silence_loss(estimate, target)
     if config.mr_stft_weight or config.si_sdr_weight or config.snr_weight:
-        wav = istft_from_compressed(estimate, clean.shape[-1])
+        wav = istft_from_compressed(estimate, clean.shape[-1], dft=tables.dft)
         if config.mr_stft_weight:
-            terms["mr_stft"] = mr_stft_loss(wav, clean)
+            terms["mr_stft"] = mr_stft_loss(wav, clean, tables)
         if config.si_sdr_weight:
             terms["si_sdr"] = si_sdr_loss(wav, clean)
         if config.snr_weight:
@@ -192,3 +230,21 @@ def weighted_sum(config: TrainConfig, terms: dict[str, Tensor]) -> Tensor:
     """Sum of the terms, each times its weight ``NAME_weight`` of the config."""
     parts = [getattr(config, f"{name}_weight") * value for name, value in terms.items()]
     return torch.stack(parts).sum()
+
+
+class PredictiveTerms(nn.Module):
+    """`predictive_terms` as a module that owns its tables: a region to compile."""
+
+    def __init__(self, config: TrainConfig, tables: LossTables) -> None:
+        """Make the module.
+
+        Args:
+            config: Weights.
+            tables: The losses' constants.
+        """
+        super().__init__()
+        self.config, self.tables = config, tables
+
+    def forward(self, estimate: Tensor, target: Tensor, clean: Tensor) -> dict[str, Tensor]:
+        """See `predictive_terms`."""
+        return predictive_terms(self.config, estimate, target, clean, self.tables)

@@ -52,6 +52,10 @@ class Team:
         """Mean over the team of a tensor of the same shape everywhere."""
         return values
 
+    def agree(self, value: float) -> float:
+        """Mean over the team of a number of the host."""
+        return value
+
     def all(self, value: bool) -> bool:
         """Whether ``value`` holds in every process."""
         return value
@@ -104,6 +108,10 @@ class FabricTeam(Team):
         """See `Team`."""
         return self.fabric.all_reduce(values.clone(), reduce_op="mean")
 
+    def agree(self, value: float) -> float:
+        """See `Team`."""
+        return float(self.mean(torch.tensor(value, device=self.device)))
+
     def all(self, value: bool) -> bool:
         """See `Team`."""
         return bool(self.mean(torch.tensor(float(value), device=self.device)) == 1.0)
@@ -149,8 +157,8 @@ class _Gather(torch.autograd.Function):
 class JointBatchNorm(nn.BatchNorm2d):
     """Batch norm over the crops of all processes, on any device (torch's is for GPUs alone).
 
-    Parameters, buffers and results are those of ``nn.BatchNorm2d`` on the whole batch, if every
-    process has an equal share of it.
+    Parameters, buffers and results are those of `dvpd.layers.BatchNorm` on the whole batch, if
+    every process has an equal share of it.
     """
 
     @torch.compiler.disable
@@ -165,7 +173,6 @@ class JointBatchNorm(nn.BatchNorm2d):
         # No difference of squares: it would lose the variance of a channel far from zero.
         var = vars_.mean(0) + (means - mean).square().mean(0)
         with torch.no_grad():
-            self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
         scale = self.weight * torch.rsqrt(var + self.eps)
@@ -176,7 +183,7 @@ class JointBatchNorm(nn.BatchNorm2d):
 def synchronise_norms(module: nn.Module) -> nn.Module:
     """Replace every ``nn.BatchNorm2d`` in place by a `JointBatchNorm` with the same tensors."""
     for name, child in module.named_children():
-        if type(child) is nn.BatchNorm2d:
+        if isinstance(child, nn.BatchNorm2d) and not isinstance(child, JointBatchNorm):
             joint = JointBatchNorm(child.num_features, child.eps, child.momentum)
             joint.weight, joint.bias = child.weight, child.bias
             joint.running_mean, joint.running_var = child.running_mean, child.running_var

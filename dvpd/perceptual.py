@@ -17,7 +17,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .runtime.spec import SignalSpec
 from .spectral import SIGNAL, linear_power
@@ -47,7 +47,6 @@ def hearing_threshold_db(freqs_hz: np.ndarray) -> np.ndarray:
     return 3.64 * khz**-0.8 - 6.5 * np.exp(-0.6 * (khz - 3.3) ** 2) + 1e-3 * khz**4
 
 
-@lru_cache(maxsize=4)
 def _bands(signal: SignalSpec, sample_rate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Bins -> bands [F, K], threshold of each band (power, 0 dB = 1) [K], speech bins [F]."""
     spacing = sample_rate / signal.n_fft
@@ -67,74 +66,90 @@ def _bands(signal: SignalSpec, sample_rate: int) -> tuple[np.ndarray, np.ndarray
     return matrix, threshold, speech
 
 
+class LoudnessDisturbance(nn.Module):
+    """Symmetric and asymmetric disturbance of each item, in units of raw MOS."""
+
+    def __init__(self, signal: SignalSpec = SIGNAL, sample_rate: int = 16000) -> None:
+        """Make the bands.
+
+        Args:
+            signal: STFT and compression.
+            sample_rate: Samples a second (Hz).
+        """
+        super().__init__()
+        self.signal = signal
+        names = ("matrix", "threshold", "speech")
+        for name, table in zip(names, _bands(signal, sample_rate), strict=True):
+            self.register_buffer(name, torch.from_numpy(table).float(), persistent=False)
+
+    def forward(self, estimate: Tensor, target: Tensor) -> Tensor:
+        """Compare compressed spectra.
+
+        Args:
+            estimate: [B, 2, T, F].
+            target: Clean, [B, 2, T, F].
+
+        Returns:
+            [B]; 0 at equality and for silent targets.
+        """
+        e_power, t_power = (linear_power(x, self.signal) for x in (estimate, target))  # [B, T, F]
+        # The listening level, from the frames that carry speech.
+        level = (t_power * self.speech).sum(-1)  # [B, T]
+        active = level > 1e-3 * level.amax(1, keepdim=True)
+        share = (self.speech * active[..., None]) / active.sum(1).clamp_min(1)[
+            :, None, None
+        ]  # [B, T, F]
+        audible = (t_power * share).sum((1, 2)) > _AUDIBLE
+        presented = 10.0 ** (LISTENING_LEVEL_DB / 10.0)
+
+        def present(power: Tensor) -> Tensor:  # at the listening level, each on its own
+            mean = (power * share).sum((1, 2), keepdim=True).clamp_min(_AUDIBLE)
+            return (power * (presented / mean)) @ self.matrix  # [B, T, K]
+
+        e_bark, t_bark = present(e_power), present(t_power)
+        # The target through the estimate's mean response, within 20 dB (P.862, 10.2.4). It is held fixed: with
+        # a gradient the loss falls where the estimate makes whole bands quieter.
+        frames = active[..., None] / active.sum(1).clamp_min(1)[:, None, None]  # [B, T, 1]
+        e_mean, t_mean = ((x * frames).sum(1, keepdim=True) for x in (e_bark, t_bark))  # [B, 1, K]
+        response = (e_mean.detach() + _RESPONSE_FLOOR) / (t_mean + _RESPONSE_FLOOR)
+        t_bark = t_bark * response.clamp(0.01, 100.0)
+
+        def loudness(power: Tensor) -> Tensor:
+            grown = (0.5 + 0.5 * power / self.threshold) ** _EXPONENT
+            return _SONE * (self.threshold / 0.5) ** _EXPONENT * (grown - 1.0).clamp_min(0.0)
+
+        e_loud, t_loud = loudness(e_bark), loudness(t_bark)
+        raw = (e_loud - t_loud).abs()
+        disturbance = (raw - _DEAD_ZONE * torch.minimum(e_loud, t_loud)).clamp_min(0.0)
+        ratio = ((e_bark + 50.0) / (t_bark + 50.0)).clamp_min(_EPS) ** 1.2
+        asymmetry = torch.where(ratio < 3.0, 0.0, ratio.clamp_max(12.0)).detach()
+        count = self.matrix.shape[1]
+        width = BAND_BARK
+        symmetric = _root(width * count * (width * disturbance.square()).sum(-1))
+        asymmetric = (width * disturbance * asymmetry).sum(-1)
+        # Quiet frames weigh a little more (P.862, 10.2.7).
+        weight = ((t_bark.sum(-1) + 1e5) / 1e7) ** -0.04
+        total = estimate.new_zeros(len(estimate))
+        for frames, factor in ((symmetric, SYMMETRIC_WEIGHT), (asymmetric, ASYMMETRIC_WEIGHT)):
+            frames = (frames * weight).clamp_max(_LARGEST)
+            size = min(_WINDOW_FRAMES, frames.shape[1])
+            pooled = nn.functional.avg_pool1d(frames[:, None] ** 6, size, max(size // 2, 1))
+            windows = _root(pooled[:, 0], 6)
+            total = total + factor * _root(windows.square().mean(1))
+        return torch.where(audible, total, 0.0)
+
+
 @lru_cache(maxsize=4)
-def _band_tensors(signal: SignalSpec, sample_rate: int, device: torch.device) -> tuple[Tensor, ...]:
-    """`_bands` in float32 on a device: copying them at every step would make a GPU wait."""
+def _on(device: torch.device, signal: SignalSpec, sample_rate: int) -> LoudnessDisturbance:
     with torch.inference_mode(False):
-        return tuple(
-            torch.as_tensor(a, dtype=torch.float32, device=device)
-            for a in _bands(signal, sample_rate)
-        )
+        return LoudnessDisturbance(signal, sample_rate).to(device)
 
 
 def loudness_disturbance(
     estimate: Tensor, target: Tensor, signal: SignalSpec = SIGNAL, sample_rate: int = 16000
 ) -> Tensor:
-    """Symmetric and asymmetric disturbance of each item, in units of raw MOS.
-
-    Args:
-        estimate: Compressed spectra [B, 2, T, F].
-        target: Compressed clean spectra [B, 2, T, F].
-        signal: STFT and compression.
-        sample_rate: Samples a second (Hz).
-
-    Returns:
-        [B]; 0 at equality and for silent targets.
-    """
-    matrix, threshold, speech = _band_tensors(signal, sample_rate, estimate.device)
-    e_power, t_power = (linear_power(x, signal) for x in (estimate, target))  # [B, T, F]
-    # The listening level, from the frames that carry speech.
-    level = (t_power * speech).sum(-1)  # [B, T]
-    active = level > 1e-3 * level.amax(1, keepdim=True)
-    share = (speech * active[..., None]) / active.sum(1).clamp_min(1)[:, None, None]  # [B, T, F]
-    audible = (t_power * share).sum((1, 2)) > _AUDIBLE
-    presented = 10.0 ** (LISTENING_LEVEL_DB / 10.0)
-
-    def present(power: Tensor) -> Tensor:  # at the listening level, each on its own
-        mean = (power * share).sum((1, 2), keepdim=True).clamp_min(_AUDIBLE)
-        return (power * (presented / mean)) @ matrix  # [B, T, K]
-
-    e_bark, t_bark = present(e_power), present(t_power)
-    # The target through the estimate's mean response, within 20 dB (P.862, 10.2.4). It is held fixed: with
-    # a gradient the loss falls where the estimate makes whole bands quieter.
-    frames = active[..., None] / active.sum(1).clamp_min(1)[:, None, None]  # [B, T, 1]
-    e_mean, t_mean = ((x * frames).sum(1, keepdim=True) for x in (e_bark, t_bark))  # [B, 1, K]
-    response = (e_mean.detach() + _RESPONSE_FLOOR) / (t_mean + _RESPONSE_FLOOR)
-    t_bark = t_bark * response.clamp(0.01, 100.0)
-
-    def loudness(power: Tensor) -> Tensor:
-        grown = (0.5 + 0.5 * power / threshold) ** _EXPONENT
-        return _SONE * (threshold / 0.5) ** _EXPONENT * (grown - 1.0).clamp_min(0.0)
-
-    e_loud, t_loud = loudness(e_bark), loudness(t_bark)
-    raw = (e_loud - t_loud).abs()
-    disturbance = (raw - _DEAD_ZONE * torch.minimum(e_loud, t_loud)).clamp_min(0.0)
-    ratio = ((e_bark + 50.0) / (t_bark + 50.0)).clamp_min(_EPS) ** 1.2
-    asymmetry = torch.where(ratio < 3.0, 0.0, ratio.clamp_max(12.0)).detach()
-    count = matrix.shape[1]
-    width = BAND_BARK
-    symmetric = _root(width * count * (width * disturbance.square()).sum(-1))
-    asymmetric = (width * disturbance * asymmetry).sum(-1)
-    # Quiet frames weigh a little more (P.862, 10.2.7).
-    weight = ((t_bark.sum(-1) + 1e5) / 1e7) ** -0.04
-    total = estimate.new_zeros(len(estimate))
-    for frames, factor in ((symmetric, SYMMETRIC_WEIGHT), (asymmetric, ASYMMETRIC_WEIGHT)):
-        frames = (frames * weight).clamp_max(_LARGEST)
-        size = min(_WINDOW_FRAMES, frames.shape[1])
-        pooled = torch.nn.functional.avg_pool1d(frames[:, None] ** 6, size, max(size // 2, 1))
-        windows = _root(pooled[:, 0], 6)
-        total = total + factor * _root(windows.square().mean(1))
-    return torch.where(audible, total, 0.0)
+    """`LoudnessDisturbance` of compressed spectra [B, 2, T, F]: [B] in units of raw MOS."""
+    return _on(estimate.device, signal, sample_rate)(estimate, target)
 
 
 def _root(value: Tensor, order: int = 2) -> Tensor:

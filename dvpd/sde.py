@@ -1,38 +1,119 @@
 """The diffusion process on tensors, and the reference sampler (paper Alg. 1).
 
-All numbers come from ``runtime.schedule`` (float64 NumPy), the one place where they are computed.
+The sampler's numbers come from ``runtime.schedule`` (float64 NumPy). Times that are drawn in training
+are tensors on a device, which the host must not wait for: `Marginal` is the same closed form on them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .model import DVPD
 from .runtime import schedule
-from .runtime.schedule import SdeSpec
+from .runtime.schedule import InitialState, SamplerStep, SdeSpec
 from .runtime.spec import SamplerSpec
 from .spectral import magnitude
 
 LEAK = 0.1
 
 
-def _table(function: Callable[..., object], sde: SdeSpec, t: Tensor) -> Tensor:
-    values = function(sde, t.detach().cpu().double().numpy())
-    return torch.as_tensor(values, dtype=torch.float32, device=t.device)[:, None, None, None]
+_EULER_GAMMA = 0.57721566490153286061
+_TERMS = 59  # of the exponential integral's series, as in runtime.schedule
+
+
+class Marginal(nn.Module):
+    """Mean weight and standard deviation at times on any device, to float32 rounding.
+
+    The formulas of ``runtime.schedule`` in float64; its comments give the source.
+    """
+
+    def __init__(self, sde: SdeSpec) -> None:
+        """Make the series' coefficients for a process."""
+        super().__init__()
+        self.sde = sde
+        orders = torch.arange(1, _TERMS + 1, dtype=torch.float64)
+        series = (-1.0) ** orders * torch.exp(-torch.lgamma(orders + 1)) / orders
+        self.register_buffer("orders", orders, persistent=False)
+        self.register_buffer("series", series, persistent=False)
+        self.log_k = math.log(sde.k)
+        self.ei_start = schedule.exp_integral(-2.0 * self.log_k)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Weight of x0 in the mean at times ``t`` [B] in [0, 1), as float32 [B, 1, 1, 1]."""
+        t = t.double()
+        w = 1.0 - t if self.sde.name == "bbed" else torch.exp(-self.sde.gamma * t)
+        return w.float()[:, None, None, None]
+
+    def std(self, t: Tensor) -> Tensor:
+        """Standard deviation at times ``t`` [B] in [0, 1), as float32 [B, 1, 1, 1]."""
+        sde, log_k, t = self.sde, self.log_k, t.double()
+        grown = torch.expm1(2.0 * t * log_k)
+        if sde.name == "bbed":
+            x = 2.0 * (1.0 - t) * log_k  # Ei at -x
+            ei = torch.log(x) + (x[:, None] ** self.orders * self.series).sum(1)
+            ei = ei + _EULER_GAMMA - self.ei_start
+            inner = grown + t + 2.0 * sde.k**2 * log_k * (1.0 - t) * ei
+            var = sde.c * (1.0 - t) * inner
+        else:
+            grown = grown - torch.expm1(-2.0 * sde.gamma * t)
+            var = sde.c * grown / (2.0 * sde.gamma + 2.0 * log_k)
+        return var.clamp_min(0.0).sqrt().float()[:, None, None, None]
+
+    def mean(self, x0: Tensor, y: Tensor, t: Tensor) -> Tensor:
+        """Mean at times ``t`` [B], given ``x0`` and ``y`` [B, 1, T, F]."""
+        w = self.weight(t)
+        return w * x0 + (1 - w) * y
+
+
+@lru_cache(maxsize=4)
+def _marginal(sde: SdeSpec, device: torch.device) -> Marginal:
+    with torch.inference_mode(False):
+        return Marginal(sde).to(device)
 
 
 def mean(sde: SdeSpec, x0: Tensor, y: Tensor, t: Tensor) -> Tensor:
     """Mean of the marginal at times ``t`` [B], given ``x0`` and ``y`` [B, 1, T, F]."""
-    w = _table(schedule.mean_weight, sde, t)
-    return w * x0 + (1 - w) * y
+    return _marginal(sde, t.device).mean(x0, y, t)
 
 
 def std(sde: SdeSpec, t: Tensor) -> Tensor:
     """Standard deviation of the marginal at times ``t`` [B], as [B, 1, 1, 1]."""
-    return _table(schedule.std, sde, t)
+    return _marginal(sde, t.device).std(t)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sampler's numbers, from the process and the sampler's settings.
+
+    Attributes:
+        start: Of the first state.
+        steps: One for each call of the score network.
+        alpha: Weight of the prediction in the fused magnitude.
+    """
+
+    start: InitialState
+    steps: tuple[SamplerStep, ...]
+    alpha: float
+
+
+def make_plan(sde: SdeSpec, sampler: SamplerSpec) -> Plan:
+    """The numbers of `reverse`; computed once, in float64 on the host.
+
+    Args:
+        sde: The process.
+        sampler: Start time, steps and fusion weight.
+    """
+    return Plan(
+        schedule.initial_state(sde, sampler.t_rs),
+        schedule.sampler_steps(sde, sampler.t_rs, sampler.n_steps),
+        sampler.alpha,
+    )
 
 
 def reverse(
@@ -41,8 +122,7 @@ def reverse(
     predicted: Tensor,
     feats: Sequence[Tensor],
     noise: Sequence[Tensor],
-    sde: SdeSpec,
-    sampler: SamplerSpec,
+    plan: Plan,
     tlb_skip: Tensor | None = None,
     tlb_backbone: Tensor | None = None,
 ) -> Tensor:
@@ -57,14 +137,12 @@ def reverse(
         predicted: The predictive branch's estimate [B, 2, T, F].
         feats: Its features.
         noise: As in `sample`.
-        sde: The process.
-        sampler: Start time, steps and fusion weight.
+        plan: From `make_plan`.
         tlb_skip: TLB factors [2, 2], or None.
         tlb_backbone: TLB factors [2, 2], or None.
     """
     y, x_p = noisy[:, 2:3], magnitude(predicted)
-    start = schedule.initial_state(sde, sampler.t_rs)
-    steps = schedule.sampler_steps(sde, sampler.t_rs, sampler.n_steps)
+    start, steps = plan.start, plan.steps
     xt = (start.w_x0 * x_p + start.w_y * y + start.std * noise[0]).detach()
     x_mean = xt
     for i, step in enumerate(steps):
@@ -75,7 +153,7 @@ def reverse(
             x_mean = step.a * xt + step.b * y + step.e * sigma_z
         if not last:
             xt = x_mean + step.n * noise[i + 1]
-    return sampler.alpha * x_p + (1 - sampler.alpha) * _rectified(x_mean)
+    return plan.alpha * x_p + (1 - plan.alpha) * _rectified(x_mean)
 
 
 def _rectified(x: Tensor) -> Tensor:
@@ -121,6 +199,7 @@ def sample(
     if phase not in ("predictive", "noisy"):
         raise ValueError(f"phase is {phase!r}; expected 'predictive' or 'noisy'")
     predicted, feats = model.predictive(noisy)
-    fused = reverse(model, noisy, predicted, feats, noise, sde, sampler, tlb_skip, tlb_backbone)
+    plan = make_plan(sde, sampler)
+    fused = reverse(model, noisy, predicted, feats, noise, plan, tlb_skip, tlb_backbone)
     direction = predicted if phase == "predictive" else noisy[:, :2]
     return with_phase(fused, direction), predicted

@@ -12,24 +12,27 @@ from torch import Tensor
 FLAT_MAP_FLOOR = 1e-6  # a map without contrast is normalised to zeros
 
 
-def _by_band(factors: Tensor, n_bins: int, split: int) -> Tensor:
-    """Per-bin factors [n_bins] of ``factors`` [2] = (low, high)."""
-    band = torch.tensor([0] * split + [1] * (n_bins - split), device=factors.device)
-    return factors.index_select(0, band)
+def band_index(n_bins: int, split: int) -> Tensor:
+    """For each of ``n_bins`` the column of its factor: 0 below bin ``split``, 1 from there on."""
+    return (torch.arange(n_bins) >= split).long()
 
 
-def scale_skip(skip: Tensor, factors: Tensor, split: int) -> Tensor:
-    """Multiply a copy of the skip tensor [B, C, T, F] by s_low below ``split`` and s_high above."""
-    return skip * _by_band(factors.float(), skip.shape[-1], split).to(skip.dtype)
+def scale_skip(skip: Tensor, factors: Tensor, band: Tensor) -> Tensor:
+    """Multiply a copy of the skip tensor [B, C, T, F] by its bands' ``factors`` [2] = (low, high).
+
+    ``band`` [F] is from `band_index`, on the tensors' device.
+    """
+    return skip * factors.float().index_select(0, band).to(skip.dtype)
 
 
-def scale_backbone(x: Tensor, factors: Tensor, split: int) -> Tensor:
+def scale_backbone(x: Tensor, factors: Tensor, band: Tensor) -> Tensor:
     """Multiply the decoder tensor ``x`` [B, C, T, F] by (b - 1) m + 1.
 
-    m [B, 1, T, F] is the mean over channels, min-max normalised over the map of each item.
+    m [B, 1, T, F] is the mean over channels, min-max normalised over the map of each item; ``band``
+    as in `scale_skip`.
     """
     mean = x.float().mean(1, keepdim=True)
     low, high = mean.amin((2, 3), keepdim=True), mean.amax((2, 3), keepdim=True)
     m = (mean - low) / (high - low).clamp_min(FLAT_MAP_FLOOR)
-    gain = (_by_band(factors.float(), x.shape[-1], split) - 1) * m + 1
+    gain = (factors.float().index_select(0, band) - 1) * m + 1
     return x * gain.to(x.dtype)

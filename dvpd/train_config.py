@@ -14,6 +14,7 @@ from .runtime.errors import InputError
 BRANCHES = ("both", "predictive", "score")
 SCHEDULES = ("cosine", "paper", "constant")
 PRECISIONS = ("fp32", "bf16")
+KERNELS = ("reference", "fast")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ class TrainConfig:
         grad_clip: Largest gradient norm; 0 for no limit.
         ema_decay: Final decay of the averaged weights, ramped as (1 + n) / (10 + n).
         precision: "fp32" or "bf16" (autocast of the networks; losses stay in fp32).
-        compile: Compile the networks (worth it from about twenty minutes of training on).
+        compile: Compile the blocks of the networks and the losses, a minute or two at the start.
+        kernels: "reference", or "fast": the same layers in forms that GPUs run faster, and where
+            there is one GPU the whole step as a CUDA graph (`dvpd.fast_step`).
         channels_last: Memory layout of weights and activations.
         detach_feats: Stop the score loss from reaching the predictive branch.
         t_range: Diffusion times drawn uniformly from this range.
@@ -79,6 +82,7 @@ class TrainConfig:
     ema_decay: float = 0.999
     precision: str = "fp32"
     compile: bool = False
+    kernels: str = "reference"
     channels_last: bool = False
     detach_feats: bool = False
     t_range: Range = (0.01, 0.999)
@@ -100,12 +104,18 @@ class TrainConfig:
     eval_files: int = 12
     nan_limit: int = 20
 
+    @property
+    def nhwc(self) -> bool:
+        """Whether maps and kernels are channels-last in memory."""
+        return self.channels_last or self.kernels == "fast"
+
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
         for name, allowed in (
             ("branches", BRANCHES),
             ("schedule", SCHEDULES),
             ("precision", PRECISIONS),
+            ("kernels", KERNELS),
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(

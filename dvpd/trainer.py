@@ -23,10 +23,11 @@ from .checkpoint import load_checkpoint, save_checkpoint, write_whole
 from .config import Config, complete_old, to_dict
 from .data.loader import PairSource, batches
 from .data.pool import SAMPLE_RATE
-from .ema import Ema, copy_all
-from .losses import weighted_sum
+from .ema import Ema
+from .fast_kernels import use_fast_kernels
+from .fast_step import FastStep, Step, ladder
 from .model import DVPD
-from .objective import Objective
+from .objective import Draws, Objective
 from .parallel import Team
 from .runtime.errors import InputError
 from .train_config import TrainConfig
@@ -37,7 +38,7 @@ BEST_NAME = "best.safetensors"
 LOG_NAME = "log.jsonl"
 # Keys of [train] that may change between a run and its resumption.
 FREE_KEYS = frozenset(
-    "steps minutes workers log_steps save_minutes eval_minutes eval_files nan_limit compile".split()
+    "steps minutes workers log_steps save_minutes eval_minutes eval_files nan_limit compile kernels".split()
 )
 
 logger = logging.getLogger("dvpd.train")
@@ -143,10 +144,11 @@ class Trainer:
         self.out.mkdir(parents=True, exist_ok=True)
         self.files = StateFiles(self.out)
         torch.manual_seed(train.seed)
-        if device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32, as convolutions have by default
+        tf32 = device.type == "cuda" and train.precision == "fp32"
+        if tf32:
+            torch.set_float32_matmul_precision("high")  # as convolutions have by default
         self.model = DVPD(config.model).to(device)
-        if train.channels_last:
+        if train.nhwc:
             for p in self.model.parameters():
                 if p.ndim == 4:
                     p.data = p.data.contiguous(memory_format=torch.channels_last)
@@ -169,15 +171,25 @@ class Trainer:
         self._counted = 0
         self._bad_in_a_row = 0
         self._stop = False
-        self._parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self._buffers = list(self.model.buffers())
-        self._buffers_before = [b.clone() for b in self._buffers]
-        if train.compile:
-            self.model.predictive.compile(dynamic=False)
-            self.model.score.compile(dynamic=False)
-        self._objective = self.team.wrap(
-            Objective(self.model, config, self.team.rank, self.team.size)
-        )
+        self._pending: list[tuple[int, float]] = []  # steps not read yet, with their learning rates
+        if train.kernels == "fast":
+            use_fast_kernels(self.model, device, train)
+        transforms = None if device.type == "cpu" else torch.float64 if tf32 else torch.float32
+        self.objective = Objective(
+            self.model, config, self.team.rank, self.team.size, transforms
+        ).to(device)
+        self._objective = self.team.wrap(self.objective)
+        alone = self.team.size == 1
+        graph = device.type == "cuda" and train.kernels == "fast" and alone
+        self.fast = FastStep(
+            Step(
+                self._objective, self.model, self.optimizer, self.ema, self.team, train,
+                rows=train.log_steps if graph else 1,
+            ),
+            self.objective,
+            ladder(train.compile, graph),
+            options={"fullgraph": alone},
+        )  # fmt: skip
 
     # --- one step -----------------------------------------------------------------------------
 
@@ -186,7 +198,7 @@ class Trainer:
         device = self.team.device
         noisy_wav = noisy_wav.to(device, non_blocking=True)
         clean_wav = clean_wav.to(device, non_blocking=True)
-        return self._objective(noisy_wav, clean_wav, self.step)
+        return self._objective(noisy_wav, clean_wav, self._draw(noisy_wav))
 
     def train_step(self, noisy: Tensor, clean: Tensor) -> dict[str, float]:
         """One optimiser step on waveforms [B, L]; a non-finite one changes nothing.
@@ -198,35 +210,38 @@ class Trainer:
         Raises:
             TrainingError: Too many non-finite steps in a row.
         """
-        train = self.config.train
-        copy_all(self._buffers_before, self._buffers)
-        terms = self.losses(noisy, clean)
-        loss = weighted_sum(train, terms)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.team.backward(loss)
-        limit = train.grad_clip or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit)
-        figures = self.team.mean(torch.stack([*terms.values(), loss, norm]).detach().double())
-        values = dict(zip([*terms, "loss", "grad_norm"], figures.tolist(), strict=True))
-        values["lr"] = learning_rate(train, self.step, self.seconds / 60.0)
-        if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
-            for group in self.optimizer.param_groups:
-                group["lr"] = values["lr"]
-            self.optimizer.step()
-            self.ema.update(self.model)
-            self._bad_in_a_row = 0
-            values["skipped"] = 0.0
-        else:
-            copy_all(self._buffers, self._buffers_before)  # a batch norm has seen the bad batch
-            self._skip(values)
-        self.step += 1
-        return values
+        self._start(noisy, clean)
+        return self._read()[-1][1]
 
-    def _skip(self, values: dict[str, float]) -> None:
+    def _start(self, noisy: Tensor, clean: Tensor) -> None:
+        """Start a step; on a GPU it may still run when this returns."""
+        lr = learning_rate(self.config.train, self.step, self.seconds / 60.0)
+        self.fast(noisy, clean, self._draw(noisy), lr)
+        self._pending.append((self.step, lr))
+        self.step += 1
+
+    def _draw(self, wav: Tensor) -> Draws:
+        return self.objective.draw(self.step, *wav.shape, self.team.device)
+
+    def _read(self) -> list[tuple[int, dict[str, float]]]:
+        """Figures of the steps since the last reading, each with the steps done after it."""
+        if not self._pending:
+            return []
+        pending, self._pending = self._pending, []
+        rows = []
+        for (step, lr), values in zip(pending, self.fast.step.read(len(pending)), strict=True):
+            values["lr"] = lr
+            if values["skipped"]:
+                self._skip(step, values)
+            else:
+                self._bad_in_a_row = 0
+            rows.append((step + 1, values))
+        return rows
+
+    def _skip(self, step: int, values: dict[str, float]) -> None:
         self.skipped += 1
         self._bad_in_a_row += 1
-        values["skipped"] = 1.0
-        where = f"step {self.step} ({crops_of(self.config.train, self.step)})"
+        where = f"step {step} ({crops_of(self.config.train, step)})"
         if self.team.rank == 0:
             logger.warning(
                 "%s: loss %s, gradient norm %s: skipped", where, values["loss"], values["grad_norm"]
@@ -279,11 +294,10 @@ class Trainer:
             # The processes end together, whichever was asked to.
             if not team.all(batch is not None):
                 break
-            values = self.train_step(*batch)
+            self._advance(*batch)
             now = time.monotonic()
             # One clock for all: the schedule may depend on it.
-            self.seconds += float(team.mean(torch.tensor(now - started, device=team.device)))
-            self._count(values)
+            self.seconds += team.agree(now - started)
             if self.step % train.log_steps == 0 and self._counted:
                 self._log(train.log_steps * train.batch_size / max(now - window, 1e-9))
                 window = now
@@ -306,14 +320,31 @@ class Trainer:
                 return None
             raise
 
-    def _count(self, values: dict[str, float]) -> None:
+    def _advance(self, noisy: Tensor, clean: Tensor) -> None:
+        """Do a step, and count the figures that were read: of each step, or of ``log_steps`` together."""
+        if self.fast.step.rows == 1:
+            self._count(self.step + 1, self.train_step(noisy, clean))
+            return
+        self._start(noisy, clean)
+        if (
+            self.step % self.config.train.log_steps == 0
+            or len(self._pending) == self.fast.step.rows
+        ):
+            self._settle()
+
+    def _settle(self) -> None:
+        """Count the steps that were started and not read yet."""
+        for step, values in self._read():
+            self._count(step, values)
+
+    def _count(self, step: int, values: dict[str, float]) -> None:
         if not values["skipped"]:
             self._counted += 1
             for name, value in values.items():
                 self._sums[name] = self._sums.get(name, 0.0) + value
         if self.report and self.team.rank == 0:
             shown = {"loss": values["loss"], "lr": values["lr"]}
-            self.report({"kind": "step", **self._position(), **shown})
+            self.report({"kind": "step", **self._position(step), **shown})
 
     def _look(self) -> None:
         if self.team.rank == 0:
@@ -333,11 +364,12 @@ class Trainer:
             self._save_weights(self.out / BEST_NAME, figures)
         return figures
 
-    def _position(self) -> dict[str, Any]:
+    def _position(self, step: int | None = None) -> dict[str, Any]:
         train, data = self.config.train, self.config.data
-        crops = self.step * train.batch_size
+        step = self.step if step is None else step
+        crops = step * train.batch_size
         return {
-            "step": self.step,
+            "step": step,
             "minutes": round(self.seconds / 60.0, 3),
             "epoch": crops // train.epoch_crops,
             "audio_hours": round(crops * data.crop_samples / SAMPLE_RATE / 3600.0, 4),
@@ -373,6 +405,7 @@ class Trainer:
         Raises:
             TrainingError: One cannot be written (a full disk); what was there before still is.
         """
+        self._settle()
         if self.team.rank:
             return
         self.files.save(
@@ -381,7 +414,7 @@ class Trainer:
                 "model": self.model.state_dict(),
                 "ema": self.ema.model.state_dict(),
                 "ema_updates": self.ema.updates,
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": self._optimizer_state(),
                 "step": self.step,
                 "seconds": self.seconds,
                 "skipped": self.skipped,
@@ -392,6 +425,12 @@ class Trainer:
             }
         )
         self._save_weights(self.out / LAST_NAME, {})
+
+    def _optimizer_state(self) -> dict[str, Any]:
+        """The optimiser's state, as versions with a plain number for the learning rate read it."""
+        state = self.optimizer.state_dict()
+        rate = {"lr": float(self.fast.step.lr), "capturable": False}
+        return {**state, "param_groups": [{**group, **rate} for group in state["param_groups"]]}
 
     def _save_weights(self, path: Path, figures: dict[str, float]) -> None:
         extra = {k: str(v) for k, v in {**self._position(), **figures}.items()}
@@ -418,6 +457,7 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             self.ema.model.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self.fast.reset()
             self.ema.updates = state["ema_updates"]
             self.step, self.seconds = state["step"], state["seconds"]
             self.skipped, self.best = state["skipped"], state["best"]

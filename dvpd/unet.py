@@ -7,11 +7,11 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .fanc import split_bin
+from .fanc import compressed_bins, split_bin
 from .layers import ConvNorm
 from .lisa import LISA, DualPath
 from .odam import ODAM
-from .tlb import scale_backbone, scale_skip
+from .tlb import band_index, scale_backbone, scale_skip
 
 Hook = Callable[[int, Tensor], Tensor]
 
@@ -71,7 +71,10 @@ class UNet(nn.Module):
         """Make the network; the diffusion branch has two bottleneck stages."""
         super().__init__()
         c, norm = config.channels, config.norm
-        self.split = split_bin(config.encoder)
+        bins, split = compressed_bins(config.encoder), split_bin(config.encoder)
+        # TLB's bands on the outer level and on the one below it
+        self.register_buffer("band1", band_index(bins, split), persistent=False)
+        self.register_buffer("band2", band_index(bins // 2, split // 2), persistent=False)
         self.enc1, self.enc2 = Stage(config, 0), Stage(config, 1)
         self.down1, self.down2 = Down(c, norm), Down(2 * c, norm)
         self.bottleneck = nn.Sequential(*(Stage(config, 2) for _ in range(bottleneck_stages)))
@@ -97,13 +100,13 @@ class UNet(nn.Module):
         up = self.up2(hook(3, deep))
         s1, s2 = skip1, skip2
         if tlb_skip is not None:
-            s1 = scale_skip(skip1, tlb_skip[0], self.split)
-            s2 = scale_skip(skip2, tlb_skip[1], self.split // 2)
+            s1 = scale_skip(skip1, tlb_skip[0], self.band1)
+            s2 = scale_skip(skip2, tlb_skip[1], self.band2)
         if tlb_backbone is not None:
-            up = scale_backbone(up, tlb_backbone[1], self.split // 2)
+            up = scale_backbone(up, tlb_backbone[1], self.band2)
         dec2 = self.dec2(up + s2)
         up = self.up1(hook(4, dec2))
         if tlb_backbone is not None:
-            up = scale_backbone(up, tlb_backbone[0], self.split)
+            up = scale_backbone(up, tlb_backbone[0], self.band1)
         dec1 = self.dec1(up + s1)
         return hook(5, dec1), [skip1, skip2, deep, dec2, dec1]

@@ -16,7 +16,9 @@ SMALL = ModelConfig(name="small", channels=8, blocks=1, state=4, decoder_channel
 def set_weights(model: torch.nn.Module) -> None:
     """Give every weight and statistic a value by formula: the same on any version of torch."""
     with torch.no_grad():
-        tensors = [*model.named_parameters(), *model.named_buffers()]
+        # TLB's bands came later: the others keep their values
+        buffers = [(n, b) for n, b in model.named_buffers() if not n.endswith((".band1", ".band2"))]
+        tensors = [*model.named_parameters(), *buffers]
         for i, (name, tensor) in enumerate(sorted(tensors, key=lambda item: item[0])):
             if not tensor.is_floating_point() or name.endswith("centre"):
                 continue

@@ -86,6 +86,16 @@ def test_mean_and_std_are_the_schedule_s():
     assert torch_sde.mean(sde, x0, y, t)[1].max().item() == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("name", ["bbed", "ouve"])
+def test_closed_forms_on_tensors_equal_the_schedule_s(name):
+    sde = SdeSpec(name=name)
+    t = torch.linspace(0.0005, 0.9995, 4001)
+    expected = schedule.std(sde, t.double().numpy())
+    np.testing.assert_allclose(torch_sde.std(sde, t).flatten(), expected, rtol=1e-7)
+    weight = torch_sde.Marginal(sde).weight(t).flatten()
+    np.testing.assert_allclose(weight, schedule.mean_weight(sde, t.double().numpy()), atol=1e-7)
+
+
 def test_degraded_phase_and_unknown_phase(small_model):
     noisy = torch.randn(1, 3, 32, 257)
     noise = [torch.randn(1, 1, 32, 257) for _ in range(3)]
@@ -110,7 +120,8 @@ def test_only_the_last_call_of_the_score_network_is_differentiated(small_model):
     noise = [torch.zeros(1, 1, 8, 257)] * 3
     predicted = noisy[:, :2].clone().requires_grad_()
     model = SimpleNamespace(score=score)
-    fused = torch_sde.reverse(model, noisy, predicted, [], noise, SdeSpec(), SamplerSpec())
+    plan = torch_sde.make_plan(SdeSpec(), SamplerSpec())
+    fused = torch_sde.reverse(model, noisy, predicted, [], noise, plan)
     fused.sum().backward()
     assert [w.requires_grad for w in calls] == [False, False, True]
     assert calls[-1].grad is not None

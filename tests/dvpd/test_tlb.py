@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from dvpd.tlb import scale_backbone, scale_skip
+from dvpd.tlb import band_index, scale_backbone, scale_skip
 
 
 def test_ones_change_nothing_at_all():
     x = torch.randn(2, 4, 8, 16)
-    assert torch.equal(scale_skip(x, torch.ones(2), 8), x)
-    assert torch.equal(scale_backbone(x, torch.ones(2), 8), x)
+    assert torch.equal(scale_skip(x, torch.ones(2), band_index(16, 8)), x)
+    assert torch.equal(scale_backbone(x, torch.ones(2), band_index(16, 8)), x)
 
 
 @pytest.mark.parametrize("band", [0, 1])
@@ -16,7 +16,7 @@ def test_skip_factor_scales_its_band_alone(band, factor):
     x = torch.randn(2, 4, 8, 16)
     factors = torch.ones(2)
     factors[band] = factor
-    y = scale_skip(x, factors, 6)
+    y = scale_skip(x, factors, band_index(16, 6))
     inside = slice(0, 6) if band == 0 else slice(6, 16)
     outside = slice(6, 16) if band == 0 else slice(0, 6)
     assert torch.equal(y[..., inside], factor * x[..., inside])
@@ -28,7 +28,7 @@ def test_backbone_gain_is_between_one_and_the_factor(band):
     x = torch.randn(2, 4, 8, 16)
     factors = torch.ones(2)
     factors[band] = 2.5
-    gain = scale_backbone(x, factors, 6) / x
+    gain = scale_backbone(x, factors, band_index(16, 6)) / x
     inside = slice(0, 6) if band == 0 else slice(6, 16)
     outside = slice(6, 16) if band == 0 else slice(0, 6)
     assert (gain[..., outside] - 1).abs().max() < 1e-5
@@ -44,5 +44,5 @@ def test_backbone_gain_is_between_one_and_the_factor(band):
 
 def test_a_flat_map_is_left_alone():
     x = torch.full((1, 4, 8, 16), 3.0)
-    y = scale_backbone(x, torch.tensor([4.0, 4.0]), 8)
+    y = scale_backbone(x, torch.tensor([4.0, 4.0]), band_index(16, 8))
     assert torch.equal(y, x)

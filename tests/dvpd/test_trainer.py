@@ -75,7 +75,7 @@ def test_the_sampler_stage_trains_the_score_branch_alone(tmp_path):
     noisy = torch.nn.functional.pad(noisy, (0, 0, 0, -noisy.shape[2] % 4))
     target = compress(batch[1])
     target = torch.nn.functional.pad(target, (0, 0, 0, -target.shape[2] % 4))
-    noise = trainer._objective._noise(0, noisy[:, 2:3], config.sampler.n_steps)
+    noise = trainer.objective.draw(0, *batch[0].shape, batch[0].device).noise
     fused, _ = sample(trainer.model, noisy, noise, sde=config.sde, sampler=config.sampler)
     own = predictive_terms(config.train, fused, target, batch[1])
     assert list(first) == ["sampler"]
@@ -91,16 +91,18 @@ def test_the_sampler_stage_trains_the_score_branch_alone(tmp_path):
     assert not any("running" in k for k in moved)
 
 
-def test_the_sampler_s_draws_are_the_same_on_any_number_of_processes(tmp_path):
+def test_draws_are_the_same_on_any_number_of_processes():
     config = micro_config(sampler_weight=1.0)
-    like = torch.zeros(4, 1, 8, 257)
-    model = DVPD(config.model)
-    whole = Objective(model, config)._noise(7, like, 3)
-    parts = [Objective(model, config, rank, 2)._noise(7, like[:2], 3) for rank in (0, 1)]
-    for i, draw in enumerate(whole):
-        assert torch.equal(draw, torch.cat([part[i] for part in parts]))
-    assert not torch.equal(whole[0], whole[1])
-    assert not torch.equal(whole[0], Objective(model, config)._noise(8, like, 3)[0])
+    model, cpu = DVPD(config.model), torch.device("cpu")
+    whole = Objective(model, config).draw(7, 4, 1000, cpu)
+    parts = [Objective(model, config, rank, 2).draw(7, 2, 1000, cpu) for rank in (0, 1)]
+    assert whole.z.shape == (4, 1, 8, 257)
+    for name in ("t", "z"):
+        assert torch.equal(getattr(whole, name), torch.cat([getattr(p, name) for p in parts]))
+    for i, draw in enumerate(whole.noise):
+        assert torch.equal(draw, torch.cat([part.noise[i] for part in parts]))
+    assert not torch.equal(whole.noise[0], whole.noise[1])
+    assert not torch.equal(whole.noise[0], Objective(model, config).draw(8, 4, 1000, cpu).noise[0])
 
 
 @pytest.fixture(scope="module")
