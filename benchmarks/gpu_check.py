@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 if not __package__:  # run as a plain script: the checkout is not installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from dvpd.benchmarks.reference import CLIP, WINDOW_FRAMES, snr_db
 from dvpd.model import DVPD
 from dvpd.runtime.noise import frame_noise
 from dvpd.runtime.sampler import sample
@@ -39,8 +40,6 @@ from dvpd.torch_backend import TorchBackend, find_checkpoint, prepare
 FloatArray = NDArray[np.float32]
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1
-CLIP = Path(__file__).with_name("gpu_clip.npz")
-WINDOW_FRAMES = 256  # 255 hops of 128 samples at 16 kHz: 2.04 s
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 COPY_BYTES, MATRIX = 1 << 30, 8192
 
@@ -116,12 +115,6 @@ class Work:
             np.float32
         )
         return wav
-
-
-def snr_db(reference: FloatArray, wav: FloatArray) -> float:
-    """Signal to error ratio (dB)."""
-    error = np.square(wav.astype(np.float64) - reference).sum()
-    return float(10 * np.log10(np.square(reference.astype(np.float64)).sum() / max(error, 1e-30)))
 
 
 def pesq_of(clean: FloatArray, wav: FloatArray) -> float | None:
@@ -547,7 +540,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.quick or args.make_reference:
         from dvpd.benchmarks import gpu_quick  # which imports this module
 
-        return gpu_quick.run(args)
+        return gpu_quick.run(args, gpu_quick.process_age() if argv is None else 0.0)
     if len(args.engines) > 1:
         print("error: several engines need --quick", file=sys.stderr)
         return 2
