@@ -43,7 +43,7 @@ from dvpd.torch_backend import TorchBackend, prepare
 ENGINES = ("dvpd-base", "dvpd-base-fp16", "dvpd-tiny", "dvpd-tiny-fp16")
 SECONDS = 120.0
 WORKING_PART = 0.9  # of the time; the rest is for the row under way and the verdict
-LEAST_RUNS = 20
+LEAST_RUNS, LEAST_BATCHES = 20, 8
 EACH_S = 1.0  # of one measurement, where the time allows
 
 
@@ -184,13 +184,16 @@ class Check:
         self.journal.write(head | {"ok": True} | values | told)
         return values if self.journal.rows[-1]["ok"] else None
 
-    def repeat(self, work: Callable[[], Any], seconds: float) -> dict[str, Any]:
-        """Wall-clock times of calls (ms) for about ``seconds``, within what is left."""
+    def repeat(
+        self, work: Callable[[], Any], seconds: float, least: int | None = None
+    ) -> dict[str, Any]:
+        """Wall-clock times of calls (ms): ``seconds`` and ``least`` calls, within what is left."""
+        least = LEAST_RUNS if least is None else least
         work(), work()  # the second captures
         times: list[float] = []
         begin = time.perf_counter()
         while not times or (
-            self.left() > 0 and (len(times) < LEAST_RUNS or time.perf_counter() - begin < seconds)
+            self.left() > 0 and (len(times) < least or time.perf_counter() - begin < seconds)
         ):
             started = time.perf_counter()
             work()
@@ -277,7 +280,7 @@ class Subject:
             torch.cuda.reset_peak_memory_stats()
         self.backend.capture = True
         many = self.one.repeated(batch)
-        row = check.repeat(lambda: many.run(self.backend), seconds)
+        row = check.repeat(lambda: many.run(self.backend), seconds, LEAST_BATCHES)
         row |= {"audio_s_per_s": 1e3 * many.audio_s / row["p50_ms"]}
         if on_cuda:
             row["memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
@@ -291,12 +294,13 @@ def replay_seconds(backend: TorchBackend, batch: int, runs: int = 10) -> float |
     key, captured = next(reversed(backend._known.items()), ((0,), None))
     if captured is None or key[0] != batch:
         return None
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    first.record()
-    for _ in range(runs):
-        captured.graph.replay()
-    last.record()
-    torch.cuda.synchronize()
+    with torch.cuda.device(backend.device):
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        for _ in range(runs):
+            captured.graph.replay()
+        last.record()
+        torch.cuda.synchronize()
     return float(first.elapsed_time(last)) / 1e3 / runs
 
 

@@ -67,15 +67,22 @@ def tf32_allowed(allowed: bool) -> Iterator[None]:
     Args:
         allowed: Whether it may.
     """
-    parts = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [part.allow_tf32 for part in parts]
+    parts: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    name: str = "allow_tf32"
+    inside: bool | str = allowed
+    try:
+        before = [getattr(part, name) for part in parts]
+    except RuntimeError:  # the application has used torch 2.9's other settings: never both
+        parts = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+        name, inside = "fp32_precision", "tf32" if allowed else "ieee"
+        before = [getattr(part, name) for part in parts]
     try:
         for part in parts:
-            part.allow_tf32 = allowed
+            setattr(part, name, inside)
         yield
     finally:
         for part, value in zip(parts, before, strict=True):
-            part.allow_tf32 = value
+            setattr(part, name, value)
 
 
 @dataclass

@@ -122,13 +122,13 @@ HIDDEN = {"/home/bob": "~", "/tmp": "~", "bobs-box": "HOST", "bob": "USER"}
         ("J / s of audio, 1/2, and/or, 10.3.0.26", "J / s of audio, 1/2, and/or, 10.3.0.26"),
         ("GPU-01234567-89ab-cdef-0123-456789abcdef", "GPU-ID"),
         ("eth0 48:b0:2d:aa:bb:cc", "eth0 MAC"),
-        ("dvpd build ~/work/my engines", "dvpd build work/my engines"),
+        ("dvpd build ~/work/my engines", "dvpd build my engines"),
         ("bobbin, Kabob", "bobbin, Kabob"),
     ],
 )  # fmt: skip
 def test_what_is_taken_out_of_a_text(text, clean):
     got = board.without_secrets({"error": [text]}, HIDDEN)["error"][0]
-    assert got == clean.replace("work/my", "my")
+    assert got == clean
 
 
 def test_a_machine_called_like_a_device_damages_no_field():

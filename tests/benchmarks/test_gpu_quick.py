@@ -31,6 +31,7 @@ def _quick_rows_and_no_watchdog(monkeypatch):
     """A busy machine must not end the tests' process."""
     monkeypatch.setattr(gpu_quick, "EACH_S", 0.01)
     monkeypatch.setattr(gpu_quick, "LEAST_RUNS", 2)
+    monkeypatch.setattr(gpu_quick, "LEAST_BATCHES", 1)
     monkeypatch.setattr(gpu_quick, "watchdog", lambda *args: threading.Timer(0, lambda: None))
 
 
@@ -298,7 +299,7 @@ import sys
 for name in {(*lacks, "scipy", "pesq", "openvino", "rich", "matplotlib")!r}:
     sys.modules[name] = None
 from dvpd.benchmarks import gpu_check, gpu_quick, reference
-gpu_check.WINDOW_FRAMES, gpu_quick.LEAST_RUNS = 32, 1
+gpu_check.WINDOW_FRAMES, gpu_quick.LEAST_RUNS, gpu_quick.LEAST_BATCHES = 32, 1, 1
 words = ["--quick", {str(TINY)!r}, "--device", "cpu", "--seconds", "250", "--batches", "1"]
 sys.exit(gpu_check.main(words))
 """

@@ -1,4 +1,6 @@
 import contextlib
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -161,6 +163,23 @@ def test_tf32_is_as_asked_for_in_the_calls_and_as_it_was_outside(manifest, allow
     backend.predict(noisy)
     assert seen == 2 * [[allowed, allowed]]
     assert [part.allow_tf32 for part in parts] == before
+
+
+def test_an_application_with_torchs_newer_settings_is_left_alone():
+    """torch 2.9 and later refuse to say allow_tf32 after these; process-wide, so another process."""
+    code = """
+import torch
+from dvpd.torch_backend import tf32_allowed
+matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+matmul.fp32_precision, conv.fp32_precision = "tf32", "ieee"
+with tf32_allowed(False):
+    assert (matmul.fp32_precision, conv.fp32_precision) == ("ieee", "ieee")
+assert (matmul.fp32_precision, conv.fp32_precision) == ("tf32", "ieee")
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_capture_bears_other_threads_work(backend, manifest, monkeypatch):
