@@ -9,7 +9,10 @@ measured here is null with its reason. It runs on a CPU, too, with what applies 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
+import math
+import os
 import platform
 import statistics
 import sys
@@ -25,27 +28,29 @@ from numpy.typing import NDArray
 if not __package__:  # run as a plain script: the checkout is not installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from dvpd.benchmarks.reference import CLIP, WINDOW_FRAMES, snr_db
 from dvpd.model import DVPD
 from dvpd.runtime.noise import frame_noise
 from dvpd.runtime.sampler import sample
 from dvpd.runtime.schedule import initial_state, sampler_steps
 from dvpd.runtime.spec import Manifest, TlbFactors
 from dvpd.runtime.stft import compress, decompress, istft, stft
-from dvpd.torch_backend import TorchBackend, prepare
+from dvpd.torch_backend import TorchBackend, find_checkpoint, prepare
 
 FloatArray = NDArray[np.float32]
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1
-CLIP = Path(__file__).with_name("gpu_clip.npz")
-WINDOW_FRAMES = 256  # 255 hops of 128 samples at 16 kHz: 2.04 s
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 COPY_BYTES, MATRIX = 1 << 30, 8192
 
 
 def read_model(folder: Path) -> tuple[Manifest, DVPD]:
-    """Manifest and model of an engine folder that has its checkpoint; safetensors is optional."""
+    """Manifest and model of an engine folder; its checkpoint may lie in the folder beside it.
+
+    The package safetensors is optional.
+    """
     manifest = Manifest.load(folder)
-    path = next(folder.glob("*.safetensors"))
+    path = find_checkpoint(folder, manifest.checkpoint_sha256)
     try:
         from dvpd.checkpoint import load_model
     except ModuleNotFoundError:  # the format: length, JSON header, little-endian tensors
@@ -83,6 +88,13 @@ class Work:
         self.noise = [frame_noise(0, i, 0, padded) for i in range(manifest.sampler.n_steps)]
         self.audio_s = batch * len(wav) / signal.sample_rate
 
+    def repeated(self, batch: int) -> Work:
+        """The first recording ``batch`` times."""
+        many = copy.copy(self)
+        many.noisy = np.repeat(self.noisy[:1], batch, 0)
+        many.audio_s = batch * self.length / self.manifest.signal.sample_rate
+        return many
+
     def run(self, backend: Any) -> FloatArray:
         """One call of the whole sampler."""
         spec = self.manifest
@@ -103,12 +115,6 @@ class Work:
             np.float32
         )
         return wav
-
-
-def snr_db(reference: FloatArray, wav: FloatArray) -> float:
-    """Signal to error ratio (dB)."""
-    error = np.square(wav.astype(np.float64) - reference).sum()
-    return float(10 * np.log10(np.square(reference.astype(np.float64)).sum() / max(error, 1e-30)))
 
 
 def pesq_of(clean: FloatArray, wav: FloatArray) -> float | None:
@@ -233,84 +239,185 @@ class Energy:
         return {"joules_per_call": used / n, "watts": used / took, "calls": n}
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Everything, as the dictionary that is written."""
+def finite(value: Any) -> Any:
+    """``value`` for JSON: numbers that are not finite, which JSON has not, become null."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class Report:
+    """The table that is written, after every part of it: what was measured is never lost.
+
+    Attributes:
+        table: The whole.
+        unwritten: Why the file could not be written the last time, or None.
+    """
+
+    def __init__(self, path: Path | None, table: dict[str, Any]) -> None:
+        """Start with ``table``; None writes no file."""
+        self.table, self.path, self.unwritten = table, path, None
+
+    def part(self, table: dict[str, Any], key: str, work: Callable[[], Any]) -> Any:
+        """Put what ``work`` returns under ``key``; what it raises is there as {"error": text}."""
+        try:
+            value = finite(work())
+        except Exception as error:  # libraries raise types of their own: a row, never the end
+            value = {"error": reason(error)}
+        table[key] = value
+        self.save()
+        return value
+
+    def text(self) -> str:
+        """The table as JSON."""
+        return json.dumps(self.table, indent=1, allow_nan=False) + "\n"
+
+    def save(self) -> None:
+        """Write the file, whole or not at all."""
+        if self.path is None:
+            return
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        try:
+            with open(temporary, "w", encoding="utf-8") as stream:
+                stream.write(self.text())
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(self.path)
+            self.unwritten = None
+        except OSError as error:
+            self.unwritten = f"{self.path}: {error.strerror or error}"
+
+
+def measure(args: argparse.Namespace) -> Report:
+    """Everything, as the report that is written after every part."""
     device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     on_gpu = device != "cpu"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     manifest, model = read_model(args.engine)
-    n_steps = manifest.sampler.n_steps
     with np.load(CLIP) as clip:
         noisy, clean = (clip[k].astype(np.float32) / 32768 for k in ("noisy", "clean"))
     work = Work(manifest, noisy)
     reference = work.wav(work.run(TorchBackend(prepare(model), "cpu")))
     window = noisy[: (WINDOW_FRAMES - 1) * manifest.signal.hop_length]
     energy = Energy()
-    report: dict[str, Any] = {
+    report = Report(args.json, {
         "format": FORMAT,
-        "machine": {
-            "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor(),
-            "kind": "cuda" if on_gpu else "cpu",
-            "system": platform.platform(),
-            "torch": torch.__version__,
-            "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version() if on_gpu else None,
-            "threads": torch.get_num_threads(),
+        "machine": describe(device),
+        "model": {
+            "name": manifest.name,
+            "steps": manifest.sampler.n_steps,
+            "window_s": len(window) / 16000,
         },
-        "model": {"name": manifest.name, "steps": n_steps, "window_s": len(window) / 16000},
         "noisy_pesq": pesq_of(clean, noisy),
         "reference_pesq": pesq_of(clean, reference),
         "energy_absent": energy.reason,
         "precisions": {},
-    }
+        "engines": [],
+    })  # fmt: skip
     waves = {"reference": reference}
     for precision in args.precisions:
-        backend = TorchBackend(prepare(model, precision), device, compiled=args.compile)
-        wav = work.wav(work.run(backend))
-        waves[precision] = wav
-        table: dict[str, Any] = {
-            "snr_db": snr_db(reference, wav), "pesq": pesq_of(clean, wav)
-        }  # fmt: skip
-        one = Work(manifest, window)
-        table["latency"] = {}
-        for mode in ("captured", "eager") if on_gpu else ("eager",):
-            backend.capture = mode == "captured"
-            row = timed(lambda b=backend, w=one: w.run(b), args.seconds)
-            table["latency"][mode] = row | {"rtf": row["p50_ms"] / 1e3 / one.audio_s}
-        backend.capture = True
-        table["energy_batch_1"] = energy.of(lambda b=backend, w=one: w.run(b), args.seconds)
-        table["kernels"] = kernels(backend, one)
-        table["floor"] = floor(
-            device, manifest, compulsory_bytes(backend, one, n_steps), one.audio_s
-        )
-        table["throughput"] = []
-        for batch in args.batches:
-            many = Work(manifest, window, batch)
-            if on_gpu:
-                torch.cuda.reset_peak_memory_stats()
-            row = timed(lambda b=backend, w=many: w.run(b), args.seconds)
-            row |= {"batch": batch, "audio_s_per_s": 1e3 * many.audio_s / row["p50_ms"]}
-            row["memory_mib"] = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else None
-            table["throughput"].append(row)
+        table: dict[str, Any] = {}
+        report.table["precisions"][precision] = table
+        try:
+            backend = TorchBackend(prepare(model, precision), device, compiled=args.compile)
+        except Exception as error:  # as in `part`
+            table["error"] = reason(error)
+            report.save()
+            continue
+        parity: dict[str, Any] = {}
+
+        def heard(b: TorchBackend = backend, p: str = precision) -> dict[str, Any]:
+            waves[p] = work.wav(work.run(b))
+            return {"snr_db": snr_db(reference, waves[p]), "pesq": pesq_of(clean, waves[p])}
+
+        table |= report.part(parity, "parity", heard)
+        measure_precision(report, table, backend, Work(manifest, window), energy, args)
         backend.close()
-        report["precisions"][precision] = table
-    report["engines"] = []
-    for folder, name, device in engines_at_hand(args.engine, on_gpu):
-        row = measure_engine(folder, name, device, Work(manifest, noisy), window, args)
+    for folder, name, where in engines_at_hand(args.engine, on_gpu, args.cpu_engines):
+        row = measure_engine(folder, name, where, Work(manifest, noisy), window, args)
         wav = row.pop("wav", None)
         if wav is not None:
-            waves[f"{row['engine']}/{name}/{device}"] = wav
+            waves[f"{row['engine']}/{name}/{where}"] = wav
             row |= {"snr_db": snr_db(reference, wav), "pesq": pesq_of(clean, wav)}
-        report["engines"].append(row)
+        report.table["engines"].append(finite(row))
+        report.save()
     if args.waveforms:
         np.savez_compressed(args.waveforms, **waves)
     return report
 
 
-def engines_at_hand(folder: Path, on_gpu: bool) -> list[tuple[Path, str, str]]:
-    """Engine folder (fp32 and fp16), backend and device of each graph engine that could run."""
+def describe(device: str) -> dict[str, Any]:
+    """The machine and the versions that decide its figures."""
+    on_gpu = device != "cpu"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor(),
+        "kind": "cuda" if on_gpu else "cpu",
+        "system": platform.platform(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if on_gpu else None,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def measure_precision(
+    report: Report, table: dict[str, Any], backend: TorchBackend, one: Work, energy: Energy,
+    args: argparse.Namespace,
+) -> None:  # fmt: skip
+    """Latency, energy, kernels, floor and throughput of an open backend into ``table``."""
+    on_gpu = torch.device(backend.device).type == "cuda"
+
+    def latency() -> dict[str, Any]:
+        row = timed(lambda: one.run(backend), args.seconds)
+        return row | {"rtf": row["p50_ms"] / 1e3 / one.audio_s}
+
+    table["latency"] = {}
+    for mode in ("captured", "eager") if on_gpu else ("eager",):
+        backend.capture = mode == "captured"
+        report.part(table["latency"], mode, latency)
+    backend.capture = True
+    report.part(table, "energy_batch_1", lambda: energy.of(lambda: one.run(backend), args.seconds))
+    report.part(table, "kernels", lambda: kernels(backend, one))
+    n_steps = one.manifest.sampler.n_steps
+    report.part(table, "floor", lambda: floor(
+        backend.device, one.manifest, compulsory_bytes(backend, one, n_steps), one.audio_s
+    ))  # fmt: skip
+
+    def throughput(batch: int) -> dict[str, Any]:
+        many = one.repeated(batch)
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        row = timed(lambda: many.run(backend), args.seconds)
+        row |= {"batch": batch, "audio_s_per_s": 1e3 * many.audio_s / row["p50_ms"]}
+        row["memory_mib"] = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else None
+        return row
+
+    table["throughput"] = []
+    for batch in args.batches:
+        row: dict[str, Any] = {}
+        value = report.part(row, "row", lambda b=batch: throughput(b))
+        table["throughput"].append({"batch": batch} | value)
+    report.save()
+
+
+def engines_at_hand(
+    folder: Path, on_gpu: bool, on_cpu: bool = False
+) -> list[tuple[Path, str, str]]:
+    """Engine folder (fp32 and fp16), backend and device of each graph engine that could run.
+
+    On a GPU those of the CPU are left out unless ``on_cpu``: the GPU would wait for them.
+    """
+    on_cpu = on_cpu or not on_gpu
     from dvpd.runtime.backend import GPU_ONLY, installed
 
     found = []
@@ -321,13 +428,14 @@ def engines_at_hand(folder: Path, on_gpu: bool) -> list[tuple[Path, str, str]]:
             import onnxruntime
 
             there = onnxruntime.get_available_providers()
-            found.append((each, "ort", "cpu"))
+            if on_cpu:
+                found.append((each, "ort", "cpu"))
             for device, provider in (
                 ("cuda", "CUDAExecutionProvider"), ("tensorrt", "TensorrtExecutionProvider")
             ):  # fmt: skip
                 if on_gpu and provider in there:
                     found.append((each, "ort", device))
-        if installed("openvino"):
+        if on_cpu and installed("openvino"):
             found.append((each, "openvino", "cpu"))
         found += [
             (each, name, "cuda")
@@ -368,7 +476,7 @@ def measure_engine(
         finally:
             backend.close()
     except Exception as error:  # engines raise types of their own: a row, never a crash
-        row["error"] = " ".join(str(error).split()) or type(error).__name__
+        row["error"] = reason(error)
     return row
 
 
@@ -385,15 +493,42 @@ def _numbers(text: str) -> tuple[int, ...]:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="gpu_check", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--engine", type=Path, default=ROOT / "engines" / "dvpd-tiny")
+    parser.add_argument(
+        "engines", nargs="*", type=Path, metavar="ENGINE",
+        help="engine folders: one (dvpd-tiny), with --quick any number (the four shipped ones)",
+    )  # fmt: skip
+    parser.add_argument("--engine", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE",
+        help="write the report here, after every part; with --quick append its rows",
+    )  # fmt: skip
     parser.add_argument(
         "--waveforms", type=Path, metavar="FILE", help="write waveforms (.npz), for PESQ elsewhere"
     )
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement (2)")
+    parser.add_argument(
+        "--seconds", type=float,
+        help="of each measurement (2); with --quick of the whole, start included (120)",
+    )  # fmt: skip
     parser.add_argument("--batches", type=_numbers, help="default: 1 to 64; on a CPU 1")
+    parser.add_argument(
+        "--cpu-engines", action="store_true", help="on a GPU time the CPU's engines, too"
+    )
     parser.add_argument("--compile", action="store_true", help="through torch.compile (minutes)")
+    quick = parser.add_argument_group("the short check, with limits and an exit code")
+    quick.add_argument("--quick", action="store_true", help="two minutes at most; see gpu_quick.py")
+    quick.add_argument("--backend", default="torch", help="names with commas (torch)")
+    quick.add_argument("--snr-fp32", type=float, default=60.0, metavar="DB", help="at least (60)")
+    quick.add_argument("--snr-fp16", type=float, default=35.0, metavar="DB", help="at least (35)")
+    quick.add_argument("--rtf", type=float, default=0.002, help="one stream, at most (0.002)")
+    quick.add_argument(
+        "--throughput", type=float, default=5000.0, metavar="X",
+        help="seconds of audio a second of the best batch, at least (5000)",
+    )  # fmt: skip
+    quick.add_argument(
+        "--make-reference", action="store_true",
+        help="write the CPU's waveforms of the shipped weights that --quick compares with",
+    )  # fmt: skip
     return parser
 
 
@@ -402,6 +537,15 @@ def main(argv: list[str] | None = None) -> int:
     from dvpd.runtime.errors import DvpdError
 
     args = build_parser().parse_args(argv)
+    if args.quick or args.make_reference:
+        from dvpd.benchmarks import gpu_quick  # which imports this module
+
+        return gpu_quick.run(args, gpu_quick.process_age() if argv is None else 0.0)
+    if len(args.engines) > 1:
+        print("error: several engines need --quick", file=sys.stderr)
+        return 2
+    args.engine = args.engine or (args.engines or [ROOT / "engines" / "dvpd-tiny"])[0]
+    args.seconds = 2.0 if args.seconds is None else args.seconds
     on_cpu = args.device == "cpu" or (args.device == "auto" and not torch.cuda.is_available())
     args.precisions = ("fp32",) if on_cpu else ("fp32", "fp16")
     args.batches = args.batches or ((1,) if on_cpu else BATCHES)
@@ -410,11 +554,10 @@ def main(argv: list[str] | None = None) -> int:
     except (DvpdError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    text = json.dumps(report, indent=1, allow_nan=False)
-    if args.json:
-        args.json.write_text(text + "\n", encoding="utf-8")
-    print(text)
-    return 0
+    print(report.text(), end="")
+    if report.unwritten:
+        print(f"error: {report.unwritten}", file=sys.stderr)
+    return 1 if report.unwritten else 0
 
 
 if __name__ == "__main__":

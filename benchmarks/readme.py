@@ -4,7 +4,8 @@
     python benchmarks/readme.py --check      # exit with 1 if they have other figures
 
 Each table stands between two marks in a page; what is written between them is lost. The results are
-what ``rtf.py``, ``quality.py``, ``peers.py``, ``macs.py`` and ``ablations.py`` wrote with ``--json``.
+what ``rtf.py``, ``quality.py``, ``peers.py``, ``macs.py`` and ``ablations.py`` wrote with ``--json``, and
+every ``report.json`` that ``dvpd benchmark --report`` wrote on some board.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if __package__ in (None, ""):
 from dvpd.benchmarks import ablations, peers, quality, report, tables
 from dvpd.runtime.errors import DvpdError, InputError
 
+BOARD = "report.json"  # what dvpd benchmark --report calls its file
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", ROOT / "engines" / "RUNS.md")
 # The first folder that has a result gives it: quality comes from the latest weights, speed from the
@@ -46,6 +48,41 @@ def sizes(models: Sequence[dict[str, Any]]) -> str:
     return tables.markdown(header, rows)
 
 
+def _where(row: report.Row) -> str:
+    """Backend, and the device where it is not the CPU."""
+    device = row["device"]
+    return str(row["backend"]) + ("" if device in ("cpu", "auto") else f" {device}")
+
+
+def _machine(found: report.Report) -> str:
+    m = found["machine"]
+    return ", ".join(filter(None, [m["board"], *m["gpus"], m["cpu"]]))
+
+
+def boards(paths: Sequence[Path]) -> str:
+    """The base cases of the files that owners of boards sent (``dvpd benchmark --report``)."""
+    rows = []
+    for path in paths:
+        table, found = _json(path), report.read(path)
+        away = {(r["engine"], r["backend"], r["device"]): r["snr_db"] for r in table["parity"]}
+        machine, watts = _machine(found), found["protocol"]["nvpmodel"]
+        for row in report.base_rows(found):
+            energy = (row["energy"] or {}).values()
+            ms = row["latency_ms"]
+            rows.append(
+                [machine + (f" ({watts})" if watts else ""), f"`{row['engine']}`", _where(row),
+                 f"{row['rtf']:.4f}", f"{ms['p50']:.1f} / {ms['p99']:.1f}",
+                 away.get((row["engine"], row["backend"], row["device"])),
+                 max((e["joules_per_audio_s"] for e in energy), default=None),
+                 found["created"][:10]]
+            )  # fmt: skip
+    if not rows:
+        return "No board's report has come in yet."
+    header = ["board", "engine", "backend", "RTF", "p50 / p99, ms", "SNR to the CPU, dB",
+              "J / s of audio", "measured"]  # fmt: skip
+    return tables.markdown(header, rows)
+
+
 def speed(found: report.Report) -> str:
     """Real-time factors of the base cases, from ``rtf.py``, with its protocol in a sentence."""
     alone = {
@@ -64,7 +101,7 @@ def speed(found: report.Report) -> str:
         key = (row["engine"], row["backend"], row["device"])
         ms, fresh = row["latency_ms"], cold.get(key, {})
         rows.append(
-            [f"`{row['engine']}`", row["backend"], f"{row['rtf']:.3f}",
+            [f"`{row['engine']}`", _where(row), f"{row['rtf']:.3f}",
              f"{alone[key]['rtf']:.3f}" if key in alone else None,
              f"{ms['p50']:.0f} / {ms['p95']:.0f} / {ms['p99']:.0f}",
              f"{fresh['cold_start_s']:.2f}" if fresh else None,
@@ -78,7 +115,7 @@ def speed(found: report.Report) -> str:
     share = p["others_cpu_share"]
     names = ", ".join(f"{n} {v[n]}" for n in ("onnxruntime", "openvino", "torch") if n in v)
     text = (
-        f"{found['machine']['cpu']}, {p['threads']} threads, {found['created'][:10]}, {names}; windows "
+        f"{_machine(found)}, {p['threads']} threads, {found['created'][:10]}, {names}; windows "
         f"of {base[0]['window_s']:.2f} s from waveform to waveform (STFT and noise included), at "
         f"least {p['min_runs']} interleaved runs"
     )
@@ -109,8 +146,13 @@ BLOCKS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Any], str]]] = {
 
 
 def find(file: str, folders: Sequence[Path]) -> Path:
-    """``file`` in the first of ``folders`` that has it; in the first where none has."""
-    return next((f / file for f in folders if (f / file).is_file()), folders[0] / file)
+    """``file`` in the first of ``folders`` that has it; in the first where none has.
+
+    A file that a board's owner sent stands for ``rtf.json``.
+    """
+    names = (file, BOARD) if file == "rtf.json" else (file,)
+    there = (folder / name for folder in folders for name in names)
+    return next((path for path in there if path.is_file()), folders[0] / file)
 
 
 def fill(text: str, folders: Sequence[Path]) -> str:
@@ -129,6 +171,10 @@ def fill(text: str, folders: Sequence[Path]) -> str:
         if begin in text or end in text:
             text = quality.replace_block(text, write(read(find(file, folders))), name)
             done += 1
+    begin, end = quality.marks("boards")
+    if begin in text or end in text:
+        sent = sorted(folders[0].resolve().parent.glob(f"*/{BOARD}"))
+        text, done = quality.replace_block(text, boards(sent), "boards"), done + 1
     if not done:
         raise InputError(f"no marks; expected some of {', '.join(map(repr, BLOCKS))}")
     return text

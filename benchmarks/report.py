@@ -20,6 +20,7 @@ from dvpd.runtime.errors import InputError
 
 SCHEMA_FILE = Path(__file__).resolve().parent / "rtf.schema.json"
 SCHEMA = "dvpd-rtf-1"
+BOARD_SCHEMA = "dvpd-board-1"  # of board.py, which holds a whole report
 BOOTSTRAP_DRAWS = 4000
 SIGNIFICANCE = 0.05  # for all rows of a comparison together
 LEAST_CHANGE = 0.02  # a difference smaller than this is not called one, however significant
@@ -55,7 +56,7 @@ def validate(report: Any, source: str = "this report") -> None:
 
 
 def read(path: Path) -> Report:
-    """A validated report from a JSON file.
+    """A validated report from a JSON file, or the one in a file of ``dvpd benchmark --report``.
 
     Raises:
         InputError: It cannot be read or does not fit.
@@ -64,6 +65,8 @@ def read(path: Path) -> Report:
         report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {error}") from None
+    if isinstance(report, dict) and report.get("schema") == BOARD_SCHEMA:
+        report = report.get("rtf")
     validate(report, str(path))
     return report  # type: ignore[no-any-return]
 

@@ -3,6 +3,7 @@
     python benchmarks/rtf.py                                  # all engines and backends at hand
     python benchmarks/rtf.py engines/dvpd-tiny --backend ort --json a.json --html a.html
     python benchmarks/rtf.py --compare a.json b.json          # what is significantly faster
+    dvpd benchmark --report report.json                       # one file to send back; see board.py
     python benchmarks/rtf.py engines/dvpd-tiny --assert "rtf<0.5" --assert "p99_ms<900 @ steps=3"
 
 Cases (engine x backend x window x batch x steps) are timed interleaved, in a new order every
@@ -821,6 +822,11 @@ def build_parser(prog: str = "rtf.py") -> argparse.ArgumentParser:
         "--cold-runs", type=int, default=3, metavar="N",
         help="fresh processes for cold start and memory; 0 for none (default: 3)",
     )  # fmt: skip
+    parser.add_argument(
+        "--report", type=Path, metavar="OUT",
+        help="write one file to send back: this, dvpd doctor, plans and parity, nothing private; "
+        "a folder gets report.json",
+    )  # fmt: skip
     parser.add_argument("--note", default="", help="a sentence for the report, such as the cooling")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the whole report")
     parser.add_argument("--markdown", type=Path, metavar="OUT", help="write tables")
@@ -868,7 +874,9 @@ def _main(args: argparse.Namespace) -> int:
         print(report.render_comparison(report.compare(a, b), *map(str, args.compare)))
         return 0
     conditions = [report.parse_condition(text) for text in args.conditions]
-    for path in (args.json, args.markdown, args.html):
+    if args.report and args.from_json:
+        raise InputError("--report measures; it cannot be made from --from-json")
+    for path in (args.json, args.markdown, args.html, args.report):
         if path is not None and not path.resolve().parent.is_dir():
             raise InputError(f"{path}: its folder does not exist")
     if args.from_json:
@@ -883,6 +891,12 @@ def _main(args: argparse.Namespace) -> int:
     if args.html:
         args.html.write_text(report.to_html(result), encoding="utf-8")
     report.show(result)
+    if args.report:
+        from dvpd.benchmarks import board
+
+        _say("parity with the CPU's waveform")
+        table = board.make(result, [Path(p) for p in args.engines] or find_engines())
+        print(f"\n{board.write(args.report, table)}: send this file; nothing in it is private")
     missed = [line for condition in conditions for line in report.check(condition, result)]
     for line in missed:
         print(f"not met: {line}", file=sys.stderr)

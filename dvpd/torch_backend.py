@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,31 @@ def prepare(model: DVPD, precision: str = "fp32") -> DVPD:
     return copied
 
 
+@contextmanager
+def tf32_allowed(allowed: bool) -> Iterator[None]:
+    """Whether CUDA may round float32 products to TF32 inside; torch lets convolutions by default.
+
+    Args:
+        allowed: Whether it may.
+    """
+    parts: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    name: str = "allow_tf32"
+    inside: bool | str = allowed
+    try:
+        before = [getattr(part, name) for part in parts]
+    except RuntimeError:  # the application has used torch 2.9's other settings: never both
+        parts = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+        name, inside = "fp32_precision", "tf32" if allowed else "ieee"
+        before = [getattr(part, name) for part in parts]
+    try:
+        for part in parts:
+            setattr(part, name, inside)
+        yield
+    finally:
+        for part, value in zip(parts, before, strict=True):
+            setattr(part, name, value)
+
+
 @dataclass
 class _Captured:
     """A captured sampler and the tensors that it reads and writes."""
@@ -79,13 +105,16 @@ class TorchBackend:
 
     name = "torch"
 
-    def __init__(self, model: DVPD, device: str = "cpu", *, compiled: bool = False) -> None:
+    def __init__(
+        self, model: DVPD, device: str = "cpu", *, compiled: bool = False, tf32: bool = False
+    ) -> None:
         """Wrap a model.
 
         Args:
             model: In eval mode, from ``prepare`` or as it is.
             device: Where it is to run.
             compiled: Whether both branches go through torch.compile (minutes, once for each shape).
+            tf32: Whether CUDA may round float32 products to TF32.
 
         Raises:
             BackendError: The device is not there, or its memory is full.
@@ -101,6 +130,7 @@ class TorchBackend:
                 f"device {device} is not there; this machine has {torch.cuda.device_count()}"
             )
         self.device, self._device, self.capture = device, kind, True
+        self._tf32 = tf32
         self.model: DVPD | None = self._guarded(lambda: model.to(kind))
         self._predictive: Callable[..., Any] = self.model.predictive
         self._score: Callable[..., Any] = self.model.score
@@ -113,7 +143,7 @@ class TorchBackend:
     def _guarded(self, work: Callable[[], Any]) -> Any:
         """Run ``work``; what CUDA raises becomes a BackendError."""
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), tf32_allowed(self._tf32):
                 return work()
         except torch.OutOfMemoryError as error:
             raise _Full(f"GPU memory is full: {str(error).splitlines()[0]}") from None
@@ -275,7 +305,8 @@ class TorchBackend:
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(graph):
+                # Another thread may allocate or synchronise meanwhile, as data loaders do.
+                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                     out = self._sampler(*inputs, none).float()
             except torch.OutOfMemoryError:
                 raise
@@ -335,4 +366,5 @@ def open_checkpoint(options: Any) -> TorchBackend:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     _, model = load_model(path)
-    return TorchBackend(prepare(model, options.manifest.precision), options.device)
+    prepared = prepare(model, options.manifest.precision)
+    return TorchBackend(prepared, options.device, tf32=options.tf32)

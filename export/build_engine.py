@@ -122,6 +122,7 @@ def build_engines(
     target: str | None = None,
     profile: Profile | None = None,
     force: bool = False,
+    tf32: bool = False,
     api: TrtApi | None = None,
     teller: Teller | None = None,
 ) -> list[Built]:
@@ -133,6 +134,7 @@ def build_engines(
         target: "local", "portable" or such as "sm89"; None for the builder's usual one.
         profile: Sizes that the plans accept; None for the default.
         force: Build even if valid plans are there.
+        tf32: Whether products of fp32 graphs may be rounded to TF32.
         api: The builder, already opened.
         teller: Receives what goes on; None for silence.
 
@@ -163,7 +165,7 @@ def build_engines(
     with folder_lock(root, waiting):
         remove_leftovers(root)
         for graph in GRAPH_NAMES:
-            spec = plan_spec(manifest, graph, builder.name, builder.version, goal, sizes)
+            spec = plan_spec(manifest, graph, builder.name, builder.version, goal, sizes, tf32)
             found = None if force else _valid(root, spec, say)
             if found is None:
                 check_writable(root)
@@ -203,7 +205,8 @@ def _build(
 
     cache = timing_cache_path(spec)
     known = cache.read_bytes() if api.name == "tensorrt" and cache.is_file() else None
-    data, learnt = api.build(parsed, shapes, spec.target, known, progress)
+    exact = spec.precision == "fp32" and not spec.tf32
+    data, learnt = api.build(parsed, shapes, spec.target, known, progress, exact=exact)
     seconds = time.monotonic() - begin
     path = install_plan(
         folder,
@@ -248,6 +251,7 @@ def run(args: argparse.Namespace) -> int:
             target=args.target,
             profile=Profile(args.frames, args.batch),
             force=args.force,
+            tf32=args.tf32,
             teller=teller,
         )
     finally:

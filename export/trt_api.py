@@ -31,6 +31,8 @@ from dvpd.runtime.plans import (
     Version,
     cuda_driver,
     parse_version,
+    rtx_misfit,
+    set_builder_flags,
 )
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -158,6 +160,8 @@ class TrtApi:
             raise BackendError(f"target local needs an NVIDIA GPU with a working driver: {cure}")
         gpu = driver.gpus[0]
         if self.name == "tensorrt-rtx":
+            if why := rtx_misfit(gpu):
+                raise InputError(f"target local: {why}")
             # TensorRT-RTX compiles for a capability, not for a board.
             name = f"sm{gpu.compute_capability.replace('.', '')}"
             if name not in self.targets():
@@ -227,6 +231,8 @@ class TrtApi:
         target: Target,
         timing_cache: bytes | None = None,
         progress: Progress | None = None,
+        *,
+        exact: bool = False,
     ) -> tuple[bytes, bytes | None]:
         """Compile a parsed graph.
 
@@ -238,6 +244,7 @@ class TrtApi:
             target: From ``target``.
             timing_cache: What an earlier build on this machine returned; tensorrt only.
             progress: Called every ``WAIT_S``.
+            exact: Whether float32 products must not be rounded to TF32.
 
         Returns:
             The plan, and the timing cache with what was learnt (None on tensorrt_rtx).
@@ -248,6 +255,7 @@ class TrtApi:
         trt, builder = self.trt, parsed.builder
         self._errors.clear()
         config = builder.create_builder_config()
+        set_builder_flags(trt, config, self.name, exact)
         profile = builder.create_optimization_profile()
         for tensor, (low, opt, high) in shapes.items():
             profile.set_shape(tensor, low, opt, high)

@@ -297,6 +297,7 @@ class LoadOptions:
         manifest: The folder's manifest.
         device: Requested device; never "auto".
         threads: CPU threads, or None for the engine's own choice.
+        tf32: Whether a GPU may round float32 products to TF32.
     """
 
     predictive: Path
@@ -304,6 +305,7 @@ class LoadOptions:
     manifest: Manifest
     device: str
     threads: int | None
+    tf32: bool = False
 
 
 def _open_ort(options: LoadOptions) -> Backend:
@@ -456,6 +458,8 @@ def open_backend(
     name: str = "auto",
     device: str = "auto",
     threads: int | None = None,
+    *,
+    tf32: bool = False,
 ) -> Backend:
     """Load an engine folder's two graphs.
 
@@ -466,6 +470,8 @@ def open_backend(
         device: "cpu", "cuda", "cuda:N" (not openvino), "tensorrt", "tensorrt:N" (ort: its TensorRT
             provider), "gpu", "npu" (openvino) or "auto".
         threads: CPU threads, >= 1; None for a sensible number.
+        tf32: Whether a GPU may round the float32 products of an fp32 engine to TF32 (10 bits):
+            faster on Ampere and later. TensorRT plans must have been built so (--tf32).
 
     Raises:
         InputError: Unknown backend name or impossible thread count.
@@ -494,6 +500,7 @@ def open_backend(
             manifest=manifest,
             device=backend_device,
             threads=default_threads() if threads is None else threads,
+            tf32=tf32,
         )
         try:
             backend = _loaders()[backend_name][2](options)

@@ -95,6 +95,11 @@ def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
     )
     enhance.add_argument("--threads", type=_whole(1, 4096), metavar="N", help="CPU threads")
     enhance.add_argument(
+        "--tf32",
+        action="store_true",
+        help="let a GPU round the float32 products of an fp32 engine to TF32: faster",
+    )
+    enhance.add_argument(
         "--steps",
         type=_whole(0, 1000),
         metavar="N",
@@ -211,7 +216,7 @@ def _enhance(args: argparse.Namespace) -> int:
     except InputError as error:
         return fail(error, EXIT_USAGE)
     try:
-        enhancer = Enhancer.open(folder, args.backend, args.device, args.threads)
+        enhancer = Enhancer.open(folder, args.backend, args.device, args.threads, tf32=args.tf32)
     except DvpdError as error:
         return fail(error, EXIT_FAILED)
     results: list[dict[str, Any]] = []

@@ -45,13 +45,14 @@ class DeviceArray:
     Attributes:
         pointer: Its address.
         shape: Its shape.
-        stream: Stream whose work must end first; 0 is the default stream.
+        stream: Stream whose work must end first; None where the owner names none (version 2 of the
+            interface, which torch has, knows no streams): then all of the device's.
         owner: Keeps the memory alive.
     """
 
     pointer: int
     shape: tuple[int, ...]
-    stream: int
+    stream: int | None
     owner: Any
 
 
@@ -76,7 +77,8 @@ def device_array(value: Any, name: str) -> DeviceArray:
         size *= extent
     if strides is not None and tuple(strides) != tuple(dense):
         raise InputError(f"{name} on the device has strides {strides}; make it contiguous")
-    return DeviceArray(int(table["data"][0]), shape, int(table.get("stream") or 0), value)
+    stream = table.get("stream")
+    return DeviceArray(int(table["data"][0]), shape, None if stream is None else int(stream), value)
 
 
 def _load(module: str) -> Any:
@@ -200,9 +202,12 @@ class Cuda:
         """A new stream that does not wait for the default one."""
         return int(self.call("cudaStreamCreateWithFlags", 1))
 
-    def synchronize(self, stream: int) -> None:
-        """Wait for a stream's work."""
-        self.call("cudaStreamSynchronize", stream)
+    def synchronize(self, stream: int | None) -> None:
+        """Wait for a stream's work; None: for all work on the device."""
+        if stream is None:
+            self.call("cudaDeviceSynchronize")
+        else:
+            self.call("cudaStreamSynchronize", stream)
 
     def copy(self, target: int, source: int, n_bytes: int, stream: int) -> None:
         """Copy on a stream; the kind follows from the addresses (cudaMemcpyDefault)."""

@@ -145,6 +145,10 @@ def _ort_starts(provider: str) -> bool:
     try:
         import onnxruntime
 
+        from .ort import preload_libraries
+
+        if provider != "CPUExecutionProvider":
+            preload_libraries(onnxruntime)
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 4  # the failure is what we ask for
         session = onnxruntime.InferenceSession(_IDENTITY, settings, providers=[provider])

@@ -208,6 +208,7 @@ class Enhancer:
         threads: int | None = None,
         *,
         window_plan: WindowPlan | None = None,
+        tf32: bool = False,
     ) -> Enhancer:
         """Load an engine folder.
 
@@ -218,6 +219,7 @@ class Enhancer:
                 TensorRT provider), "gpu", "npu" (openvino) or "auto".
             threads: CPU threads; None for a sensible number.
             window_plan: How long recordings are cut; None for 8.2 s windows.
+            tf32: Whether a GPU may round float32 products to TF32; see ``open_backend``.
 
         Raises:
             InputError: An option is out of range.
@@ -225,7 +227,7 @@ class Enhancer:
             BackendError: The engine or the device is not there.
         """
         manifest = Manifest.load(folder)
-        opened = open_backend(folder, manifest, backend, device, threads)
+        opened = open_backend(folder, manifest, backend, device, threads, tf32=tf32)
         warn_unverified(folder, manifest)
         return cls(manifest, opened, window_plan)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import re
@@ -49,6 +51,46 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
+def cuda_options(index: int, tf32: bool) -> dict[str, str]:
+    """Options of ONNX Runtime's CUDA provider.
+
+    Convolution algorithms are looked up, not timed: the provider's default tries all of them for
+    every new shape (seconds at each recording's last window) and gains nothing at the others
+    (github.com/PaddlePaddle/PaddleX/pull/5057). TF32 is on there by default.
+
+    Args:
+        index: The GPU's.
+        tf32: Whether float32 products may be rounded to TF32.
+    """
+    return {
+        "device_id": str(index),
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "use_tf32": str(int(tf32)),
+    }
+
+
+def preload_libraries(onnxruntime: Any) -> None:
+    """Load CUDA and cuDNN from their wheels, where this ONNX Runtime knows how (1.21).
+
+    Its CUDA provider finds only what the system's loader finds; pip's libraries are not among it.
+    What is missing shows when the provider is asked for, so nothing is raised here.
+
+    Args:
+        onnxruntime: The package.
+    """
+    preload = getattr(onnxruntime, "preload_dlls", None)
+    if preload is None:
+        return
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):  # it prints what it misses; stdout is for results
+            preload()
+    except Exception as error:  # likewise
+        said.write(str(error))
+    if said.getvalue().strip():
+        logger.debug("preload_dlls: %s", " ".join(said.getvalue().split()))
+
+
 def engine_cache(graph_sha256: str) -> Path:
     """Folder of the user's alone for the engines that the TensorRT provider builds of one graph.
 
@@ -82,7 +124,8 @@ def tensorrt_options(path: Path, sha256: str, precision: str, index: int) -> dic
     """Options of ONNX Runtime's TensorRT provider for one graph.
 
     One engine for the sizes of the default ``Profile``, kept on disk. The provider has no strongly
-    typed networks: of an fp16 graph TensorRT chooses the types of its layers itself.
+    typed networks: of an fp16 graph TensorRT chooses the types of its layers itself. Nor has it an
+    option against TF32: NVIDIA_TF32_OVERRIDE=0 in the environment turns it off for the process.
 
     Args:
         path: The graph.
@@ -162,6 +205,8 @@ class OrtBackend:
                 f"{', '.join(there)}: pip uninstall -y onnxruntime, then pip install "
                 "'dvpd[gpu]'; or use device cpu"
             )
+        if self._on_gpu:
+            preload_libraries(onnxruntime)
         settings = onnxruntime.SessionOptions()
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         settings.log_severity_level = 3  # errors only: they are raised with their text as well
@@ -174,7 +219,8 @@ class OrtBackend:
         for graph, path in (("predictive", options.predictive), ("score", options.score)):
             providers: list[Any] = ["CPUExecutionProvider"]
             if self._on_gpu:
-                providers.insert(0, ("CUDAExecutionProvider", {"device_id": str(self._index)}))
+                cuda = cuda_options(self._index, options.tf32)
+                providers.insert(0, ("CUDAExecutionProvider", cuda))
             if self._profile is not None:
                 sha256 = options.manifest.graphs[graph].sha256
                 choice = tensorrt_options(path, sha256, options.manifest.precision, self._index)

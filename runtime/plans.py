@@ -33,14 +33,18 @@ try:
 except ImportError:  # Windows: no second builder can be waited for there
     fcntl = None  # type: ignore[assignment]
 
-SIDECAR_FORMAT = 1
+SIDECAR_FORMAT = 2  # 1 did not say whether products are rounded to TF32
 SIDECAR_MAX_BYTES = 1 << 16
 BUILDERS = ("tensorrt", "tensorrt-rtx")
 # First bytes of a serialised plan, and where the version of its builder lies (four bytes: major,
 # minor, patch, build), as `trtexec --getPlanVersionOnly` reads it.
 PLAN_MAGIC = {"tensorrt": b"ftrt", "tensorrt-rtx": b"vtrt"}
 PLAN_VERSION_AT = 24
-PORTABLE_FROM = (8, 0)  # compute capability from which TensorRT-RTX runs its portable plans
+# GPUs that TensorRT-RTX 1.7 compiles for (``ComputeCapability`` of its Python package, and its support
+# matrix): RTX cards of Turing, Ampere, Ada and Blackwell and GB10. Not Hopper (9.0), Blackwell of
+# data centres (10.x) or Jetson's Orin (8.7) and Thor (11.0). Portable plans leave Turing out.
+RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+PORTABLE_CAPABILITIES = RTX_CAPABILITIES[1:]
 TEMPORARY_SUFFIX = ".plan.tmp"
 Version = tuple[int, ...]
 Shape = tuple[int, ...]
@@ -295,7 +299,7 @@ class Target:
 
     Attributes:
         name: The GPU's name; for GPUs that are not here "portable", or such as "sm86,sm89".
-        compute_capability: Such as "8.9" or "8.6,8.9"; "portable" for all from 8.0.
+        compute_capability: Such as "8.9" or "8.6,8.9"; "portable" for ``PORTABLE_CAPABILITIES``.
     """
 
     name: str
@@ -330,7 +334,7 @@ class Target:
         """Why plans of this target do not run on ``gpu``, or None."""
         have = gpu.compute_capability
         if self.compute_capability == "portable":
-            fits = tuple(int(part) for part in have.split(".")) >= PORTABLE_FROM
+            fits = have in PORTABLE_CAPABILITIES
         else:
             # "sm89" names a capability, everything else one board.
             named = self.name == gpu.name or re.match(r"sm\d", self.name) is not None
@@ -341,6 +345,17 @@ class Target:
             f"built for {self.name} (compute {self.compute_capability}), this GPU is {gpu.name} "
             f"(compute {have})"
         )
+
+
+def rtx_misfit(gpu: Gpu) -> str | None:
+    """Why TensorRT-RTX does not run on ``gpu`` whatever the plan, with the cure; or None."""
+    if gpu.compute_capability in RTX_CAPABILITIES:
+        return None
+    return (
+        f"TensorRT-RTX does not run on {gpu.name} (compute {gpu.compute_capability}): it is for RTX "
+        f"cards of Turing to Blackwell ({', '.join(RTX_CAPABILITIES)}): use TensorRT (pip install "
+        "'dvpd[trt]'; on a Jetson the system's)"
+    )
 
 
 @dataclass(frozen=True)
@@ -355,6 +370,7 @@ class PlanSpec:
         target: What it is built for.
         precision: "fp32" or "fp16", that of the graph.
         profile: Sizes that it accepts.
+        tf32: Whether float32 products may be rounded to TF32 (10 bits); only of fp32 graphs.
     """
 
     graph: str
@@ -364,6 +380,7 @@ class PlanSpec:
     target: Target
     precision: str
     profile: Profile
+    tf32: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no builder is called."""
@@ -390,12 +407,18 @@ class PlanSpec:
         """Name of the plan's file, beside the graph."""
         return (
             f"{self.graph}.{self.builder}-{release(self.version)}.{self.target.slug}."
-            f"{self.precision}.plan"
+            f"{self.precision}{'-tf32' if self.tf32 else ''}.plan"
         )
 
 
 def plan_spec(
-    manifest: Manifest, graph: str, builder: str, version: str, target: Target, profile: Profile
+    manifest: Manifest,
+    graph: str,
+    builder: str,
+    version: str,
+    target: Target,
+    profile: Profile,
+    tf32: bool = False,
 ) -> PlanSpec:
     """The spec of one of an engine folder's graphs.
 
@@ -406,9 +429,28 @@ def plan_spec(
         version: The builder's version.
         target: What the plan is for.
         profile: Sizes that it accepts.
+        tf32: Whether float32 products may be rounded to TF32; without effect on fp16 graphs.
     """
-    digest = manifest.graphs[graph].sha256
-    return PlanSpec(graph, digest, builder, version, target, manifest.precision, profile)
+    digest, precision = manifest.graphs[graph].sha256, manifest.precision
+    tf32 = tf32 and precision == "fp32"
+    return PlanSpec(graph, digest, builder, version, target, precision, profile, tf32)
+
+
+def set_builder_flags(trt: Any, config: Any, builder: str, exact: bool) -> None:
+    """The flags that every plan of ours is built with; strong typing is the network's.
+
+    Args:
+        trt: The package.
+        config: Its ``IBuilderConfig``.
+        builder: "tensorrt" or "tensorrt-rtx".
+        exact: Whether float32 products must not be rounded to TF32, which both packages do unless
+            told not to.
+    """
+    if builder == "tensorrt-rtx":
+        # Else an execution context may allocate for itself, and no stream can capture it.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    if exact:
+        config.clear_flag(trt.BuilderFlag.TF32)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -539,7 +581,7 @@ def _differences(have: PlanSpec, want: PlanSpec) -> list[str]:
         told.append(f"built for {have.target.name} ({have.target.compute_capability})")
     if have.onnx_sha256 != want.onnx_sha256:
         told.append("built from another export of the graph")
-    for name in ("graph", "precision"):
+    for name in ("graph", "precision", "tf32"):
         if getattr(have, name) != getattr(want, name):
             told.append(f"{name} is {getattr(have, name)}, wanted {getattr(want, name)}")
     if have.profile != want.profile:
@@ -730,11 +772,56 @@ def install_plan(
     return path
 
 
+def _cache(name: str) -> Path:
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "dvpd" / name
+
+
 def timing_cache_path(spec: PlanSpec) -> Path:
     """Where TensorRT's measurements of this machine are kept, shared by all engine folders."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = f"{spec.builder}-{release(spec.version)}.{spec.target.slug}.timing"
-    return root / "dvpd" / name
+    return _cache(f"{spec.builder}-{release(spec.version)}.{spec.target.slug}.timing")
+
+
+def kernel_cache_path(version: str, gpu: Gpu) -> Path:
+    """Where the kernels that TensorRT-RTX compiled for a GPU are kept.
+
+    Args:
+        version: Of the package.
+        gpu: The GPU.
+    """
+    slug = Target(gpu.name, gpu.compute_capability).slug
+    return _cache(f"tensorrt-rtx-{release(version)}.{slug}.kernels")
+
+
+def read_kernel_cache(path: Path) -> bytes | None:
+    """The kernels kept there, or None where there are none; they are executable code, as plans are.
+
+    Args:
+        path: From ``kernel_cache_path``.
+
+    Raises:
+        PlanError: Somebody else could have written them.
+    """
+    return _owned(path, None) if path.is_file() else None
+
+
+def write_kernel_cache(path: Path, data: bytes) -> None:
+    """Keep compiled kernels, whole or not at all.
+
+    Args:
+        path: From ``kernel_cache_path``.
+        data: The serialised cache.
+
+    Raises:
+        OSError: They cannot be kept.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        _write(temporary, data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -793,6 +880,11 @@ def add_build_options(parser: argparse.ArgumentParser) -> None:
         "sm86,sm89,sm120 (default: tensorrt local, tensorrt-rtx portable)",
     )
     add_profile_options(parser)
+    parser.add_argument(
+        "--tf32",
+        action="store_true",
+        help="let products of fp32 graphs be rounded to TF32: faster, and no longer float32",
+    )
     parser.add_argument("--force", action="store_true", help="build even if valid plans are there")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -849,6 +941,8 @@ def main(argv: list[str] | None = None) -> int:
             cache = timing_cache_path(spec)
             cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             print(f"--timingCacheFile={cache}")
+            if spec.precision == "fp32":
+                print("--noTF32")
             return 0
         if args.action == "check":
             load_plan(args.folder, spec)

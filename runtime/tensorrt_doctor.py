@@ -20,14 +20,21 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DvpdError
-from .plans import CudaDriver, cuda_driver, find_plans, parse_version, read_sidecar, release
+from .plans import (
+    CudaDriver,
+    cuda_driver,
+    find_plans,
+    parse_version,
+    read_sidecar,
+    release,
+    rtx_misfit,
+)
 
 IMPORT_TIMEOUT_S = 60
 # TensorRT's first two numbers -> the JetPack that brings it.
 JETPACKS = {"10.3": "JetPack 6.1/6.2", "10.13": "JetPack 7.0/7.1", "10.16": "JetPack 7.2"}
 OLDEST = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 4)}
 NEWER = {"tensorrt": (12,), "tensorrt-rtx": (2,)}
-RTX_GPUS = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 TRTEXEC = ("/usr/src/tensorrt/bin/trtexec", "/opt/tensorrt/bin/trtexec")
 
 
@@ -232,12 +239,7 @@ def _board_problems(facts: Facts) -> list[str]:
             "install JetPack 6.2 (TensorRT 10.3) or 7.2 (10.16)"
         )
     if facts.rtx is not None and facts.rtx.version is not None and facts.tensorrt is None:
-        told += [
-            f"TensorRT-RTX does not run on {gpu.name} (compute {gpu.compute_capability}): use "
-            "TensorRT (pip install 'dvpd[trt]'; on a Jetson the system's)"
-            for gpu in gpus
-            if gpu.compute_capability not in RTX_GPUS
-        ]
+        told += [why for gpu in gpus if (why := rtx_misfit(gpu))]
     return told
 
 
@@ -305,7 +307,8 @@ def _advice(facts: Facts, version: str | None, rtx: str | None) -> str:
         return f"{advice}; {flags}" if flags else advice
     if rtx is not None:
         advice = "dvpd build NAME-fp16 builds portable plans of the fp16 graphs"
-        return advice if gpu else f"{advice}; nothing here can run them"
+        runs = facts.driver is not None and any(not rtx_misfit(g) for g in facts.driver.gpus)
+        return advice if runs else f"{advice}; nothing here can run them"
     if flags and gpu:
         return f"the fp16 graphs; {flags}"
     return "the fp32 graphs on ONNX Runtime or OpenVINO"

@@ -34,6 +34,7 @@ from .backend import (
 )
 from .cuda import (
     Block,
+    CaptureError,
     Cuda,
     DeviceArray,
     DeviceLostError,
@@ -48,10 +49,15 @@ from .plans import (
     cuda_driver,
     find_plans,
     graph_inputs,
+    kernel_cache_path,
     load_plan,
     plan_spec,
+    read_kernel_cache,
     read_sidecar,
     release,
+    rtx_misfit,
+    set_builder_flags,
+    write_kernel_cache,
 )
 from .schedule import InitialState, SamplerStep
 from .spec import FRAME_MULTIPLE, GRAPH_NAMES, MIN_FRAMES, N_FEATS, N_FREQS, TlbFactors
@@ -167,6 +173,11 @@ class TrtBackend:
             if driver is None or index >= len(driver.gpus):
                 raise BackendError("no NVIDIA GPU with a working driver: use device cpu")
             gpu = driver.gpus[index]
+        if name == "tensorrt-rtx" and (why := rtx_misfit(gpu)):
+            raise BackendError(why)
+        self._kernels = kernel_cache_path(str(self._trt.__version__), gpu)
+        self._kernel_cache: Any = None  # of TensorRT-RTX, shared by all contexts
+        self._kernels_read = b""
         folder = options.predictive.parent
         # Bytes and sidecars of both are checked before TensorRT sees either.
         plans = {graph: self._plan(folder, graph, gpu) for graph in GRAPH_NAMES}
@@ -222,13 +233,16 @@ class TrtBackend:
                     )
                 if why := spec.target.misfit(gpu):
                     raise PlanError(why)
-                found.append((spec.target.compute_capability == "portable", path.name, spec))
+                if spec.tf32 and not self._options.tf32:
+                    raise PlanError("its float32 products are rounded to TF32 (built with --tf32)")
+                portable = spec.target.compute_capability == "portable"
+                found.append(((portable, spec.tf32 != self._options.tf32, path.name), spec))
             except PlanError as error:
                 reasons.append(f"{path.name}: {error.reason}")
-        for _, name, spec in sorted(found, key=lambda item: item[:2]):
+        for (*_, name), spec in sorted(found, key=lambda item: item[0]):
             wanted = plan_spec(
                 self._options.manifest, graph, self.name, str(self._trt.__version__), spec.target,
-                spec.profile,
+                spec.profile, spec.tf32,
             )  # fmt: skip
             try:
                 data, sidecar = load_plan(folder, wanted, exact_profile=False)
@@ -268,6 +282,7 @@ class TrtBackend:
         if not parser.parse(path.read_bytes()):
             raise self._failure(f"cannot parse {path.name}")
         config = builder.create_builder_config()
+        set_builder_flags(trt, config, self.name, exact=True)
         profile = builder.create_optimization_profile()
         for name, shapes in self.profile.shapes(graph_inputs(path)).items():
             profile.set_shape(name, *shapes)
@@ -281,9 +296,8 @@ class TrtBackend:
 
     def _context(self, graph: str, shapes: Mapping[str, Sequence[int]]) -> tuple[Any, int]:
         """A context with its input shapes set, and the scratch memory that it needs (bytes)."""
-        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         engine = self._engines[graph]
-        context = engine.engine.create_execution_context(strategy)
+        context = engine.engine.create_execution_context(self._context_settings(engine.engine))
         if context is None:
             raise self._failure(f"makes no execution context of the {graph} graph")
         for name in engine.inputs:
@@ -292,6 +306,51 @@ class TrtBackend:
         if missing := context.infer_shapes():
             raise self._failure(f"lacks shapes of {missing} in the {graph} graph")
         return context, int(context.update_device_memory_size_for_shapes())
+
+    def _context_settings(self, engine: Any) -> Any:
+        """What ``create_execution_context`` takes: who allocates, and on RTX what is compiled when.
+
+        TensorRT-RTX compiles kernels for a shape beside the first calls and runs slower ones that
+        fit every shape meanwhile: a graph captured then would hold the slow ones for good.
+        """
+        trt, strategy = self._trt, self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self.name != "tensorrt-rtx":
+            return strategy
+        settings = engine.create_runtime_config()
+        settings.set_execution_context_allocation_strategy(strategy)
+        settings.dynamic_shapes_kernel_specialization_strategy = (
+            trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        )
+        if self._kernel_cache is None:
+            self._kernel_cache = settings.create_runtime_cache()
+            self._load_kernels()
+        if self._kernel_cache is not None:
+            settings.set_runtime_cache(self._kernel_cache)
+        return settings
+
+    def _load_kernels(self) -> None:
+        """Compiled kernels of earlier processes; they only save time."""
+        if self._kernel_cache is None:
+            return
+        try:
+            self._kernels_read = read_kernel_cache(self._kernels) or b""
+        except PlanError as error:
+            logger.warning("compiled kernels are not used: %s", error)
+            return
+        if self._kernels_read and not self._kernel_cache.deserialize(self._kernels_read):
+            logger.info("%s: of another driver or GPU: compiling again", self._kernels)
+            self._kernels_read = b""
+
+    def _keep_kernels(self) -> None:
+        if self._kernel_cache is None:
+            return
+        data = bytes(self._kernel_cache.serialize())
+        if data == self._kernels_read:
+            return
+        try:
+            write_kernel_cache(self._kernels, data)
+        except OSError as error:
+            logger.warning("%s: compiled kernels cannot be kept (%s)", self._kernels, error)
 
     def _shapes(self, batch: int, n_frames: int) -> dict[str, tuple[int, ...]]:
         table: dict[str, tuple[int, ...]] = {
@@ -382,6 +441,13 @@ class TrtBackend:
     def _capture(self, slot: _Slot) -> None:
         graphs: list[Any] = []
         try:
+            for name, context in slot.contexts.items():
+                capturable = getattr(context, "is_stream_capturable", None)  # TensorRT-RTX's
+                if capturable is not None and not capturable(self._stream):
+                    raise CaptureError(
+                        f"{self.name} says that the {name} graph's context allocates as it runs: "
+                        "build its plan again"
+                    )
             with self._cuda.capturing(self._stream, graphs):
                 self._enqueue_all(slot)
             slot.graph = graphs[0]
@@ -593,9 +659,11 @@ class TrtBackend:
                 self._cuda.synchronize(self._stream)
                 for key in list(self._slots):
                     self._drop(key)
+                self._keep_kernels()
                 self._cuda.call("cudaStreamDestroy", self._stream)
         self._slots.clear()
         self._engines.clear()
+        self._kernel_cache = None
 
 
 def _program(at: Block, n_steps: int) -> Any:

@@ -1,3 +1,6 @@
+import contextlib
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -5,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from dvpd.checkpoint import load_model
 from dvpd.runtime.backend import open_backend
 from dvpd.runtime.errors import BackendError, InputError, ManifestError
 from dvpd.runtime.sampler import sample
@@ -141,12 +145,76 @@ def test_non_finite_and_closed(manifest):
         run(broken, manifest, noisy, noise, 1)
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_tf32_is_as_asked_for_in_the_calls_and_as_it_was_outside(manifest, allowed, monkeypatch):
+    model = prepare(load_model(TINY / "dvpd-tiny.safetensors")[1])
+    backend = TorchBackend(model, "cpu", tf32=allowed)
+    parts, seen = (torch.backends.cuda.matmul, torch.backends.cudnn), []
+    before = [part.allow_tf32 for part in parts]
+    inner = backend._predictive
+
+    def predictive(noisy):
+        seen.append([part.allow_tf32 for part in parts])
+        return inner(noisy)
+
+    monkeypatch.setattr(backend, "_predictive", predictive)
+    noisy, noise = window()
+    run(backend, manifest, noisy, noise, 0)
+    backend.predict(noisy)
+    assert seen == 2 * [[allowed, allowed]]
+    assert [part.allow_tf32 for part in parts] == before
+
+
+def test_an_application_with_torchs_newer_settings_is_left_alone():
+    """torch 2.9 and later refuse to say allow_tf32 after these; process-wide, so another process."""
+    code = """
+import torch
+from dvpd.torch_backend import tf32_allowed
+matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+matmul.fp32_precision, conv.fp32_precision = "tf32", "ieee"
+with tf32_allowed(False):
+    assert (matmul.fp32_precision, conv.fp32_precision) == ("ieee", "ieee")
+assert (matmul.fp32_precision, conv.fp32_precision) == ("tf32", "ieee")
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_capture_bears_other_threads_work(backend, manifest, monkeypatch):
+    """A global capture ends when another thread, such as a data loader's, allocates."""
+    modes = []
+
+    class Nothing:
+        def __getattr__(self, name):
+            return lambda *args: None
+
+    def graph(_, capture_error_mode="global"):
+        modes.append(capture_error_mode)
+        return contextlib.nullcontext()
+
+    for name in ("Stream", "CUDAGraph", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, Nothing)
+    for name in ("device", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    noisy, noise = window()
+    steps = sampler_steps(manifest.sde, 0.12, 1)
+    start = initial_state(manifest.sde, 0.12)
+    rows = [(start.w_x0, start.w_y, start.std, 0.0), (steps[0].a, steps[0].b, steps[0].e, 0.0)]
+    rows += [(0.4, 0.6, 0.0, 0.0)]
+    given = [torch.from_numpy(noisy), torch.from_numpy(noise[:1]), torch.tensor(rows)]
+    with torch.inference_mode():
+        captured = backend._captured([*given, torch.full((1, 1), steps[0].t)])
+    assert modes == ["thread_local"]
+    assert captured.out.shape == (1, 2, 32, 257)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_capture_changes_no_number(manifest, precision):
-    from dvpd.checkpoint import load_model
-
     model = prepare(load_model(TINY / "dvpd-tiny.safetensors")[1], precision)
     backend = TorchBackend(model, "cuda")
     noisy, noise = window(2, 64)

@@ -22,6 +22,8 @@ API = {
     ),
     "IBuilderConfig": (
         "add_optimization_profile",
+        "clear_flag",
+        "set_flag",
         "create_timing_cache",
         "get_timing_cache",
         "progress_monitor",
@@ -36,6 +38,7 @@ API = {
     "IProgressMonitor": ("phase_start", "step_complete", "phase_finish"),
     "ITimingCache": ("serialize",),
     "NetworkDefinitionCreationFlag": ("STRONGLY_TYPED",),
+    "BuilderFlag": ("TF32", "REQUIRE_USER_ALLOCATION"),  # the second is TensorRT-RTX's alone
 }
 
 
@@ -70,6 +73,9 @@ def make(version="10.3.0", *, lacks=(), builds=True, steps=3, wait=lambda: None)
     class Flag(enum.IntEnum):
         STRONGLY_TYPED = 1
 
+    class BuilderFlag(enum.IntEnum):
+        TF32 = 0
+
     class Tensor:
         def __init__(self, value):
             self.name = value.name
@@ -90,6 +96,15 @@ def make(version="10.3.0", *, lacks=(), builds=True, steps=3, wait=lambda: None)
 
     class Config:
         progress_monitor = None
+
+        def __init__(self):
+            self.flags = {BuilderFlag.TF32}  # TensorRT's default
+
+        def clear_flag(self, flag):
+            self.flags.discard(flag)
+
+        def set_flag(self, flag):
+            self.flags.add(flag)
 
         def add_optimization_profile(self, profile):
             calls.append(("add_optimization_profile", profile.shapes))
@@ -129,7 +144,7 @@ def make(version="10.3.0", *, lacks=(), builds=True, steps=3, wait=lambda: None)
             return OptimizationProfile()
 
         def build_serialized_network(self, network, config):
-            calls.append(("build_serialized_network",))
+            calls.append(("build_serialized_network", sorted(f.name for f in config.flags)))
             monitor = config.progress_monitor
             monitor.phase_start("Building", None, 1)
             monitor.phase_start("Timing", "Building", steps)
@@ -187,6 +202,7 @@ def make(version="10.3.0", *, lacks=(), builds=True, steps=3, wait=lambda: None)
         ILogger=ILogger,
         IProgressMonitor=IProgressMonitor,
         NetworkDefinitionCreationFlag=Flag,
+        BuilderFlag=BuilderFlag,
         Builder=Builder,
         OnnxParser=OnnxParser,
         calls=calls,

@@ -114,8 +114,41 @@ def test_shipped_engines_have_the_same_operators():
 
 
 @rtx
-def test_single_card_of_a_small_model(fp16, tmp_path, capsys):
+def test_single_card_of_a_small_model(fp16, tmp_path, capsys, monkeypatch):
+    flags = []
+
+    def spy(trt, config, *args):
+        plans.set_builder_flags(trt, config, *args)
+        names = ("REQUIRE_USER_ALLOCATION", "TF32")
+        flags.append({n for n in names if config.get_flag(getattr(trt.BuilderFlag, n))})
+
+    monkeypatch.setattr(trt_api, "set_builder_flags", spy)
     built_and_reused(copy_engine(fp16.folder, tmp_path / "small"), "sm89", capsys)
+    assert flags == 2 * [{"REQUIRE_USER_ALLOCATION", "TF32"}]  # without the first no capture
+
+
+@rtx
+def test_the_names_that_the_runtime_uses_of_rtx_are_there():
+    import tensorrt_rtx
+
+    for name in (
+        "BuilderFlag.REQUIRE_USER_ALLOCATION",
+        "BuilderFlag.TF32",
+        "DynamicShapesKernelSpecializationStrategy.EAGER",
+        "ExecutionContextAllocationStrategy.USER_MANAGED",
+        "ICudaEngine.create_runtime_config",
+        "IExecutionContext.is_stream_capturable",
+        "IRuntimeCache.deserialize",
+        "IRuntimeCache.serialize",
+        "IRuntimeConfig.create_runtime_cache",
+        "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
+        "IRuntimeConfig.set_execution_context_allocation_strategy",
+        "IRuntimeConfig.set_runtime_cache",
+    ):
+        cls, attribute = name.split(".")
+        assert hasattr(getattr(tensorrt_rtx, cls), attribute), name
+    known = {n for n in dir(tensorrt_rtx.ComputeCapability) if n.startswith("SM")}
+    assert known <= {f"SM{c.replace('.', '')}" for c in plans.RTX_CAPABILITIES}
 
 
 @rtx
@@ -162,13 +195,17 @@ def test_targets_of_this_version():
 @rtx
 def test_rtx_on_a_card_that_is_here(monkeypatch):
     api = trt_api.TrtApi("tensorrt-rtx")
-    for gpu, name in ((Gpu("NVIDIA GeForce RTX 4090", "8.9"), "sm89"), (Gpu("Orin", "8.7"), None)):
+    for gpu, name in (
+        (Gpu("NVIDIA GeForce RTX 4090", "8.9"), "sm89"),
+        (Gpu("NVIDIA H100 PCIe", "9.0"), None),
+        (Gpu("Orin", "8.7"), None),
+    ):
         driver = plans.CudaDriver((13, 0), (gpu,))
         monkeypatch.setattr(trt_api, "cuda_driver", lambda driver=driver: driver)
         if name:
             assert api.target("local") == plans.Target.parse(name)
         else:
-            with pytest.raises(InputError, match=r"Orin has compute capability 8\.7"):
+            with pytest.raises(InputError, match=rf"does not run on {gpu.name} \(compute"):
                 api.target("local")
     monkeypatch.setattr(trt_api, "cuda_driver", lambda: None)
     with pytest.raises(BackendError, match="needs an NVIDIA GPU"):
@@ -201,6 +238,20 @@ def test_tensorrt_build(tiny, orin, version, tmp_path):
     assert sum(c[0] == "build_serialized_network" for c in fake.calls) == 2
     build_engine.build_engines(tiny, api=api, force=True)
     assert sum(c[0] == "build_serialized_network" for c in fake.calls) == 4
+
+
+def test_products_of_fp32_graphs_are_exact_unless_asked_otherwise(tmp_path, orin):
+    fake = fake_trt.make("10.16.2")
+    api = trt_api.TrtApi("tensorrt", fake)
+    folder = copy_engine(ENGINES / "dvpd-tiny", tmp_path / "fp32")
+    exact = build_engine.build_engines(folder, api=api)
+    rounded = build_engine.build_engines(folder, api=api, tf32=True)
+    flags = [call[1] for call in fake.calls if call[0] == "build_serialized_network"]
+    assert flags == [[], [], ["TF32"], ["TF32"]]  # TensorRT's own default is TF32
+    assert [b.path.name.endswith(".fp32.plan") for b in exact] == [True, True]
+    assert [b.path.name.endswith(".fp32-tf32.plan") for b in rounded] == [True, True]
+    assert {b.key for b in exact}.isdisjoint(b.key for b in rounded)
+    assert all(b.reused for b in build_engine.build_engines(folder, api=api))
 
 
 def test_foreign_timing_cache_is_replaced(tiny, orin, tmp_path, caplog):

@@ -147,6 +147,15 @@ def test_flags_of_each_version(tmp_path, number, version, gpu, flag):
     assert len(board.left()) == 4
 
 
+def test_fp32_graphs_are_built_without_tf32(tmp_path):
+    board = Board(tmp_path)
+    shutil.rmtree(board.engine)
+    ignore = shutil.ignore_patterns("*.plan*", "*.safetensors", "*.jsonl")
+    shutil.copytree(TINY.with_name("dvpd-tiny"), board.engine, ignore=ignore)
+    assert board.run("--skip-inference").returncode == 0
+    assert all("--noTF32" in call for call in board.calls())
+
+
 def test_valid_plans_are_kept(tmp_path):
     board = Board(tmp_path)
     first = board.run("--skip-inference")

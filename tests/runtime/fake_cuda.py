@@ -98,12 +98,13 @@ class FakeCuda:
         n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         return self.find(address, n_bytes).view(dtype).reshape(shape)
 
-    def put(self, array):
-        """Someone else's array on the device."""
+    def put(self, array, **changes):
+        """Someone else's array on the device; ``changes`` of its interface, None removes a key."""
         _, address = self.cudaMalloc(array.nbytes)
         self.find(address, array.nbytes)[:] = array.view(np.uint8).ravel()
         table = {"shape": array.shape, "typestr": array.dtype.str, "version": 3, "strides": None}
-        table |= {"data": (address, False), "stream": 1}
+        table |= {"data": (address, False), "stream": 1} | changes
+        table = {key: value for key, value in table.items() if value is not None}
         return types.SimpleNamespace(__cuda_array_interface__=table)
 
     def used(self):
@@ -190,6 +191,12 @@ class FakeCuda:
             self.streams[stream] = []
         return (OK,)
 
+    def cudaDeviceSynchronize(self):
+        self.no_capture("cudaDeviceSynchronize")
+        for stream in self.streams:
+            self.cudaStreamSynchronize(stream)
+        return (OK,)
+
     def cudaStreamBeginCapture(self, stream, mode):
         self.no_capture("a second capture")
         self.capture = (stream, [])
@@ -256,7 +263,10 @@ def make_trt(cuda, version="10.3.0", magic=b"ftrt", scratch=4096):
     numbers = plans.parse_version(version)[:3]
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = 1
-    module = types.SimpleNamespace(__version__=version, contexts=0, refuse=set(), said="")
+    module = types.SimpleNamespace(
+        __version__=version, contexts=0, refuse=set(), said="", allocates=False,
+        settings=[], caches=[], flags=[],
+    )  # fmt: skip
     numpy_types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
     class ILogger:
@@ -271,10 +281,20 @@ def make_trt(cuda, version="10.3.0", magic=b"ftrt", scratch=4096):
     class Strategy(enum.Enum):
         STATIC, ON_PROFILE_CHANGE, USER_MANAGED = range(3)
 
+    rtx = magic == plans.PLAN_MAGIC["tensorrt-rtx"]
+
     class Context:
-        def __init__(self, engine):
+        def __init__(self, engine, settings=None):
             self.engine, self.shapes, self.addresses, self.memory = engine, {}, {}, None
             module.contexts += 1
+            self.settings = settings
+            if rtx:
+                module.settings.append(settings)
+
+        if rtx:
+
+            def is_stream_capturable(self, stream):
+                return self.engine.user_allocates and stream in cuda.streams
 
         def set_input_shape(self, name, shape):
             cuda.no_capture("set_input_shape")
@@ -326,6 +346,10 @@ def make_trt(cuda, version="10.3.0", magic=b"ftrt", scratch=4096):
                 if name.startswith("feat_"):
                     cuda.feats[addresses[name]] = size
 
+            eager = self.settings and self.settings.specialise is Specialise.EAGER
+            if rtx and cuda.capture and not eager:
+                raise Misuse("the slow kernels that fit every shape are captured for good")
+
             def launch():
                 cuda.find(*self.memory)
                 feed = {n: cuda.array(addresses[n], shapes[n], self.engine.types[n]).copy()
@@ -352,6 +376,7 @@ def make_trt(cuda, version="10.3.0", magic=b"ftrt", scratch=4096):
             self.graph_name = "+".join(v.name for v in self.session.get_outputs()[:1])
             self.num_io_tensors = len(values)
             self.known = {}
+            self.user_allocates = not module.allocates
 
         def outputs_of(self, shapes):
             key = tuple(sorted(shapes.items()))
@@ -374,10 +399,16 @@ def make_trt(cuda, version="10.3.0", magic=b"ftrt", scratch=4096):
         def get_tensor_shape(self, name):
             return tuple(s if isinstance(s, int) else -1 for s in self.fixed[name])
 
-        def create_execution_context(self, strategy):
+        def create_execution_context(self, settings):
             cuda.no_capture("create_execution_context")
+            strategy = settings.strategy if isinstance(settings, RuntimeConfig) else settings
             assert strategy is Strategy.USER_MANAGED
-            return Context(self)
+            return Context(self, settings if isinstance(settings, RuntimeConfig) else None)
+
+        if rtx:
+
+            def create_runtime_config(self):
+                return RuntimeConfig()
 
     class Runtime:
         def __init__(self, log):
@@ -390,7 +421,56 @@ def make_trt(cuda, version="10.3.0", magic=b"ftrt", scratch=4096):
                 return None
             return Engine(bytes(data)[plans.PLAN_VERSION_AT + 8 :], self.log)
 
+    class Specialise(enum.Enum):
+        LAZY, EAGER, NONE = range(3)
+
+    class Cache:
+        data = b""
+
+        def deserialize(self, data):
+            fits = data.startswith(b"kernels")
+            self.data = bytes(data) if fits else self.data
+            return fits
+
+        def serialize(self):
+            return self.data or b"kernels of this run"
+
+    class RuntimeConfig:
+        def __init__(self):
+            self.strategy, self.specialise, self.cache = Strategy.STATIC, Specialise.LAZY, None
+
+        def set_execution_context_allocation_strategy(self, strategy):
+            self.strategy = strategy
+
+        @property
+        def dynamic_shapes_kernel_specialization_strategy(self):
+            return self.specialise
+
+        @dynamic_shapes_kernel_specialization_strategy.setter
+        def dynamic_shapes_kernel_specialization_strategy(self, value):
+            self.specialise = value
+
+        def create_runtime_cache(self):
+            module.caches.append(Cache())
+            return module.caches[-1]
+
+        def set_runtime_cache(self, cache):
+            self.cache = cache
+            return True
+
+    class Flag(enum.Enum):
+        TF32, REQUIRE_USER_ALLOCATION = range(2)
+
     class Config:
+        def __init__(self):
+            self.flags = {Flag.TF32}
+
+        def set_flag(self, flag):
+            self.flags.add(flag)
+
+        def clear_flag(self, flag):
+            self.flags.discard(flag)
+
         def add_optimization_profile(self, profile):
             return 0
 
@@ -415,6 +495,7 @@ def make_trt(cuda, version="10.3.0", magic=b"ftrt", scratch=4096):
             return OptimizationProfile()
 
         def build_serialized_network(self, network, config):
+            module.flags.append({flag.name for flag in config.flags})
             return plan_bytes(network.data, magic, numbers)
 
     class OnnxParser:
@@ -428,6 +509,9 @@ def make_trt(cuda, version="10.3.0", magic=b"ftrt", scratch=4096):
     module.profiles = {}
     module.ILogger, module.TensorIOMode = ILogger, Mode
     module.ExecutionContextAllocationStrategy = Strategy
+    module.BuilderFlag = Flag
+    if rtx:
+        module.DynamicShapesKernelSpecializationStrategy = Specialise
     module.NetworkDefinitionCreationFlag = types.SimpleNamespace(STRONGLY_TYPED=1)
     module.nptype = lambda dtype: dtype
     module.Runtime, module.Builder, module.OnnxParser = Runtime, Builder, OnnxParser

@@ -104,6 +104,7 @@ def gpu_ort(monkeypatch, tmp_path):
             InferenceSession=lambda path, settings, providers: Session(
                 path, settings, providers, log, loses
             ),
+            preload_dlls=lambda: (log.append(("preload",)), print("no libcublas")),
             __version__="1.99",
             __spec__=onnxruntime.__spec__,
         )
@@ -153,18 +154,21 @@ def test_feats_are_never_copied(engine_shared, engine_fp16, gpu_ort, speech, dev
 
 def test_providers_and_their_options(engine_fp16, gpu_ort, tmp_path, caplog):
     log = gpu_ort()
+    options = {"device_id": "1", "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
     load(engine_fp16, "cuda:1").close()
     assert [entry[2] for entry in log if entry[0] == "session"] == 2 * [
-        [("CUDAExecutionProvider", {"device_id": "1"}), "CPUExecutionProvider"]
+        [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
     ]
+    log.clear()
+    manifest = Manifest.load(engine_fp16)
+    open_backend(engine_fp16, manifest, "ort", "cuda:1", 1, tf32=True).close()
+    assert [e[2][0][1]["use_tf32"] for e in log if e[0] == "session"] == ["1", "1"]
     log.clear()
     load(engine_fp16, "tensorrt:1").close()
     sessions = [entry for entry in log if entry[0] == "session"]
     for _, _, (tensorrt, cuda, cpu) in sessions:
         assert tensorrt[0] == "TensorrtExecutionProvider"
-        assert (cuda, cpu) == (
-            ("CUDAExecutionProvider", {"device_id": "1"}), "CPUExecutionProvider"
-        )  # fmt: skip
+        assert (cuda, cpu) == (("CUDAExecutionProvider", options), "CPUExecutionProvider")
         assert tensorrt[1]["device_id"] == "1"
         assert tensorrt[1]["trt_fp16_enable"] == "True"
         assert tensorrt[1]["trt_engine_cache_enable"] == "True"
@@ -188,6 +192,20 @@ def test_providers_and_their_options(engine_fp16, gpu_ort, tmp_path, caplog):
         (Path(options["trt_engine_cache_path"]) / "built.engine").write_bytes(b"")
     load(engine_fp16, "tensorrt:1").close()
     assert "minutes, once" not in caplog.text
+
+
+def test_libraries_of_wheels_are_loaded_first_and_stdout_stays_clean(
+    engine_shared, gpu_ort, capsys
+):
+    log = gpu_ort()
+    load(engine_shared, "cuda").close()
+    assert [entry[0] for entry in log][:3] == ["preload", "session", "session"]
+    log.clear()
+    load(engine_shared, "cpu").close()
+    assert ("preload",) not in log
+    assert capsys.readouterr().out == ""
+    del sys.modules["onnxruntime"].preload_dlls  # before 1.21
+    load(engine_shared, "cuda").close()
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,9 @@ def test_unknown_graph_and_builder(change):
         ("portable", Gpu("NVIDIA GeForce RTX 3090", "8.6"), True),
         ("portable", Gpu("NVIDIA GeForce RTX 5090", "12.0"), True),
         ("portable", Gpu("NVIDIA GeForce RTX 2080", "7.5"), False),
+        ("portable", Gpu("NVIDIA H100 PCIe", "9.0"), False),
+        ("portable", Gpu("Orin", "8.7"), False),
+        ("portable", Gpu("NVIDIA B200", "10.0"), False),
         ("sm89", Gpu("NVIDIA GeForce RTX 4090", "8.9"), True),
         ("sm89", Gpu("NVIDIA GeForce RTX 3090", "8.6"), False),
         ("sm86,sm120", Gpu("NVIDIA GeForce RTX 5090", "12.0"), True),
@@ -284,8 +287,8 @@ def test_renamed_plan_of_something_else(installed, change, match):
         ("", "sidecar cannot be read"),
         ("[]", "sidecar cannot be read"),
         ("[" * 100_000, "sidecar cannot be read|larger than"),
-        ('{"format": 2}', "format 2, expected 1"),
-        ('{"format": 1}', "sidecar cannot be read"),
+        ('{"format": 1}', "format 1, expected 2"),
+        ('{"format": 2}', "sidecar cannot be read"),
     ],
 )
 def test_unreadable_sidecar(installed, text, match):

@@ -24,6 +24,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 GPU = plans.Gpu("Test GPU", "8.7")
+RTX = plans.Gpu("Test RTX", "8.9")
 PROFILE = plans.Profile((32, 64, 128), (1, 1, 4))
 SAME_ENGINE = 2e-6  # ONNX Runtime's sums against NumPy's, float32
 
@@ -50,12 +51,19 @@ class Rig:
             plans.install_plan(self.folder, spec, plan_bytes(data, self.magic, numbers))
         return self
 
-    def open(self, device="cuda"):
+    def open(self, device="cuda", gpu=None, **options):
         options = LoadOptions(
-            self.folder / "predictive.onnx", self.folder / "score.onnx", self.manifest, device, None
-        )
+            self.folder / "predictive.onnx", self.folder / "score.onnx", self.manifest, device, None,
+            **options,
+        )  # fmt: skip
         cuda = Cuda(0, self.gpu.runtime, self.gpu.driver)
-        return TrtBackend(options, self.name, trt=self.trt, cuda=cuda, gpu=GPU)
+        gpu = gpu or (GPU if self.name == "tensorrt" else RTX)
+        return TrtBackend(options, self.name, trt=self.trt, cuda=cuda, gpu=gpu)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -184,6 +192,32 @@ def test_array_on_the_device_is_not_copied_through_the_host(rig):
     moved = rig.gpu.copies[copies:]
     assert sum(n for kind, n in moved if kind == "D2D") == noisy.nbytes
     assert sum(n for kind, n in moved if kind == "H2D") < noise[:3].nbytes + 10_000
+
+
+@pytest.mark.parametrize("interface", [{"version": 2, "stream": None}, {"stream": None}])
+def test_array_that_names_no_stream_is_read_after_all_work_on_the_device(rig, interface):
+    """As torch's: version 2 of the interface has no stream."""
+    backend = rig.open()
+    noisy, noise = window(n_frames=32)
+    want = run(backend, noisy, noise)
+    given = rig.gpu.put(np.zeros_like(noisy), **interface)
+    address = given.__cuda_array_interface__["data"][0]
+    _, stream = rig.gpu.cudaStreamCreateWithFlags(1)
+
+    def write():
+        rig.gpu.array(address, noisy.shape, np.float32)[...] = noisy
+
+    rig.gpu.enqueue(stream, write)
+    manifest = make_manifest()
+    got = backend.run_sampler(
+        given,
+        noise[:3],
+        start=initial_state(manifest.sde, 0.12),
+        steps=sampler_steps(manifest.sde, 0.12, 3),
+        alpha=0.4,
+        tlb=TLB_PRESETS["severe"],
+    )
+    np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize(
@@ -398,9 +432,78 @@ def test_portable_plan_of_rtx(engine):
     backend = rig.open()
     assert (backend.name, backend.device) == ("tensorrt-rtx", "cuda:0")
     noisy, noise = window()
-    np.testing.assert_allclose(
-        run(backend, noisy, noise), cpu(rig, noisy, noise), rtol=0, atol=1e-5
-    )
+    want = cpu(rig, noisy, noise)
+    for _ in range(3):  # the stand-in ends a capture of kernels that fit every shape
+        np.testing.assert_allclose(run(backend, noisy, noise), want, rtol=0, atol=1e-5)
+    assert rig.gpu.calls.count("cudaGraphLaunch") == 2
+    # The sampler's own graphs are built here: nothing allocates as it runs, nothing is rounded.
+    assert rig.trt.flags == 3 * [{"REQUIRE_USER_ALLOCATION"}]
+
+
+def rtx(engine, target="portable"):
+    return Rig(engine, "tensorrt-rtx", "1.7.1", plans.Target.parse(target)).build()
+
+
+def test_kernels_that_rtx_compiled_are_kept_and_shared_by_all_contexts(engine, tmp_path, caplog):
+    rig = rtx(engine)
+    backend = rig.open()
+    run(backend, *window())
+    (cache,) = rig.trt.caches
+    assert len(rig.trt.settings) == 5
+    assert all(settings.cache is cache for settings in rig.trt.settings)
+    backend.close()
+    (kept,) = (tmp_path / "cache" / "dvpd").iterdir()
+    assert kept.name == "tensorrt-rtx-1.7.1.test-rtx.kernels"
+    assert kept.stat().st_mode & 0o777 == 0o644
+    kept.write_bytes(b"kernels of an earlier run")
+    backend = rig.open()
+    run(backend, *window())
+    assert rig.trt.caches[1].data == b"kernels of an earlier run"
+    backend.close()
+    kept.write_bytes(b"of another driver")  # refused by TensorRT-RTX: written anew
+    backend = rig.open()
+    run(backend, *window())
+    backend.close()
+    assert kept.read_bytes() == b"kernels of this run"
+    kept.chmod(0o666)
+    with caplog.at_level(logging.WARNING, "dvpd"):
+        run(rig.open(), *window())
+    assert "others may write" in caplog.text
+    assert rig.trt.caches[3].data == b""
+
+
+def test_an_rtx_plan_whose_context_allocates_is_not_captured(engine, caplog):
+    rig = rtx(engine)
+    rig.trt.allocates = True
+    backend = rig.open()
+    noisy, noise = window()
+    with caplog.at_level(logging.WARNING, "dvpd"):
+        results = [run(backend, noisy, noise) for _ in range(3)]
+    np.testing.assert_array_equal(results[0], results[2])
+    assert "allocates as it runs: build its plan again" in caplog.text
+    assert "cudaStreamBeginCapture" not in rig.gpu.calls
+
+
+@pytest.mark.parametrize(
+    "gpu", [plans.Gpu("NVIDIA H100 PCIe", "9.0"), plans.Gpu("Orin", "8.7")], ids=lambda g: g.name
+)
+def test_rtx_says_at_once_which_gpus_it_runs_on(engine, gpu):
+    rig = rtx(engine)
+    rig.trt.Runtime = None  # TensorRT-RTX must not be asked
+    with pytest.raises(BackendError, match=r"does not run on .* \(compute .*use TensorRT"):
+        rig.open(gpu=gpu)
+
+
+def test_fp32_plans_that_round_to_tf32_are_used_only_when_asked_for(engine):
+    rig = Rig(engine).build(tf32=True)
+    with pytest.raises(BackendError, match="rounded to TF32"):
+        rig.open()
+    rig.open(tf32=True).close()
+    rig.build()  # the exact plan lies beside it
+    assert sorted(path.name.split(".")[-2] for path in engine.glob("*.plan")) == [
+        "fp32", "fp32", "fp32-tf32", "fp32-tf32"
+    ]  # fmt: skip
+    rig.open().close()
 
 
 # -- the machine ----------------------------------------------------------------------------------
