@@ -316,7 +316,7 @@ class FastStep:
                 run = self._run or (lambda: self.step(noisy, clean, draws))
                 self._compare(reference, self._held(run))
             except Exception as error:  # compilers and drivers raise what they like
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
                 logger.warning("training step: %s does not work here: %s", rung, reason)
                 self.reasons.append((rung, reason))
                 self._take_down()
