@@ -114,6 +114,7 @@ def count_step(config: Config, crops: int, depthwise: str = "convolution") -> di
         )  # fmt: skip
         with FakeCopyMode(fake := FakeTensorMode()):
             step = copy.deepcopy(step)
+        step.bind()  # a copied optimiser has lost them
         samples, cpu = config.data.crop_samples, torch.device("cpu")
         with fake:
             noisy, clean = torch.zeros(2, crops, samples)

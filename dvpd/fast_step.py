@@ -262,15 +262,16 @@ class FastStep:
         self.rungs = list(rungs)
         self.capture, self.options = capture, options or {}
         self.reasons: list[tuple[Rung, str]] = []
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget what was captured: the optimiser has other tensors now."""
         self.rung: Rung | None = None
         self._run: Callable[[], None] | None = None
         self._inputs: list[Tensor] = []
         self._waiting: deque[Any] = deque()
         self._compiled: list[nn.Module] = []
+
+    def reset(self) -> None:
+        """Forget what was captured: the optimiser has other tensors now."""
+        self._take_down()
+        self.rung = None
         self.step.bind()
 
     def __call__(self, noisy: Tensor, clean: Tensor, draws: Draws, lr: float) -> None:
@@ -286,14 +287,14 @@ class FastStep:
         self.step.lr.fill_(lr)
         if self.rung is None:
             self._climb(noisy.to(device), clean.to(device), draws)
+        self._limit_ahead()
         if self._run is None:
             noisy, clean = (x.to(device, non_blocking=True) for x in (noisy, clean))
             self.step(noisy, clean, draws)
-            return
-        self._limit_ahead()
-        for place, value in zip(self._inputs, _flat(noisy, clean, draws), strict=True):
-            place.copy_(value, non_blocking=True)
-        self._run()
+        else:
+            for place, value in zip(self._inputs, _flat(noisy, clean, draws), strict=True):
+                place.copy_(value, non_blocking=True)
+            self._run()
         if device.type == "cuda":
             event = torch.cuda.Event()
             event.record()
@@ -315,10 +316,11 @@ class FastStep:
                 run = self._run or (lambda: self.step(noisy, clean, draws))
                 self._compare(reference, self._held(run))
             except Exception as error:  # compilers and drivers raise what they like
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
                 logger.warning("training step: %s does not work here: %s", rung, reason)
                 self.reasons.append((rung, reason))
                 self._take_down()
+                self.step.give_up()
                 continue
             self.rung = rung
             break
@@ -336,6 +338,8 @@ class FastStep:
         places = _restored(self._inputs, draws)
         for group in self.step.optimizer.param_groups:
             group["capturable"] = True
+        # torch warns of steps outside a capture: those that warm up are meant
+        self.step.optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]
         self.step.hold.fill_(1.0)
         self._run = self.capture(lambda: self.step(*places))
 
@@ -346,7 +350,6 @@ class FastStep:
         self._compiled = []
         for group in self.step.optimizer.param_groups:
             group["capturable"] = False
-        self.step.give_up()
         self.step.hold.zero_()
 
     def _held(self, run: Callable[[], None]) -> dict[str, float]:

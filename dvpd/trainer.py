@@ -145,8 +145,8 @@ class Trainer:
         self.files = StateFiles(self.out)
         torch.manual_seed(train.seed)
         tf32 = device.type == "cuda" and train.precision == "fp32"
-        if tf32:
-            torch.set_float32_matmul_precision("high")  # as convolutions have by default
+        if device.type == "cuda":  # convolutions have TF32 by default; bf16 leaves nothing to it
+            torch.set_float32_matmul_precision("high" if tf32 else "highest")
         self.model = DVPD(config.model).to(device)
         if train.nhwc:
             for p in self.model.parameters():
