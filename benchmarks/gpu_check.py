@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 if not __package__:  # run as a plain script: the checkout is not installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from dvpd.benchmarks.reference import CLIP, WINDOW_FRAMES, snr_db
+from dvpd.benchmarks.reference import CLIP, WINDOW_FRAMES
+from dvpd.export.figures import snr_db
 from dvpd.model import DVPD
 from dvpd.runtime.doctor import processor_name
 from dvpd.runtime.noise import frame_noise

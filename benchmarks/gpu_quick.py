@@ -34,7 +34,8 @@ import torch
 
 from dvpd.benchmarks import gpu_check, reference
 from dvpd.benchmarks.gpu_check import ROOT, FloatArray, Work, finite, reason
-from dvpd.benchmarks.reference import REFERENCE, snr_db
+from dvpd.benchmarks.reference import REFERENCE
+from dvpd.export.figures import snr_db
 from dvpd.model import DVPD
 from dvpd.runtime.errors import BackendError, DvpdError, InputError
 from dvpd.runtime.spec import Manifest
