@@ -302,11 +302,11 @@ def test_nothing_is_imported_that_a_lent_machine_may_lack():
 import sys
 for name in {(*lacks, "scipy", "pesq", "openvino", "rich", "matplotlib")!r}:
     sys.modules[name] = None
+from pathlib import Path
 from dvpd.benchmarks import gpu_check, gpu_quick
-gpu_check.WINDOW_FRAMES, gpu_quick.EACH_S = 32, 0.0
-gpu_quick.LEAST_RUNS = gpu_quick.LEAST_BATCHES = 1
-words = ["--quick", {str(TINY)!r}, "--device", "cpu", "--seconds", "1e6", "--batches", "1"]
-sys.exit(gpu_check.main(words))
+gpu_check.WINDOW_FRAMES = 32
+subject = gpu_quick.Subject(Path({str(TINY)!r}), "torch", "cpu")
+assert subject.parity(gpu_quick.reference_of(subject)[0], 60.0)["met"]
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=900, check=False
