@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from dvpd.benchmarks import reference
+from dvpd.export.figures import snr_db
 from dvpd.runtime.backend import open_backend
 from dvpd.runtime.errors import DvpdError, InputError
 from dvpd.runtime.plans import find_plans, read_sidecar
@@ -175,7 +176,7 @@ def parity(folders: Sequence[Path], pairs: Sequence[tuple[str, str, str]]) -> li
             finally:
                 backend.close()
             source, want = _reference(folders, manifest)
-            snr = reference.snr_db(want, wav[0])
+            snr = snr_db(want, wav[0])
             if not np.isfinite(snr):
                 raise InputError("the waveform is not finite")
             row |= {"snr_db": round(snr, 2), "reference": source, "error": None}

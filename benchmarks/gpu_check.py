@@ -28,8 +28,10 @@ from numpy.typing import NDArray
 if not __package__:  # run as a plain script: the checkout is not installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from dvpd.benchmarks.reference import CLIP, WINDOW_FRAMES, snr_db
+from dvpd.benchmarks.reference import CLIP, WINDOW_FRAMES
+from dvpd.export.figures import snr_db
 from dvpd.model import DVPD
+from dvpd.runtime.doctor import processor_name
 from dvpd.runtime.noise import frame_noise
 from dvpd.runtime.sampler import sample
 from dvpd.runtime.schedule import initial_state, sampler_steps
@@ -279,7 +281,7 @@ class Report:
 
     def text(self) -> str:
         """The table as JSON."""
-        return json.dumps(self.table, indent=1, allow_nan=False) + "\n"
+        return json.dumps(finite(self.table), indent=1, allow_nan=False) + "\n"
 
     def save(self) -> None:
         """Write the file, whole or not at all."""
@@ -318,12 +320,12 @@ def measure(args: argparse.Namespace) -> Report:
             "steps": manifest.sampler.n_steps,
             "window_s": len(window) / 16000,
         },
-        "noisy_pesq": pesq_of(clean, noisy),
-        "reference_pesq": pesq_of(clean, reference),
         "energy_absent": energy.reason,
         "precisions": {},
         "engines": [],
     })  # fmt: skip
+    report.part(report.table, "noisy_pesq", lambda: pesq_of(clean, noisy))
+    report.part(report.table, "reference_pesq", lambda: pesq_of(clean, reference))
     waves = {"reference": reference}
     for precision in args.precisions:
         table: dict[str, Any] = {}
@@ -346,10 +348,11 @@ def measure(args: argparse.Namespace) -> Report:
     for folder, name, where in engines_at_hand(args.engine, on_gpu, args.cpu_engines):
         row = measure_engine(folder, name, where, Work(manifest, noisy), window, args)
         wav = row.pop("wav", None)
+        report.table["engines"].append(row)
         if wav is not None:
             waves[f"{row['engine']}/{name}/{where}"] = wav
-            row |= {"snr_db": snr_db(reference, wav), "pesq": pesq_of(clean, wav)}
-        report.table["engines"].append(finite(row))
+            report.part(row, "snr_db", lambda w=wav: snr_db(reference, w))
+            report.part(row, "pesq", lambda w=wav: pesq_of(clean, w))
         report.save()
     if args.waveforms:
         np.savez_compressed(args.waveforms, **waves)
@@ -360,7 +363,7 @@ def describe(device: str) -> dict[str, Any]:
     """The machine and the versions that decide its figures."""
     on_gpu = device != "cpu"
     return {
-        "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else processor_name(),
         "kind": "cuda" if on_gpu else "cpu",
         "system": platform.platform(),
         "torch": torch.__version__,

@@ -34,7 +34,8 @@ import torch
 
 from dvpd.benchmarks import gpu_check, reference
 from dvpd.benchmarks.gpu_check import ROOT, FloatArray, Work, finite, reason
-from dvpd.benchmarks.reference import REFERENCE, snr_db
+from dvpd.benchmarks.reference import REFERENCE
+from dvpd.export.figures import snr_db
 from dvpd.model import DVPD
 from dvpd.runtime.errors import BackendError, DvpdError, InputError
 from dvpd.runtime.spec import Manifest
@@ -202,12 +203,15 @@ class Check:
         return {"n": len(times), "p50_ms": p50, "p99_ms": p99}
 
 
-def watchdog(journal: Journal, seconds: float) -> threading.Timer:
-    """End the process after ``seconds``, whatever hangs; the rows so far are written already."""
+def watchdog(
+    journal: Journal, seconds: float, judge: Callable[[], dict[str, Any]]
+) -> threading.Timer:
+    """End the process after ``seconds``, whatever hangs, with the verdict on what there is by then."""
 
     def end() -> None:
-        journal.write({"row": "verdict", "ok": False, "error": f"ended after {seconds:g} s"})
-        os._exit(1)
+        row = judge()
+        journal.write(row | {"error": f"ended after {seconds:.1f} s, with a row under way"})
+        os._exit(0 if row["ok"] else 1)
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True
@@ -331,13 +335,12 @@ def count_kernels(subject: Subject) -> dict[str, Any]:
     return found | {"longest": found["longest"][:10]}
 
 
-def measure(args: argparse.Namespace, check: Check) -> dict[str, Any]:
-    """Every row; what the limits are compared with, by (kind, engine, backend)."""
+def measure(args: argparse.Namespace, check: Check, found: dict[str, Any]) -> None:
+    """Every row; into ``found`` goes what the limits are compared with, as it comes."""
     device, on_gpu = args.device, args.device != "cpu"
     check.row("machine", {}, lambda: describe(device))
     check.row("bandwidth", {}, lambda: bandwidth(device))
     subjects: list[Subject] = []
-    found: dict[str, Any] = {}
     waves: dict[str, FloatArray] = {}
     for folder in args.engines:
         for name in args.backend.split(","):
@@ -351,6 +354,7 @@ def measure(args: argparse.Namespace, check: Check) -> dict[str, Any]:
                 if key not in waves:
                     waves[key], told = reference_of(subject)
                 to.append(subject)
+                found[f"precision {f.name} {n}"] = subject.manifest.precision
                 return told
 
             check.row("reference", about, start)
@@ -387,7 +391,6 @@ def measure(args: argparse.Namespace, check: Check) -> dict[str, Any]:
     for subject in subjects:
         if subject.name == "torch":
             check.row("kernels", subject.about, lambda s=subject: count_kernels(s))
-    return found
 
 
 def describe(device: str) -> dict[str, Any]:
@@ -416,7 +419,7 @@ def verdict(args: argparse.Namespace, found: dict[str, Any]) -> list[str]:
     """
     missed = []
     names = [(f, n) for f in args.engines for n in args.backend.split(",")]
-    halves = [(f, n) for f, n in names if f.name.endswith("-fp16")]
+    halves = [(f, n) for f, n in names if found.get(f"precision {f.name} {n}") == "fp16"]
     for folder, name in names:
         row = found.get(f"parity {folder.name} {name}")
         if row is None:
@@ -439,6 +442,17 @@ def verdict(args: argparse.Namespace, found: dict[str, Any]) -> list[str]:
                     f"{kind} of {folder.name} on {name} is {value:.4g}; expected {text} {limit:g}"
                 )
     return missed
+
+
+def verdict_row(
+    args: argparse.Namespace, found: dict[str, Any], journal: Journal
+) -> dict[str, Any]:
+    """The last row: whether every limit was met, and which were not."""
+    missed = verdict(args, dict(found))
+    if journal.unwritten:
+        missed.append(f"rows are lost: {journal.unwritten}")
+    limits = "parity" if args.device == "cpu" else "parity, rtf, throughput"
+    return {"row": "verdict", "ok": not missed, "limits": limits, "missed": missed}
 
 
 def process_age() -> float:
@@ -478,18 +492,20 @@ def run(args: argparse.Namespace, spent: float = 0.0) -> int:
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     args.engines = args.engines or [ROOT / "engines" / name for name in ENGINES]
-    on_cpu = args.device == "cpu"
-    args.batches = args.batches or ((1, 2) if on_cpu else gpu_check.BATCHES)
+    args.batches = args.batches or ((1, 2) if args.device == "cpu" else gpu_check.BATCHES)
     journal = Journal(args.json)
     left = max(0.0, args.seconds - spent)
     check = Check(journal, left)
-    timer = watchdog(journal, left)
+    found: dict[str, Any] = {}
+
+    def judge() -> dict[str, Any]:
+        return verdict_row(args, found, journal)
+
+    timer = watchdog(journal, left, judge)
     try:
-        missed = verdict(args, measure(args, check))
+        measure(args, check, found)
     finally:
         timer.cancel()
-    if journal.unwritten:
-        missed.append(f"rows are lost: {journal.unwritten}")
-    limits = "parity" if on_cpu else "parity, rtf, throughput"
-    journal.write({"row": "verdict", "ok": not missed, "limits": limits, "missed": missed})
-    return 1 if missed else 0
+    row = judge()
+    journal.write(row)
+    return 0 if row["ok"] else 1

@@ -71,9 +71,3 @@ def read_reference(
         raise InputError(f"{path.name} cannot be read ({error}): {CURE}") from None
     known = "of other weights" if manifest.name in names else "of another model"
     raise InputError(f"{path.name} is stale: {known} than {manifest.name} has now: {CURE}")
-
-
-def snr_db(reference: FloatArray, wav: FloatArray) -> float:
-    """Signal to error ratio (dB)."""
-    error = np.square(wav.astype(np.float64) - reference).sum()
-    return float(10 * np.log10(np.square(reference.astype(np.float64)).sum() / max(error, 1e-30)))

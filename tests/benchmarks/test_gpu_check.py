@@ -84,6 +84,53 @@ def test_an_engine_that_fails_is_a_row(monkeypatch):
     assert [r.get("error") for r in row["throughput"]] == [None, "batches up to 1"]
 
 
+def test_a_part_that_fails_is_written_and_the_next_one_follows(tmp_path):
+    path = tmp_path / "r.json"
+    report = gpu_check.Report(path, {"format": 1})
+
+    def fails():
+        raise RuntimeError("CUPTI_ERROR\nnot permitted")
+
+    report.part(report.table, "kernels", fails)
+    assert json.loads(path.read_text())["kernels"] == {"error": "CUPTI_ERROR not permitted"}
+    report.part(report.table, "latency", lambda: {"p50_ms": math.nan, "runs": (1.0, math.inf)})
+    report.part(report.table, "floor", lambda: {"bytes_ms": 0.5})
+    want = {"p50_ms": None, "runs": [1.0, None]}
+    table = json.loads(path.read_text())
+    assert (table["latency"], table["floor"]) == (want, {"bytes_ms": 0.5})
+    assert list(tmp_path.iterdir()) == [path]
+    lost = gpu_check.Report(tmp_path / "none" / "r.json", {})
+    lost.part(lost.table, "floor", lambda: {"bytes_ms": 0.5})
+    assert "No such file" in lost.unwritten
+    assert "bytes_ms" in lost.text()
+
+
+def test_a_precision_that_fails_leaves_the_other_parts(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gpu_check, "WINDOW_FRAMES", 32)
+    monkeypatch.setattr(gpu_check, "engines_at_hand", lambda *args: [])
+    monkeypatch.setattr(gpu_check, "pesq_of", lambda *args: math.nan)
+
+    def fails(*args):
+        raise RuntimeError("CUPTI")
+
+    monkeypatch.setattr(gpu_check, "kernels", fails)
+    path = tmp_path / "r.json"
+    words = ["--device", "cpu", "--seconds", "0.01", "--batches", "1", "--json", str(path)]
+    assert gpu_check.main(words) == 0
+    table = json.loads(path.read_text())["precisions"]["fp32"]
+    assert table["pesq"] is None
+    assert table["kernels"] == {"error": "CUPTI"}
+    assert table["floor"]["window_gmac"] > 0
+    assert table["throughput"][0]["audio_s_per_s"] > 0
+
+
+def test_the_cpus_engines_stay_off_the_gpus_clock():
+    folder = gpu_check.ROOT / "engines" / "dvpd-tiny"
+    assert {row[2] for row in gpu_check.engines_at_hand(folder, False)} == {"cpu"}
+    assert "cpu" not in {row[2] for row in gpu_check.engines_at_hand(folder, True)}
+    assert "cpu" in {row[2] for row in gpu_check.engines_at_hand(folder, True, True)}
+
+
 def test_checkpoint_is_read_without_safetensors(monkeypatch):
     _, want = gpu_check.read_model(gpu_check.ROOT / "engines" / "dvpd-tiny")
     monkeypatch.setitem(sys.modules, "dvpd.checkpoint", None)
