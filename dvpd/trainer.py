@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import load_checkpoint, save_checkpoint, write_whole
+from .checkpoint import load_checkpoint, save_checkpoint
 from .config import Config, complete_old, to_dict
 from .data.loader import PairSource, batches
 from .data.pool import SAMPLE_RATE
 from .ema import Ema, copy_all
+from .files import write_whole
 from .losses import weighted_sum
 from .model import DVPD
 from .objective import Objective
@@ -37,7 +38,8 @@ BEST_NAME = "best.safetensors"
 LOG_NAME = "log.jsonl"
 # Keys of [train] that may change between a run and its resumption.
 FREE_KEYS = frozenset(
-    "steps minutes workers log_steps save_minutes eval_minutes eval_files nan_limit compile".split()
+    "steps minutes workers log_steps save_minutes eval_minutes eval_files nan_limit compile kernels "
+    "precision channels_last".split()
 )
 
 logger = logging.getLogger("dvpd.train")
@@ -46,17 +48,21 @@ Evaluate = Callable[[DVPD, Config], dict[str, float]]
 Show = Callable[[DVPD, Config, int], None]
 
 
-def learning_rate(config: TrainConfig, step: int, minutes: float) -> float:
+def learning_rate(
+    config: TrainConfig, step: int, minutes: float, part: float | None = None
+) -> float:
     """Learning rate of a step.
 
     Args:
         config: Schedule and budget.
         step: Steps done, from 0.
         minutes: Minutes of training done, for a budget in minutes.
+        part: Share of the time until a deadline that is over; it then stands for the budget.
     """
     warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     if config.schedule == "cosine":
-        part = minutes / config.minutes if config.minutes else step / config.steps
+        if part is None:
+            part = minutes / config.minutes if config.minutes else step / config.steps
         return config.lr * warm * 0.5 * (1.0 + math.cos(math.pi * min(part, 1.0)))
     if config.schedule == "paper":
         return config.lr * warm * 0.97 ** (step * config.batch_size // config.epoch_crops // 2)
@@ -101,6 +107,7 @@ class Trainer:
         seconds: Time spent in training, over all runs (s).
         skipped: Non-finite steps skipped so far.
         best: Best dev figure so far.
+        part: Share of the time until the deadline that is over; None where there is none.
     """
 
     def __init__(
@@ -165,6 +172,7 @@ class Trainer:
         self.seconds = 0.0
         self.skipped = 0
         self.best = -math.inf
+        self.part: float | None = None
         self._sums: dict[str, float] = {}  # of the log line in progress
         self._counted = 0
         self._bad_in_a_row = 0
@@ -208,7 +216,7 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit)
         figures = self.team.mean(torch.stack([*terms.values(), loss, norm]).detach().double())
         values = dict(zip([*terms, "loss", "grad_norm"], figures.tolist(), strict=True))
-        values["lr"] = learning_rate(train, self.step, self.seconds / 60.0)
+        values["lr"] = learning_rate(train, self.step, self.seconds / 60.0, self.part)
         if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
             for group in self.optimizer.param_groups:
                 group["lr"] = values["lr"]
@@ -248,13 +256,16 @@ class Trainer:
         train = self.config.train
         return self.seconds >= train.minutes * 60.0 if train.minutes else self.step >= train.steps
 
-    def run(self, max_minutes: float = 0.0) -> None:
+    def run(self, max_minutes: float = 0.0, clock: tuple[float, float] | None = None) -> None:
         """Train until the budget is used up, ``stop`` is called, or for ``max_minutes``.
 
         State and checkpoint are saved at the end, whatever ended it but an error.
 
         Args:
             max_minutes: Limit of this call (minutes); 0 for none.
+            clock: Beginning and deadline by the wall clock (s since 1970), in place of the
+                config's budget: the schedule's end falls on the deadline, whatever was done until
+                then, and a run that goes on after a crash is where the clock is.
 
         Raises:
             TrainingError: Too many non-finite steps in a row, or a file cannot be written.
@@ -272,9 +283,13 @@ class Trainer:
             pin_memory=team.device.type == "cuda",
         )
         begun = saved = evaluated = window = time.monotonic()
-        while not self.finished():
+        while clock or not self.finished():
             started = time.monotonic()
             late = max_minutes > 0.0 and started - begun >= max_minutes * 60.0
+            if clock:
+                part = (time.time() - clock[0]) / max(clock[1] - clock[0], 1e-9)
+                self.part = self._agreed(min(max(part, 0.0), 1.0))
+                late = late or self.part >= 1.0
             batch = None if self._stop or late else self._next(stream)
             # The processes end together, whichever was asked to.
             if not team.all(batch is not None):
@@ -282,7 +297,7 @@ class Trainer:
             values = self.train_step(*batch)
             now = time.monotonic()
             # One clock for all: the schedule may depend on it.
-            self.seconds += float(team.mean(torch.tensor(now - started, device=team.device)))
+            self.seconds += self._agreed(now - started)
             self._count(values)
             if self.step % train.log_steps == 0 and self._counted:
                 self._log(train.log_steps * train.batch_size / max(now - window, 1e-9))
@@ -297,6 +312,10 @@ class Trainer:
         if train.eval_minutes and self.finished() and not self._stop:
             self._look()
         self.save()
+
+    def _agreed(self, value: float) -> float:
+        """The mean over the team, for what follows the clock."""
+        return float(self.team.mean(torch.tensor(value, device=self.team.device)))
 
     def _next(self, stream: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
         try:
