@@ -19,7 +19,7 @@ from ..runtime.errors import DvpdError, InputError
 from .parts import MIB, SETUP_NAME, check_call, pack, receive
 from .plan import load_plan
 from .publish import RESULT, collect, deliver
-from .rows import ROWS_NAME, last_of, read_rows, report, unfinished
+from .rows import ROWS_NAME, is_over, last_of, read_rows, report, unfinished
 from .work import LEASE_NAME, Work
 
 WORK = "/tmp/dvpd-lease"
@@ -106,9 +106,14 @@ def status(work: Work) -> str:
     words = [f"{time.time() - work.lease['started']:.0f} of {60 * work.lease['minutes']:.0f} s"]
     with work.locked() as lock:
         alive = lock is None
-    over = bool(rows) and (rows[-1]["phase"], rows[-1]["event"]) == ("lease", "end")
-    running = [name for name, _ in unfinished(rows)]
-    words.append("ended" if over else ", ".join(running) or "starting" if alive else "NOT RUNNING")
+    running = [name for name, _ in unfinished(rows) if name != "supervisor"]
+    if is_over(rows):
+        words.append("ended")
+    elif alive or time.time() - (work.root / LEASE_NAME).stat().st_mtime < 5.0:
+        words.append(", ".join(running) or "starting")
+    else:
+        lines = (work.logs / "supervisor.log").read_text(errors="replace").splitlines()
+        words.append(f"NOT RUNNING ({' '.join(lines[-1:])})")
     bad = [r for r in rows if r["event"] == "end" and r.get("how", "ok") not in ("ok", "stopped")]
     words += [f"{row['phase']} {row['how']}" for row in bad[-3:]]
     if saved := last_of(rows, "train", "saved"):
@@ -120,17 +125,11 @@ def poll(args: argparse.Namespace) -> int:
     """Copy what is new into the folder that comes back, after a while."""
     work = Work(args.work)
     until = time.monotonic() + args.wait
-    while time.monotonic() < until and not status_over(work):
+    while time.monotonic() < until and not is_over(read_rows(work.rows)):
         time.sleep(min(0.2, max(until - time.monotonic(), 0.0)))
     names = deliver(work.published, args.out, args.files, int(args.total_mib * MIB), args.again)
     print(f"{status(work)}; brings {', '.join(names) or 'nothing new'}")
     return 0
-
-
-def status_over(work: Work) -> bool:
-    """Whether the lease has ended."""
-    rows = read_rows(work.rows)
-    return bool(rows) and (rows[-1]["phase"], rows[-1]["event"]) == ("lease", "end")
 
 
 def stop(args: argparse.Namespace) -> int:
@@ -201,7 +200,7 @@ def collect_pieces(args: argparse.Namespace) -> int:
     for stream, entry in sorted(found.items()):
         text = f"{stream}: publication {entry['number']}" if entry["number"] else f"{stream}: none"
         if entry["number"] != entry["newest"]:
-            text += f"; {entry['newest']} lacks pieces {', '.join(map(str, entry['missing']))}"
+            text += f"; {entry['newest']} lacks {len(entry['missing'])} pieces"
         print(text)
     whole = bool(found.get(RESULT, {}).get("number"))
     if whole and not args.quiet:
@@ -225,7 +224,7 @@ def rehearse(args: argparse.Namespace) -> int:
     limits = ["--files", str(args.files), "--total-mib", str(args.total_mib)]
     count = 0
     while True:
-        over = status_over(Work(work)) or time.time() > Work(work).deadline
+        over = is_over(read_rows(Work(work).rows)) or time.time() > Work(work).deadline
         came = args.into / f"came-{count:03d}"
         wait = [] if over else ["--wait", str(args.minutes * 60.0 / 45.0)]  # 20 s in 15 minutes
         main(["poll", "--out", str(came), *wait, *limits, *here])

@@ -55,7 +55,10 @@ def deal(
     Raises:
         InputError: A file is larger than a part.
     """
-    blocks = [(path, -(-size // 512) * 512 + 2048) for path, size in sizes]  # header, long name
+    blocks = []
+    for path, size in sizes:
+        header = 512 if len(path.as_posix().encode()) < 100 else 2048  # GNU's tar format
+        blocks.append((path, -(-size // 512) * 512 + header))
     for path, size in blocks:
         if size + _TAIL > limit:
             raise InputError(f"{path} has {size} bytes; a part holds {limit}: raise part_mib")
@@ -141,7 +144,8 @@ def pack(plan: Plan, out: Path) -> list[Path]:
             call = scratch / f"call-{i}"
             call.mkdir(exist_ok=True)
             if name:
-                with tarfile.open(call / name, "w") as tar:
+                # Without PAX headers for fractions of a second: two blocks more for every file.
+                with tarfile.open(call / name, "w", format=tarfile.GNU_FORMAT) as tar:
                     for member in members:
                         tar.add(data / member, arcname=member.as_posix())
             sums = {p.name: sha256_file(p) for p in sorted(call.iterdir())}

@@ -18,7 +18,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -129,7 +129,9 @@ def probe(work: Work, plan: Plan, out: str, model: int, rung: int) -> None:
     shape = (config.train.batch_size, config.data.crop_samples)
     losses, times = [], []
     spent, first = 0.0, 0.0
-    while len(losses) < PROBE_STEPS or (spent < PROBE_SHARE * plan.seconds.probe and len(times) < 30):
+    while len(losses) < PROBE_STEPS or (
+        spent < PROBE_SHARE * plan.seconds.probe and len(times) < 30
+    ):
         clean = 0.1 * torch.randn(shape, generator=draw)
         noisy = clean + 0.05 * torch.randn(shape, generator=draw)
         step = time.perf_counter()
@@ -280,16 +282,6 @@ def _leave(work: Work, out: str, figures: dict[str, Any]) -> None:
     if bad:
         raise InputError(f"{', '.join(bad)} is not finite: {figures}")
     write_whole(work.out / f"{out}.json", json.dumps(figures).encode())
-
-
-def describe(plan: Plan) -> dict[str, Any]:
-    """The plan in short, for the first row."""
-    return {
-        "models": [m.name for m in plan.models],
-        "rungs": [r.name for r in plan.rungs],
-        "commands": [c.name for c in plan.commands],
-        "seconds": asdict(plan.seconds),
-    }
 
 
 PHASES: dict[str, Callable[..., None]] = {

@@ -73,6 +73,14 @@ def last_of(rows: Iterable[Row], phase: str, event: str, **more: Any) -> Row | N
     return found
 
 
+def is_over(rows: list[Row]) -> bool:
+    """Whether the newest supervisor has come to its end."""
+    marks = [(row["phase"], row["event"]) for row in rows]
+    ends = [i for i, mark in enumerate(marks) if mark == ("lease", "end")]
+    begins = [("lease", "begin"), ("supervisor", "begin")]
+    return bool(ends) and not any(mark in begins for mark in marks[ends[-1] :])
+
+
 def unfinished(rows: Iterable[Row]) -> list[tuple[str, int]]:
     """(phase, process) of what has begun and has no end."""
     open_: dict[int, str] = {}

@@ -9,11 +9,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Generator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import phases
 from .jobs import GRACE_S, Job
 from .plan import Command, Model
 from .publish import CACHE, RESULT, Publisher
@@ -122,7 +122,7 @@ class Supervisor:
         again = last_of(before, "lease", "begin") is not None
         for phase, pid in unfinished(before):
             self.rows.add(phase, "end", pid=pid, how="lost")
-        self.rows.add("lease", "begin", again=again, **phases.describe(self.plan))
+        self.rows.add("lease", "begin", again=again, **self._describe())
         try:
             if last_of(before, "smoke", "end", how="ok") is None:
                 self.drive(self._smoke())
@@ -136,6 +136,12 @@ class Supervisor:
             self.rows.add("lease", "end", stopped=self.work.stop.exists())
             self._next_publication = 0.0
             self._publish()
+
+    def _describe(self) -> dict[str, Any]:
+        plan = self.plan
+        lists = {"models": plan.models, "rungs": plan.rungs, "commands": plan.commands}
+        names = {key: [item.name for item in items] for key, items in lists.items()}
+        return {**names, "seconds": asdict(plan.seconds)}
 
     def _smoke(self) -> Lane:
         for forked in (True, False):
@@ -301,7 +307,9 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 def run_phase(work: Work, name: str, words: dict[str, Any]) -> None:
     """Run a function of `phases` in this process."""
-    phases.PHASES[name](work, work.plan(), **words)
+    from .phases import PHASES
+
+    PHASES[name](work, work.plan(), **words)
 
 
 def _execute(out: Path, command: Command) -> None:
@@ -322,9 +330,17 @@ def supervise(work: Work, lock: int = -1) -> int:
     """
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(work.compiled / "inductor")
     os.environ["TRITON_CACHE_DIR"] = str(work.compiled / "triton")
+    rows = Rows(work.rows, work.lease["started"])
+    rows.add("supervisor", "begin", pid=os.getpid())
+    try:
+        from . import phases  # noqa: F401  # torch, once for all children
+    except Exception as error:  # a package is missing: the commands may still run
+        rows.add("supervisor", "import failed", why=f"{type(error).__name__}: {error}")
+        traceback.print_exc()
     for _ in range(ATTEMPTS):
         try:
             Supervisor(work, lock).run()
+            rows.add("supervisor", "end", pid=os.getpid(), how="ok")
             return 0
         except Exception:  # the lease must not end for that: it goes on where it was
             traceback.print_exc()
