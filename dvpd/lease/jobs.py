@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,7 +43,10 @@ class Job:
         self._end = time.monotonic() + limit_s
         self._asked = False
         parent = os.getpid()
-        self.pid = os.fork()
+        with warnings.catch_warnings():
+            # Libraries may have idle threads; none holds a lock, this process computes nothing.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.pid = os.fork()
         if not self.pid:
             _child(call, log, parent, close)
 

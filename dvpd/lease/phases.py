@@ -151,7 +151,7 @@ def probe(work: Work, plan: Plan, out: str, model: int, rung: int) -> None:
         "first_step_s": round(first, 2),
         "crops": config.train.batch_size,
         "audio_s_per_s": round(
-            config.train.batch_size * config.data.crop_samples / 16e3 / statistics.median(times), 1
+            config.train.batch_size * config.data.crop_samples / 16e3 / statistics.median(times), 4
         ),
     }
     if team.device.type == "cuda":

@@ -121,7 +121,8 @@ class Supervisor:
         before = self.rows.read()
         again = last_of(before, "lease", "begin") is not None
         for phase, pid in unfinished(before):
-            self.rows.add(phase, "end", pid=pid, how="lost")
+            if pid != os.getpid():
+                self.rows.add(phase, "end", pid=pid, how="lost")
         self.rows.add("lease", "begin", again=again, **self._describe())
         try:
             if last_of(before, "smoke", "end", how="ok") is None:
