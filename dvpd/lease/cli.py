@@ -26,6 +26,7 @@ WORK = "/tmp/dvpd-lease"
 ASSUMED_S = 120.0  # since the ask, where the clocks of both machines do not agree
 SOURCES = ("dvpd", "runtime", "export", "benchmarks", "engines", "pyproject.toml")
 STOP_WAIT_S = 30.0
+FREE_WAIT_S = 3.0  # a supervisor that was killed may still be on its way out
 
 
 def start(args: argparse.Namespace) -> int:
@@ -34,10 +35,9 @@ def start(args: argparse.Namespace) -> int:
     if work.started:
         if time.time() >= work.deadline:
             raise InputError(f"the lease in {work.root} is over; choose another --work")
-        with work.locked() as lock:
-            if lock is None:
-                print(f"runs already; {status(work)}")
-                return 0
+        if not _free(work, FREE_WAIT_S):
+            print(f"runs already; {status(work)}")
+            return 0
     else:
         prepare(args, work)
         work = Work(args.work)
@@ -46,14 +46,27 @@ def start(args: argparse.Namespace) -> int:
     env = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # mixing has a process for each core
         env.setdefault(name, "1")
+    argv = [sys.executable, "-m", "dvpd.lease", "supervise", "--work", str(work.root)]
     with (work.logs / "supervisor.log").open("ab") as log:
-        subprocess.Popen(
-            [sys.executable, "-m", "dvpd.lease", "supervise", "--work", str(work.root.resolve())],
-            cwd=work.code, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            start_new_session=True,
+        # The shell is gone at once: the supervisor is nobody's child, in a session of its own.
+        subprocess.run(
+            ["sh", "-c", '"$@" &', "sh", *argv], cwd=work.code, env=env, check=True,
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     print(f"started; {work.deadline - time.time():.0f} s are left")
     return 0
+
+
+def _free(work: Work, patience_s: float) -> bool:
+    """Whether no supervisor runs, or none does after a while."""
+    until = time.monotonic() + patience_s
+    while True:
+        with work.locked() as lock:
+            if lock is not None:
+                return True
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.1)
 
 
 def prepare(args: argparse.Namespace, work: Work) -> None:
@@ -137,12 +150,7 @@ def stop(args: argparse.Namespace) -> int:
     work = Work(args.work)
     if work.started:
         work.stop.touch()
-    until = time.monotonic() + STOP_WAIT_S
-    while time.monotonic() < until:
-        with work.locked() as lock:
-            if lock is not None:
-                break
-        time.sleep(0.1)
+    _free(work, STOP_WAIT_S)
     print(status(work))
     return 0
 

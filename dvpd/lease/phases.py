@@ -105,9 +105,15 @@ def data(work: Work, plan: Plan, out: str, until: float) -> None:
     rows.add("data", "parts", here=len(here), expected=len(expected), missing=missing)
     if not here:
         raise InputError(f"none of the {len(expected)} parts came")
+
+    def report(kind: str, done: int, total: int) -> None:
+        if done == total:
+            rows.add("data", "decoded", kind=kind, files=total)
+
     hours = {}
     for model in plan.models:
-        source = open_source(_config(work, plan, model), work.data, work.cache / "audio")
+        config = _config(work, plan, model)
+        source = open_source(config, work.data, work.cache / "audio", report)
         hours = {k: round(p.hours, 3) for k in ("speech", "noise") if (p := getattr(source, k, 0))}
     _leave(work, out, {"parts": len(here), "missing": missing, "hours": hours})
 

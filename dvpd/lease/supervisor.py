@@ -255,7 +255,8 @@ class Supervisor:
         return row["step"] if row else 0
 
     def _pack_cache(self) -> Lane:
-        if any(self.work.compiled.iterdir()) and not (self.work.root / "cache.tgz").is_file():
+        full = any(path.is_file() for path in self.work.compiled.rglob("*"))
+        if full and not (self.work.root / "cache.tgz").is_file():
             yield self._phase("pack_cache", self.plan.seconds.data)
 
     # --- publication --------------------------------------------------------------------------

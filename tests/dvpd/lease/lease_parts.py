@@ -26,7 +26,7 @@ minutes = 10
 part_mib = 0.2
 piece_mib = 0.125
 set = ["train.schedule='cosine'", "train.workers=0"]
-seconds = {smoke=200, parts=3, data=200, probe=400, publish=0.2, last=20}
+seconds = {smoke=200, parts=3, data=200, probe=400, publish=1, last=20}
 [[rungs]]
 name = "new"
 set = ["train.no_such_key=true"]
@@ -60,9 +60,9 @@ def packed(folder: Path, data: Path, text: str = PLAN) -> list[Path]:
     return pack(write_plan(folder, data, text), folder / "calls")
 
 
-def started(folder: Path, calls: list[Path]) -> Work:
+def started(folder: Path, calls: list[Path], ask: float | None = None) -> Work:
     """A lease that took all calls, without a supervisor and without a copy of the checkout."""
-    args = argparse.Namespace(call=calls[0], started=time.time(), minutes=10.0, device="cpu")
+    args = argparse.Namespace(call=calls[0], started=ask or time.time(), minutes=10.0, device="cpu")
     work = Work(folder / "work")
     with mock.patch.object(cli, "SOURCES", ()):
         cli.prepare(args, work)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import time
 
 import pytest
 from lease_parts import PLAN, packed, started
 
+from dvpd.lease.cli import main
+from dvpd.lease.phases import PHASES
 from dvpd.lease.publish import find_pieces
 from dvpd.lease.rows import last_of
 from dvpd.lease.supervisor import Supervisor
@@ -118,6 +122,25 @@ def test_publications_follow_new_weights_and_states(supervisor):
     assert numbers() == {("state-one", 1), ("result", 1)}
     (work.root / "cache.tgz").write_bytes(b"cache")
     assert ("cache", 1) in numbers()
+
+
+def test_phases_become_programs_of_their_own_where_forked_ones_fail(supervisor, monkeypatch):
+    ran = []
+    words = []
+    monkeypatch.setattr(supervisor, "_job", lambda name, call, limit_s, **facts: (name, call))
+    monkeypatch.setattr(os, "execv", lambda path, argv: words.extend(argv))
+    monkeypatch.setitem(PHASES, "smoke", lambda work, plan, out: ran.append((work.root, out)))
+    lane = supervisor._smoke()
+    next(lane)[1]()  # in this very process
+    assert ran == [(supervisor.work.root, "smoke")]
+    name, call = lane.send("failed: signal 9")
+    call()
+    assert (name, words[:3]) == ("smoke", [sys.executable, "-m", "dvpd.lease"])
+    assert main(words[3:]) == 0
+    assert ran == [(supervisor.work.root, "smoke")] * 2
+    with pytest.raises(StopIteration):
+        lane.send("ok")
+    assert not supervisor.forked  # the later phases, too
 
 
 def test_whoever_stops_it_stops_everything(supervisor):
