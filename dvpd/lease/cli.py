@@ -177,7 +177,10 @@ def phase(args: argparse.Namespace) -> int:
 
 def pack_calls(args: argparse.Namespace) -> int:
     """Write the folders that the calls carry, and print the calls."""
-    plan = load_plan(args.plan)
+    here = {
+        name: str(path) for name in ("data", "wheels", "cache") if (path := getattr(args, name))
+    }
+    plan = load_plan(args.plan, here)
     calls = pack(plan, args.out)
     for call in calls:
         size = sum(p.stat().st_size for p in call.iterdir())
@@ -262,6 +265,14 @@ def build_parser() -> argparse.ArgumentParser:
     one = command("pack", pack_calls, "at home: write the folders to carry, print the calls")
     one.add_argument("plan", type=Path, help="TOML file; keys: dvpd/lease/plan.py")
     one.add_argument("out", type=Path, help="folder to write")
+    for name, text in (
+        ("data", "with speech/, noise/ and, if there, rir/"),
+        ("wheels", "with wheels of what the machine lacks"),
+        ("cache", "compile caches that an earlier lease brought back: INTO/cache of collect"),
+    ):
+        one.add_argument(
+            f"--{name}", type=Path, metavar="DIR", help=f"{text}; instead of the plan's"
+        )
     one = command("collect", collect_pieces, "at home: join what came back")
     one.add_argument("sources", type=Path, nargs="+", help="folders of files that came back")
     one.add_argument("--into", type=Path, required=True, help="folder of all results")

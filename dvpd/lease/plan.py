@@ -164,8 +164,12 @@ class Plan:
         return override(config, [*self.set, *model.set, *(rung.set if rung else ())])
 
 
-def load_plan(path: str | Path) -> Plan:
+def load_plan(path: str | Path, folders: Mapping[str, str] | None = None) -> Plan:
     """Read a plan; files in it are relative to its folder. The models' configs are checked.
+
+    Args:
+        path: TOML file.
+        folders: Of its "data", "wheels" and "cache", those that others take the place of.
 
     Raises:
         InputError: It cannot be read, holds an unknown key, or names what is not there.
@@ -181,9 +185,8 @@ def load_plan(path: str | Path) -> Plan:
         return str((path.parent / name).resolve()) if name and name[0] != "@" else name
 
     models = tuple(replace(m, config=here(m.config), init=here(m.init)) for m in plan.models)
-    plan = replace(
-        plan, models=models, data=here(plan.data), wheels=here(plan.wheels), cache=here(plan.cache)
-    )
+    places = {name: here(getattr(plan, name)) for name in ("data", "wheels", "cache")}
+    plan = replace(plan, models=models, **{**places, **(folders or {})})
     for model in plan.models:
         plan.model_config(model, load_toml(model.config))
         if model.init and model.init[0] != "@" and not Path(model.init).is_file():

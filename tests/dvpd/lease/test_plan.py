@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from lease_parts import CONFIG, PLAN, write_plan
 
+from dvpd.checkpoint import load_checkpoint
+from dvpd.config import Config, load_toml
 from dvpd.lease.plan import from_json, load_plan, to_json
 from dvpd.runtime.errors import InputError
 
@@ -37,8 +40,6 @@ def test_settings_of_plan_model_and_rung_in_this_order(tmp_path, lease_data):
         + 'set = ["train.lr=2.0", "train.seed=2"]\n'
     )
     plan = write_plan(tmp_path, lease_data, text)
-    from dvpd.config import Config
-
     train = plan.model_config(plan.models[0], Config(), plan.rungs[0]).train
     assert (train.lr, train.seed, train.batch_size) == (3.0, 2, 3)
 
@@ -65,6 +66,16 @@ def test_what_cannot_run_is_named(tmp_path, text, message):
     (tmp_path / "plan.toml").write_text('data = "data"\n' + text)
     with pytest.raises(InputError, match=message):
         load_plan(tmp_path / "plan.toml")
+
+
+def test_the_shipped_plan_fits_the_shipped_models(tmp_path):
+    (tmp_path / "wheels").mkdir()
+    path = Path(__file__).resolve().parents[3] / "engines" / "lease.toml"
+    plan = load_plan(path, {"data": "elsewhere", "wheels": str(tmp_path / "wheels")})
+    assert (plan.data, plan.wheels) == ("elsewhere", str(tmp_path / "wheels"))
+    for model in plan.models:
+        given = load_checkpoint(model.init)[0].model
+        assert load_toml(model.config).model == given
 
 
 def test_a_plan_that_is_not_there(tmp_path):
