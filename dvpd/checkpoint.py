@@ -5,10 +5,7 @@ EMA weights, with the whole config as JSON in the header. Pickle is never loaded
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,41 +14,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .config import Config, complete_from_dict, to_dict
+from .files import write_whole
 from .model import DVPD
 from .runtime.errors import InputError, ManifestError
 
 FORMAT = "dvpd-checkpoint-1"
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".pkl", ".bin")
-
-
-def write_whole(path: Path, data: bytes, previous: Path | None = None) -> None:
-    """Write a file so that it is whole or not there, whatever happens in between.
-
-    Args:
-        path: File to write; its folder must exist.
-        data: Its bytes.
-        previous: The file that ``path`` was until now is kept under this name.
-
-    Raises:
-        OSError: It cannot be written; what ``path`` held is still there (or in ``previous``).
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if previous is not None and path.exists():
-            path.replace(previous)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # makes the rename outlive a power cut, where that exists
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def save_checkpoint(
@@ -123,9 +91,3 @@ def load_model(path: str | Path) -> tuple[Config, DVPD]:
     except RuntimeError as error:
         raise ManifestError(f"{path}: weights do not fit the config: {error}") from error
     return config, model.eval()
-
-
-def sha256_file(path: str | Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -208,3 +208,24 @@ def load_toml(path: str | Path) -> Config:
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"config {path} is no valid TOML: {error}") from error
     return from_dict(Config, values)
+
+
+def override(config: Config, settings: list[str]) -> Config:
+    """Apply ``table.key=value`` settings, the value in TOML.
+
+    Raises:
+        InputError: A setting is malformed or its key unknown.
+    """
+    values = to_dict(config)
+    for setting in settings:
+        try:
+            parsed = tomllib.loads(setting)
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"--set {setting!r}: expected table.key=value: {error}") from error
+        for table, keys in parsed.items():
+            if table not in values or not isinstance(keys, dict):
+                raise InputError(
+                    f"--set {setting!r}: no table {table!r}; expected one of {', '.join(values)}"
+                )
+            values[table].update(keys)
+    return from_dict(Config, values)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .config import Config, from_dict, load_toml, to_dict, tomllib
+from .config import Config, load_toml, override
 from .data import open_source
 from .data.loader import PairSource
 from .parallel import join_team
@@ -28,27 +28,6 @@ from .trainer import LAST_NAME, Evaluate, Trainer
 TENSORBOARD_NAME = "tensorboard"
 N_EXAMPLES = 3
 EXAMPLE_SAMPLES = 80_000  # 5 s: each look at the examples adds about a megabyte
-
-
-def override(config: Config, settings: list[str]) -> Config:
-    """Apply ``table.key=value`` settings, the value in TOML.
-
-    Raises:
-        InputError: A setting is malformed or its key unknown.
-    """
-    values = to_dict(config)
-    for setting in settings:
-        try:
-            parsed = tomllib.loads(setting)
-        except tomllib.TOMLDecodeError as error:
-            raise InputError(f"--set {setting!r}: expected table.key=value: {error}") from error
-        for table, keys in parsed.items():
-            if table not in values or not isinstance(keys, dict):
-                raise InputError(
-                    f"--set {setting!r}: no table {table!r}; expected one of {', '.join(values)}"
-                )
-            values[table].update(keys)
-    return from_dict(Config, values)
 
 
 def build_parser() -> argparse.ArgumentParser:

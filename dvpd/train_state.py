@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .checkpoint import write_whole
+from .files import write_whole
 from .runtime.errors import DvpdError, InputError
 
 STATE_FORMAT = "dvpd-train-1"

@@ -19,13 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import load_checkpoint, save_checkpoint, write_whole
+from .checkpoint import load_checkpoint, save_checkpoint
 from .config import Config, complete_old, to_dict
 from .data.loader import PairSource, batches
 from .data.pool import SAMPLE_RATE
 from .ema import Ema
 from .fast_kernels import use_fast_kernels
 from .fast_step import FastStep, Step, ladder
+from .files import write_whole
 from .model import DVPD
 from .objective import Draws, Objective
 from .parallel import Team
@@ -38,7 +39,8 @@ BEST_NAME = "best.safetensors"
 LOG_NAME = "log.jsonl"
 # Keys of [train] that may change between a run and its resumption.
 FREE_KEYS = frozenset(
-    "steps minutes workers log_steps save_minutes eval_minutes eval_files nan_limit compile kernels".split()
+    "steps minutes workers log_steps save_minutes eval_minutes eval_files nan_limit compile kernels "
+    "precision channels_last".split()
 )
 
 logger = logging.getLogger("dvpd.train")
@@ -47,17 +49,21 @@ Evaluate = Callable[[DVPD, Config], dict[str, float]]
 Show = Callable[[DVPD, Config, int], None]
 
 
-def learning_rate(config: TrainConfig, step: int, minutes: float) -> float:
+def learning_rate(
+    config: TrainConfig, step: int, minutes: float, part: float | None = None
+) -> float:
     """Learning rate of a step.
 
     Args:
         config: Schedule and budget.
         step: Steps done, from 0.
         minutes: Minutes of training done, for a budget in minutes.
+        part: Share of the time until a deadline that is over; it then stands for the budget.
     """
     warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     if config.schedule == "cosine":
-        part = minutes / config.minutes if config.minutes else step / config.steps
+        if part is None:
+            part = minutes / config.minutes if config.minutes else step / config.steps
         return config.lr * warm * 0.5 * (1.0 + math.cos(math.pi * min(part, 1.0)))
     if config.schedule == "paper":
         return config.lr * warm * 0.97 ** (step * config.batch_size // config.epoch_crops // 2)
@@ -102,6 +108,7 @@ class Trainer:
         seconds: Time spent in training, over all runs (s).
         skipped: Non-finite steps skipped so far.
         best: Best dev figure so far.
+        part: Share of the time until the deadline that is over; None where there is none.
     """
 
     def __init__(
@@ -167,6 +174,7 @@ class Trainer:
         self.seconds = 0.0
         self.skipped = 0
         self.best = -math.inf
+        self.part: float | None = None
         self._sums: dict[str, float] = {}  # of the log line in progress
         self._counted = 0
         self._bad_in_a_row = 0
@@ -215,7 +223,7 @@ class Trainer:
 
     def _start(self, noisy: Tensor, clean: Tensor) -> None:
         """Start a step; on a GPU it may still run when this returns."""
-        lr = learning_rate(self.config.train, self.step, self.seconds / 60.0)
+        lr = learning_rate(self.config.train, self.step, self.seconds / 60.0, self.part)
         self.fast(noisy, clean, self._draw(noisy), lr)
         self._pending.append((self.step, lr))
         self.step += 1
@@ -263,13 +271,16 @@ class Trainer:
         train = self.config.train
         return self.seconds >= train.minutes * 60.0 if train.minutes else self.step >= train.steps
 
-    def run(self, max_minutes: float = 0.0) -> None:
+    def run(self, max_minutes: float = 0.0, clock: tuple[float, float] | None = None) -> None:
         """Train until the budget is used up, ``stop`` is called, or for ``max_minutes``.
 
         State and checkpoint are saved at the end, whatever ended it but an error.
 
         Args:
             max_minutes: Limit of this call (minutes); 0 for none.
+            clock: Beginning and deadline by the wall clock (s since 1970), in place of the
+                config's budget: the schedule's end falls on the deadline, whatever was done until
+                then, and a run that goes on after a crash is where the clock is.
 
         Raises:
             TrainingError: Too many non-finite steps in a row, or a file cannot be written.
@@ -287,9 +298,13 @@ class Trainer:
             pin_memory=team.device.type == "cuda",
         )
         begun = saved = evaluated = window = time.monotonic()
-        while not self.finished():
+        while clock or not self.finished():
             started = time.monotonic()
             late = max_minutes > 0.0 and started - begun >= max_minutes * 60.0
+            if clock:
+                part = (time.time() - clock[0]) / max(clock[1] - clock[0], 1e-9)
+                self.part = team.agree(min(max(part, 0.0), 1.0))
+                late = late or self.part >= 1.0
             batch = None if self._stop or late else self._next(stream)
             # The processes end together, whichever was asked to.
             if not team.all(batch is not None):

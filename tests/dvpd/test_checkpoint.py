@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dvpd import checkpoint
+from dvpd import checkpoint, files
 from dvpd.config import Config, to_dict
 from dvpd.model import DVPD
 from dvpd.runtime.errors import InputError, ManifestError
@@ -88,7 +88,7 @@ def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         checkpoint.save_checkpoint(path, model.state_dict(), config)
     assert path.read_bytes() == before

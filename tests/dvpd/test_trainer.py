@@ -253,6 +253,23 @@ def test_minutes_are_a_budget(tmp_path):
     assert rates == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_deadline_ends_schedule_and_training(tmp_path, monkeypatch):
+    # The wall clock is read once before each step; a second goes by between two readings.
+    now = itertools.count(1000.0).__next__
+    ticks = itertools.count().__next__
+    monkeypatch.setattr(dvpd.trainer, "time", SimpleNamespace(monotonic=ticks, time=now))
+    config = micro_config(steps=1, minutes=9.0, branches="predictive")
+    trainer = Trainer(config, Tones(), tmp_path)
+    trainer.run(clock=(998.0, 1004.0))  # two of the six seconds went by before it could start
+    assert trainer.step == 4
+    expected = [3e-3 * 0.5 * (1 + math.cos(math.pi * part / 6)) for part in (2, 3, 4, 5)]
+    assert [r["lr"] for r in log_of(tmp_path)] == pytest.approx(expected, rel=1e-5)
+    again = Trainer(config, Tones(), tmp_path)
+    again.resume()
+    again.run(clock=(998.0, 1004.0))  # it is over: nothing is done, and nothing is lost
+    assert again.step == 4
+
+
 def test_crops_in_words():
     config = TrainConfig(batch_size=2, epoch_crops=5, seed=7)
     assert crops_of(config, 1) == "seed 7, epoch 0, crops 2 to 3"

@@ -1,0 +1,154 @@
+"""What the supervisor decides, without its processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+from lease_parts import PLAN, packed, started
+
+from dvpd.lease.cli import main
+from dvpd.lease.phases import PHASES
+from dvpd.lease.publish import find_pieces
+from dvpd.lease.rows import last_of
+from dvpd.lease.supervisor import Supervisor
+
+LADDER = PLAN.replace("[[models]]", '[[rungs]]\nname = "slow"\n[[models]]') + (
+    'share = 3\n[[models]]\nname = "two"\nconfig = "micro.toml"\n'
+)
+
+
+@pytest.fixture
+def supervisor(lease_data, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    yield Supervisor(started(tmp_path, packed(tmp_path, lease_data, LADDER)))
+    signal.signal(signal.SIGTERM, before)
+
+
+def figures(rate: float, losses=(1.0, 1.0, 1.0), crops: int = 2) -> dict:
+    return {"audio_s_per_s": rate, "losses": list(losses), "crops": crops}
+
+
+def chosen(supervisor: Supervisor, found: dict) -> dict:
+    supervisor._choose(supervisor.plan.models[0], found)
+    return last_of(supervisor.rows.read(), "choice", "made", model="one")
+
+
+def test_the_fastest_step_that_agrees_with_the_last_rung_is_taken(supervisor):
+    last = figures(10.0)
+    assert chosen(supervisor, {2: last, 0: figures(30.0, (1.0, 1.04, 1.0))})["name"] == "new"
+    row = chosen(supervisor, {2: last, 0: figures(30.0, (1.0, 1.0, 1.06)), 1: figures(20.0)})
+    assert (row["name"], row["refused"]) == ("eager", ["new"])
+    assert chosen(supervisor, {2: last, 0: figures(9.0)})["name"] == "slow"
+    # Another batch size has other losses; and without a reference what works is taken.
+    assert chosen(supervisor, {2: last, 0: figures(30.0, (9.0, 9.0, 9.0), 4)})["name"] == "new"
+    assert chosen(supervisor, {1: figures(1.0)})["name"] == "eager"
+    assert chosen(supervisor, {})["name"] == "slow"
+
+
+class Told:
+    """In place of processes: how each of them ends, and what was asked for."""
+
+    def __init__(self, supervisor: Supervisor, ends) -> None:
+        self.supervisor, self.ends, self.calls = supervisor, list(ends), []
+
+    def run(self, lane) -> None:
+        self.supervisor._phase = lambda name, limit_s, out="", **more: (out or name, more)
+        try:
+            call = next(lane)
+            while True:
+                self.calls.append(call)
+                how, act = self.ends.pop(0)
+                act()
+                call = lane.send(how)
+        except StopIteration:
+            pass
+
+
+def nothing() -> None:
+    pass
+
+
+def test_failures_without_progress_take_the_next_rung(supervisor):
+    supervisor.rows.add("choice", "made", model="one", rung=0, name="new")
+
+    def progress(step: int):
+        return lambda: supervisor.rows.add("train", "saved", model="one", step=step)
+
+    ends = [("failed", nothing), ("failed", progress(5)), ("failed", progress(9))]
+    ends += [("failed", nothing), ("failed", nothing), ("failed", nothing), ("failed", nothing)]
+    told = Told(supervisor, ends)
+    now = time.time()
+    told.run(supervisor._train(0, supervisor.plan.models[0], now, now + 100.0))
+    assert [more["rung"] for _, more in told.calls] == [0, 1, 1, 1, 2, 2, 2]
+    assert told.ends == []
+
+
+def test_models_share_what_time_there_is(supervisor):
+    told = Told(supervisor, [("ok", nothing), ("ok", nothing)])
+    told.run(supervisor._train_all([]))
+    spans = [(more["begin"], more["end"]) for _, more in told.calls]
+    whole = supervisor.train_end - spans[0][0]
+    assert supervisor.train_end == supervisor.work.deadline - 20.0
+    assert spans[0][1] - spans[0][0] == pytest.approx(0.75 * whole, rel=0.01)
+    assert spans[1][1] == pytest.approx(supervisor.train_end)
+    assert spans[1][0] - spans[0][0] < 10.0  # the first ended early: its time goes to the next
+    # Started again, it goes on with the same clock.
+    rows = [r for r in supervisor.rows.read() if r["event"] != "done"]
+    told.ends = [("ok", nothing), ("ok", nothing)]
+    told.run(supervisor._train_all(rows))
+    again = [(more["begin"], more["end"]) for _, more in told.calls[2:]]
+    assert again == spans
+    told.ends = []
+    told.run(supervisor._train_all(supervisor.rows.read()))  # all is done
+
+
+def test_publications_follow_new_weights_and_states(supervisor):
+    work = supervisor.work
+
+    def numbers() -> set:
+        supervisor._publish()
+        return {(p.stream, p.number) for p in find_pieces(work.published)}
+
+    supervisor._next_publication = time.monotonic() + 1e6
+    assert numbers() == set()
+    (work.model("one") / "state.pt").write_bytes(b"state")
+    assert numbers() == {("state-one", 1)}
+    (work.model("one") / "last.safetensors").write_bytes(b"weights")
+    assert numbers() == {("state-one", 1), ("result", 1)}
+    assert numbers() == {("state-one", 1), ("result", 1)}
+    (work.root / "cache.tgz").write_bytes(b"cache")
+    assert ("cache", 1) in numbers()
+
+
+def test_phases_become_programs_of_their_own_where_forked_ones_fail(supervisor, monkeypatch):
+    ran = []
+    words = []
+    monkeypatch.setattr(supervisor, "_job", lambda name, call, limit_s, **facts: (name, call))
+    monkeypatch.setattr(os, "execv", lambda path, argv: words.extend(argv))
+    monkeypatch.setitem(PHASES, "smoke", lambda work, plan, out: ran.append((work.root, out)))
+    lane = supervisor._smoke()
+    next(lane)[1]()  # in this very process
+    assert ran == [(supervisor.work.root, "smoke")]
+    name, call = lane.send("failed: signal 9")
+    call()
+    assert (name, words[:3]) == ("smoke", [sys.executable, "-m", "dvpd.lease"])
+    assert main(words[3:]) == 0
+    assert ran == [(supervisor.work.root, "smoke")] * 2
+    with pytest.raises(StopIteration):
+        lane.send("ok")
+    assert not supervisor.forked  # the later phases, too
+
+
+def test_whoever_stops_it_stops_everything(supervisor):
+    supervisor.work.stop.touch()
+    told = Told(supervisor, [("stopped", nothing)])
+    told.run(supervisor._smoke())
+    told.run(supervisor._data())
+    told.run(supervisor._probes([]))
+    told.run(supervisor._train_all([]))
+    assert [name for name, _ in told.calls] == ["smoke"]
+    assert last_of(supervisor.rows.read(), "choice", "made") is None
