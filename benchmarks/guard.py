@@ -193,8 +193,8 @@ def measure_quality(
 def measure_pauses(folders: Sequence[Path], backend: str, root: Path = ROOT) -> dict[str, Any]:
     """Figures of the long recording with a pause: engine -> "predictive" -> figure.
 
-    Of the predictive branch on one backend: what a network knows of pauses is in its weights, and
-    the sampler starts from what that branch leaves there.
+    Of the predictive branch of engines in full precision on one backend: what a network knows of
+    pauses is in its weights, and the sampler starts from what that branch leaves there.
 
     Args:
         folders: Engine folders.
@@ -211,6 +211,8 @@ def measure_pauses(folders: Sequence[Path], backend: str, root: Path = ROOT) -> 
     result: dict[str, Any] = {}
     for folder in folders:
         with Enhancer.open(folder, backend, "cpu") as enhancer:
+            if enhancer.manifest.precision != "fp32":
+                continue
             wav = enhancer.enhance(noisy, RATE_HZ, steps=0).wav
         figures = measure_levels(noisy, clean, wav, speech)
         result[folder.name] = {"predictive": {k: round(figures[k], 2) for k in PAUSE_TOLERANCE}}

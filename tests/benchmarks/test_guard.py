@@ -39,11 +39,10 @@ BACKENDS = [name for name in ("ort", "openvino") if installed(name)]
 
 
 @pytest.mark.skipif(not BACKENDS, reason="no backend is installed")
-@pytest.mark.parametrize("folder", guard.shipped_engines(), ids=lambda path: path.name)
-def test_what_is_heard_in_a_long_pause_is_as_pinned(folder):
-    got = guard.measure_pauses([folder], BACKENDS[0])
-    pinned = {folder.name: PINS["pauses"][folder.name]}
-    findings = guard.compare_quality(pinned, got, guard.PAUSE_TOLERANCE)
+def test_what_is_heard_in_a_long_pause_is_as_pinned():
+    got = guard.measure_pauses(guard.shipped_engines(), BACKENDS[0])
+    assert {"dvpd-base", "dvpd-tiny"} <= set(got)
+    findings = guard.compare_quality(PINS["pauses"], got, guard.PAUSE_TOLERANCE)
     assert [f.text() for f in findings] == []
 
 

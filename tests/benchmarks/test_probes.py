@@ -90,10 +90,17 @@ def test_command(tiny_engine, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "| digital silence | -120 | - |" in text
     assert (tmp_path / "p.md").read_text().strip() == text.strip()
-    rows = json.loads((tmp_path / "p.json").read_text())["engines"]["tiny"]
+    result = json.loads((tmp_path / "p.json").read_text())
+    rows, scenes = result["engines"]["tiny"], result["scenes"]["tiny"]
     assert {r["name"] for r in rows} >= {"two talkers at equal level", "music: struck strings"}
     assert all("pesq" in r["full"] for r in rows if r["name"] == "clean speech")
-    assert len(list((tmp_path / "audio" / "tiny").glob("*.flac"))) == 3 * len(rows)
+    assert {r["name"] for r in scenes} >= {"telephone band", "far speech in a live room"}
+    for row in scenes:
+        for figure in row["figures"].values():
+            assert list(figure) == ["in", "predictive", "full"]
+    assert "| telephone band | hiss above the band against speech, dB |" in text
+    sounds = len(list((tmp_path / "audio" / "tiny").glob("*.flac")))
+    assert sounds == 3 * (len(rows) + len(scenes))
 
 
 def test_missing_recordings(tmp_path, capsys):
