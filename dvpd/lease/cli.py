@@ -46,6 +46,9 @@ def start(args: argparse.Namespace) -> int:
     env = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # mixing has a process for each core
         env.setdefault(name, "1")
+    env.setdefault(
+        "PYTORCH_NVML_BASED_CUDA_CHECK", "1"
+    )  # looking for a GPU must not open it: forks
     argv = [sys.executable, "-m", "dvpd.lease", "supervise", "--work", str(work.root)]
     with (work.logs / "supervisor.log").open("ab") as log:
         # The shell is gone at once: the supervisor is nobody's child, in a session of its own.
@@ -150,7 +153,7 @@ def stop(args: argparse.Namespace) -> int:
     work = Work(args.work)
     if work.started:
         work.stop.touch()
-    _free(work, STOP_WAIT_S)
+        _free(work, STOP_WAIT_S)
     print(status(work))
     return 0
 
@@ -188,8 +191,9 @@ def pack_calls(args: argparse.Namespace) -> int:
     minutes = f"{plan.minutes:g}"
     words = "python3 -m dvpd.lease"
     print(f"""
-Every call takes the checkout along. RESULTS is the folder there that comes back; UNIX_TIME is when
-the machine was asked for (date +%s, at home), written out. Calls less than the idle limit apart.
+Every call takes the checkout along, {args.out} carried in it (let git ignore it). RESULTS is the
+folder there that comes back; UNIX_TIME is when the machine was asked for (date +%s, at home), written
+out. Calls are less than the machine's idle limit apart.
 
 1. with {calls[0]}:
    {words} start {calls[0]} --started UNIX_TIME --minutes {minutes}""")

@@ -18,13 +18,21 @@ from dvpd.lease.rows import Row, last_of, read_rows
 from dvpd.lease.work import Work
 from dvpd.train_state import StateFiles
 
-HANG = (
-    '[[commands]]\nname = "proof"\n'
-    """argv = ["{python}", "-c", "open('{out}/a.txt', 'w').write('x'); import time; """
-    'time.sleep(600)"]\n'
-    '[[commands]]\nname = "late"\nargv = ["sleep", "600"]\nseconds = 0.5\n'
-    '[[commands]]\nname = "none"\nargv = ["/no/such/program"]\n'
-)
+COMMANDS = """
+[[commands]]
+name = "proof"
+argv = ["sleep", "600"]
+[[commands]]
+name = "late"
+argv = ["sleep", "600"]
+seconds = 0.5
+[[commands]]
+name = "none"
+argv = ["/no/such/program"]
+[[commands]]
+name = "file"
+argv = ["{python}", "-c", "open('{out}/a.txt', 'w').write('x')"]
+"""
 PATIENCE_S = 600.0  # this machine may have more to do; nothing below waits for a clock
 
 
@@ -32,7 +40,7 @@ PATIENCE_S = 600.0  # this machine may have more to do; nothing below waits for 
 def lease(lease_data, tmp_path):
     """The folders of the calls and of the lease; its processes end with the test."""
     text = PLAN.replace("minutes = 10", "minutes = 30").replace("part_mib = 0.2", "part_mib = 0.25")
-    calls = packed(tmp_path, lease_data, text + HANG)
+    calls = packed(tmp_path, lease_data, text + COMMANDS)
     yield calls, tmp_path / "work"
     main(["stop", "--work", str(tmp_path / "work")])
 
@@ -100,6 +108,7 @@ def test_kills_in_every_phase_and_results_in_small_files(lease, tmp_path, monkey
     assert ends["command-proof"] == ["failed: signal 9"]
     assert ends["command-late"] == ["late"]
     assert ends["command-none"] == ["failed: exit 1"]
+    assert ends["command-file"] == ["ok"]
     assert ends["probe-one-1"][0] == "failed: signal 9"
     assert ends["probe-one-0"] == ["failed: exit 1"]  # its setting does not exist
     assert ends["train-one"][0] == "failed: signal 9"
@@ -116,7 +125,7 @@ def test_kills_in_every_phase_and_results_in_small_files(lease, tmp_path, monkey
     assert StateFiles(home / "state-one").load()[0]["step"] == last
     log = (home / "result" / "models" / "one" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == list(range(1, last + 1))  # none is lost
-    assert (home / "result" / "commands" / "proof" / "a.txt").read_text() == "x"
+    assert (home / "result" / "commands" / "file" / "a.txt").read_text() == "x"
     assert "/no/such/program" in (home / "result" / "logs" / "command-none.log").read_text()
 
 
