@@ -320,6 +320,7 @@ def _execute(out: Path, command: Command) -> None:
     argv = list(command.argv)
     for name, value in words.items():
         argv = [word.replace(name, value) for word in argv]
+    print("+", *argv, flush=True)  # an error of exec does not name the program
     os.execvp(argv[0], argv)
 
 
