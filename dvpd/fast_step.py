@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -286,7 +287,10 @@ class FastStep:
         device = self.step.team.device
         self.step.lr.fill_(lr)
         if self.rung is None:
-            self._climb(noisy.to(device), clean.to(device), draws)
+            with warnings.catch_warnings():
+                # the compiler looks at every input, at the output of the block before it, too
+                warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor")
+                self._climb(noisy.to(device), clean.to(device), draws)
         self._limit_ahead()
         if self._run is None:
             noisy, clean = (x.to(device, non_blocking=True) for x in (noisy, clean))

@@ -21,6 +21,7 @@ RANKS = """
     import torch, lightning_fabric
     from torch import nn
     from train_parts import Tones, micro_config
+    from dvpd.layers import BatchNorm
     from dvpd.parallel import join_team, synchronise_norms
     from dvpd.trainer import Trainer
 
@@ -79,7 +80,7 @@ NORMS = textwrap.dedent("""
         whole = torch.randn(4, 3, 5, 7, generator=draw) * torch.tensor([0.1, 1, 9])[:, None, None]
         whole = (whole + torch.arange(4.0)[:, None, None, None] + offset).requires_grad_()
         factor = torch.randn(4, 3, 5, 7, generator=draw)
-        plain, joint, alone = (nn.Sequential(nn.BatchNorm2d(3, momentum=0.02)) for _ in range(3))
+        plain, joint, alone = (nn.Sequential(BatchNorm(3, momentum=0.02)) for _ in range(3))
         for norm in (plain, joint, alone):
             with torch.no_grad():
                 norm[0].weight.copy_(torch.tensor([0.5, 2.0, -1.0]))
