@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from conftest import SMALL, set_weights
+from small_model import SMALL, set_weights
 from torch import nn
 from train_parts import Tones, micro_config
 
