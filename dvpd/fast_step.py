@@ -290,6 +290,8 @@ class FastStep:
             with warnings.catch_warnings():
                 # the compiler looks at every input, at the output of the block before it, too
                 warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor")
+                # The tracer makes an instance of every autograd function that it meets.
+                warnings.filterwarnings("ignore", message=".*should not be instantiated")
                 self._climb(noisy.to(device), clean.to(device), draws)
         self._limit_ahead()
         if self._run is None:
