@@ -129,8 +129,8 @@ def test_lightning_is_not_needed_by_one_process():
 
 
 # float32 sums in another order: seen are differences of at most 4.1e-7 (an AMD EPYC) and once 6.3e-6 (an
-# Intel Xeon, in 2 of 64 weights; 2.6e-5 in 1 of 36 on one with AMX) after three steps of size 1e-3. Batch norms that see their own process's
-# crops alone make it 1.9e-3.
+# Intel Xeon, in 2 of 64 weights; 2.6e-5 in 1 of 36 on one with AMX) after three steps of size 1e-3. Batch
+# norms that see their own process's crops alone make it 1.9e-3.
 TWO_PROCESSES_ATOL = 1e-4
 
 
