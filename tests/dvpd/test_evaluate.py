@@ -380,7 +380,7 @@ def test_command_line(finished):
     assert float(rows[0]["pesq"]) == first["noisy"]["pesq"]
     page = (root / "out" / "index.html").read_text()
     assert page.count("<h3>") in (1, 2)  # the worst file by PESQ and by levels
-    assert page.count("over time") == page.count("Spectrograms of") == page.count("<h3>")
+    assert page.count("Level of ") == page.count("Spectrograms of") == page.count("<h3>")
     assert "noisy has 100 samples" in page
 
 
