@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", ROOT / "engines" / "RUNS.md")
 # The first folder that has a result gives it: quality comes from the latest weights, speed from the
 # machine where it was measured (the graphs' operators are the same).
-MACHINES = ("xeon-amx-2-cores", "xeon-2-cores", "epyc-2-cores")
+MACHINES = ("xeon-2-cores", "epyc-2-cores")
 RESULTS = tuple(Path(__file__).resolve().parent / "results" / name for name in MACHINES)
 
 
