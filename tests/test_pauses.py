@@ -26,7 +26,7 @@ SHIPPED = ("dvpd-tiny", "dvpd-base")
 
 @pytest.fixture(scope="module", params=SHIPPED)
 def enhancer(request):
-    with Enhancer.open(ROOT / "engines" / request.param, backend="ort") as opened:
+    with Enhancer.open(ROOT / "engines" / request.param, backend="ort", threads=1) as opened:
         yield opened
 
 
@@ -84,7 +84,7 @@ def test_a_minute_without_speech_stays_quiet(enhancer):
 @pytest.mark.slow
 def test_ten_minutes_without_speech_stay_quiet():
     noisy, first, last = around(clean_clip(1), 600.0, 2)
-    with Enhancer.open(ROOT / "engines" / "dvpd-tiny", backend="ort") as opened:
+    with Enhancer.open(ROOT / "engines" / "dvpd-tiny", backend="ort", threads=1) as opened:
         out = opened.enhance(noisy, RATE, steps=0).wav
     check_pause(noisy, out, first, last)
 
