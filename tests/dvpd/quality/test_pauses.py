@@ -25,7 +25,7 @@ RATE = 16000
 SPEECH = ((RATE, 3 * RATE), (9 * RATE, 11 * RATE))
 LENGTH = 13 * RATE
 PAUSE = ("pause_lowered", "pause_worst", "pause_loudest", "pause_jump")
-SET = Path("/work/shared/data/dev/pauses")
+SET = Path(__file__).resolve().parents[4] / "shared" / "data" / "dev" / "pauses"
 
 
 def db(value):
