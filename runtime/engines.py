@@ -19,11 +19,12 @@ _told: set[Path] = set()
 
 
 def engine_roots() -> list[Path]:
-    """Folders that may hold engine folders: engines/ of the checkout and of the current folder."""
-    roots = []
-    checkout = Path(__file__).resolve().parent.parent
-    if (checkout / "pyproject.toml").is_file():
-        roots.append(checkout / "engines")
+    """Folders that may hold engine folders: of the installation and of the current folder.
+
+    engines/ lies beside runtime/ in a checkout, and beside ``dvpd/runtime`` in an installed wheel,
+    which carries dvpd-tiny.
+    """
+    roots = [Path(__file__).resolve().parent.parent / "engines"]
     here = Path.cwd() / "engines"
     if here not in roots:
         roots.append(here)
@@ -38,6 +39,37 @@ def find_engines() -> list[Path]:
         for root in engine_roots()
         for folder in root.iterdir()
         if (folder / MANIFEST_NAME).is_file() and folder not in chosen
+    )
+
+
+def find_engine(model: str | Path | None = None) -> Path:
+    """The engine folder that a user means.
+
+    Args:
+        model: A folder; or the name of an engine folder under the roots, such as "dvpd-tiny"; or
+            None for ``default_engine``.
+
+    Returns:
+        A folder. One that was given with its path is returned as it is, whether it exists or not.
+
+    Raises:
+        ManifestError: None of the roots has an engine of that name.
+    """
+    if model is None:
+        return default_engine()
+    folder = Path(model)
+    # A word is a name, unless the current folder has such a folder.
+    if folder.name != str(model) or folder.is_dir():
+        return folder
+    roots = engine_roots()
+    for root in roots:
+        if (root / folder.name / MANIFEST_NAME).is_file():
+            return root / folder.name
+    known = sorted({path.name for path in find_engines()})
+    raise ManifestError(
+        f"no engine is called {folder.name!r}; here are: {', '.join(known) or 'none'}. An installed "
+        "wheel carries dvpd-tiny alone: for another take its folder from engines/ of the source "
+        f"tree, and give its path, set {ENGINE_VARIABLE}, or put it into ./engines"
     )
 
 

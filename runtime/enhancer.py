@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import display
 from .audio import (
     MAX_CHANNELS,
     AudioWriter,
@@ -25,7 +26,7 @@ from .audio import (
     read_blocks,
 )
 from .backend import Backend, open_backend
-from .engines import warn_unverified
+from .engines import find_engine, warn_unverified
 from .errors import BackendError, InputError
 from .noise import check_seed, frame_noise
 from .sampler import sample
@@ -49,21 +50,62 @@ OFFSET_FROM_S = 1.0  # ... in a recording that is not too short to tell
 _INTEGERS = {"uint8": (128, 128.0), "int16": (0, 32768.0), "int32": (0, 2147483648.0)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Enhanced:
-    """An enhanced waveform.
+    """An enhanced waveform; in a notebook it shows itself: players and spectrograms.
 
     Attributes:
         wav: float32, the input's shape.
         sample_rate: The input's rate (Hz).
         nfe: Network calls for each window of audio: 1 + steps.
         seconds: Wall-clock time of the enhancement (s).
+        noisy: The input as it was given (not a copy), for comparisons; None if it is not known.
     """
 
     wav: FloatArray
     sample_rate: int
     nfe: int
     seconds: float
+    noisy: NDArray[Any] | None = None
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the waveform (s)."""
+        return len(self.wav) / self.sample_rate
+
+    @property
+    def rtf(self) -> float:
+        """Real-time factor: seconds of work for a second of audio (all channels)."""
+        return self.seconds / self.duration_s
+
+    def save(self, path: str | Path) -> Path:
+        """Write the waveform; the file appears whole or not at all, and replaces an older one.
+
+        Args:
+            path: .wav (32-bit float: nothing is lost), .flac (24 bits), .ogg or .opus.
+
+        Returns:
+            The path.
+
+        Raises:
+            InputError: Unknown suffix, no such folder, a full disk, or a rate or number of channels
+                that the format does not hold.
+        """
+        return display.save(self.wav, self.sample_rate, path)
+
+    def __repr__(self) -> str:
+        """One line without the samples."""
+        channels = self.wav.shape[1] if self.wav.ndim == 2 else 1
+        return (
+            f"Enhanced({self.duration_s:.2f} s, {self.sample_rate} Hz, {channels} channel"
+            f"{'s' if channels > 1 else ''}, {self.nfe} network calls, rtf {self.rtf:.3f})"
+        )
+
+    def _repr_html_(self) -> str:
+        wavs: dict[str, FloatArray] = {}
+        if self.noisy is not None:
+            wavs["noisy"] = _to_float(self.noisy[: display.SHOWN_S * self.sample_rate])
+        return display.page(repr(self), wavs | {"enhanced": self.wav}, self.sample_rate)
 
 
 @dataclass(frozen=True)
@@ -202,7 +244,7 @@ class Enhancer:
     @classmethod
     def open(
         cls,
-        folder: str | Path,
+        folder: str | Path | None = None,
         backend: str = "auto",
         device: str = "auto",
         threads: int | None = None,
@@ -213,8 +255,10 @@ class Enhancer:
         """Load an engine folder.
 
         Args:
-            folder: Folder with manifest.json and the two graphs.
-            backend: "ort", "openvino" or "auto".
+            folder: Folder with manifest.json and the two graphs; or a model's name, such as
+                "dvpd-tiny" (the wheel carries it); or None for $DVPD_ENGINE, else dvpd-base where
+                it is there, else dvpd-tiny.
+            backend: "ort", "openvino", "tensorrt", "tensorrt-rtx", "torch" or "auto".
             device: "cpu", "cuda", "cuda:N" (not openvino), "tensorrt", "tensorrt:N" (ort: its
                 TensorRT provider), "gpu", "npu" (openvino) or "auto".
             threads: CPU threads; None for a sensible number.
@@ -226,6 +270,7 @@ class Enhancer:
             ManifestError: The folder is incomplete, damaged, or of another version.
             BackendError: The engine or the device is not there.
         """
+        folder = find_engine(folder)
         manifest = Manifest.load(folder)
         opened = open_backend(folder, manifest, backend, device, threads, tf32=tf32)
         warn_unverified(folder, manifest)
@@ -234,6 +279,11 @@ class Enhancer:
     def close(self) -> None:
         """Release the engine."""
         self.backend.close()
+
+    def __repr__(self) -> str:
+        """Model, backend and device."""
+        m, b = self.manifest, self.backend
+        return f"Enhancer({m.name} {m.version} {m.precision}, {b.name} on {b.device})"
 
     def __enter__(self) -> Enhancer:
         """Return itself."""
@@ -307,6 +357,7 @@ class Enhancer:
             sample_rate=rate,
             nfe=1 + len(settings.steps),
             seconds=time.perf_counter() - started,
+            noisy=wav,
         )
 
     def enhance_file(

@@ -1,10 +1,11 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny_graphs import write_engine
 
-from dvpd.runtime import BackendError, Enhancer, InputError, ManifestError, TlbFactors
+from dvpd.runtime import BackendError, Enhancer, InputError, ManifestError, TlbFactors, engines
 from dvpd.runtime.noise import frame_noise
 from dvpd.runtime.windows import WindowPlan
 
@@ -316,3 +317,29 @@ def test_closed(engine_shared, speech):
         pass
     with pytest.raises(BackendError, match="closed"):
         opened.enhance(speech, 16000)
+
+
+def test_open_takes_a_name_a_folder_or_nothing(engine_shared, tmp_path, monkeypatch):
+    root = tmp_path / "engines"
+    root.mkdir()
+    monkeypatch.setattr(engines, "engine_roots", lambda: [root])
+    monkeypatch.delenv("DVPD_ENGINE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (root / "dvpd-tiny").symlink_to(engine_shared)
+    for model in ("dvpd-tiny", root / "dvpd-tiny", None):
+        assert engines.find_engine(model) == root / "dvpd-tiny"
+    with Enhancer.open("dvpd-tiny", "ort", "cpu", 1) as opened:
+        assert opened.manifest.name == "tiny-test"
+    with pytest.raises(ManifestError, match="no engine is called 'dvpd-huge'; here are: dvpd-tiny"):
+        Enhancer.open("dvpd-huge")
+    with pytest.raises(ManifestError, match="not an engine folder"):
+        Enhancer.open(tmp_path / "dvpd-huge")
+
+
+def test_a_folder_here_comes_before_a_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "engine_roots", lambda: [tmp_path / "engines"])
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path / "mine", tmp_path / "engines" / "mine"):
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").touch()
+    assert engines.find_engine("mine") == Path("mine")
