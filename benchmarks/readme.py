@@ -1,6 +1,6 @@
-"""Write the README's tables from results that were measured, or check that it has them.
+"""Write the pages' tables from results that were measured, or check that they have them.
 
-    python benchmarks/readme.py              # README.md and engines/RUNS.md from benchmarks/results
+    python benchmarks/readme.py              # README.md and docs/ from benchmarks/results
     python benchmarks/readme.py --check      # exit with 1 if they have other figures
 
 Each table stands between two marks in a page; what is written between them is lost. The results are
@@ -22,14 +22,21 @@ if __package__ in (None, ""):
 
 from dvpd.benchmarks import ablations, peers, quality, report, tables
 from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.spec import MANIFEST_NAME
 
 BOARD = "report.json"  # what dvpd benchmark --report calls its file
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", ROOT / "engines" / "RUNS.md")
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "models.md",
+    ROOT / "docs" / "benchmarks.md",
+    ROOT / "docs" / "training-history.md",
+)
 # The first folder that has a result gives it: quality comes from the latest weights, speed from the
 # machine where it was measured (the graphs' operators are the same).
-MACHINES = ("xeon-2-cores", "epyc-2-cores")
-RESULTS = tuple(Path(__file__).resolve().parent / "results" / name for name in MACHINES)
+MACHINES = ("xeon-amx-2-cores", "xeon-2-cores", "epyc-2-cores")
+_FOLDERS = [Path(__file__).resolve().parent / "results" / name for name in MACHINES]
+RESULTS = tuple(folder for folder in _FOLDERS if folder.is_dir())
 
 
 def sizes(models: Sequence[dict[str, Any]]) -> str:
@@ -124,6 +131,67 @@ def speed(found: report.Report) -> str:
     return tables.markdown(header, rows) + f"\n\n{text}."
 
 
+def short_speed(found: report.Report) -> str:
+    """One real-time factor a model, that of its fastest backend, from ``rtf.py``."""
+    best: dict[str, report.Row] = {}
+    for row in report.base_rows(found):
+        known = best.get(row["engine"])
+        if known is None or row["rtf"] < known["rtf"]:
+            best[row["engine"]] = row
+    if not best:
+        raise InputError("the rtf report has no row that was measured")
+    rows = [[f"`{name}`", _where(row), f"{row['rtf']:.2f}"] for name, row in best.items()]
+    p, steps = found["protocol"], next(iter(best.values()))["steps"]
+    text = (
+        f"{_machine(found)}, {p['threads']} threads, {found['created'][:10]}, {steps} steps, "
+        f"windows of {next(iter(best.values()))['window_s']:.1f} s."
+    )
+    return tables.markdown(["model", "backend", "RTF"], rows) + f"\n\n{text}"
+
+
+def short_quality(result: dict[str, Any]) -> str:
+    """One row a model and sampler, one column a set, from ``quality.py``."""
+
+    def figure(figures: dict[str, Any]) -> str:
+        if "pause_lowered" in figures:
+            return f"{figures['pause_lowered']['mean'] + 0.0:.0f}"
+        return f"{figures['pesq']['mean']:.2f} / {figures['estoi']['mean']:.2f}"
+
+    models = result["models"]
+    if not models:
+        raise InputError("the quality result has no model")
+    first = models[0]["sets"]
+    header = [""]
+    for name, part in first.items():
+        quiet = "pause_lowered" in part["systems"]["noisy"]
+        header.append(f"{name}: noise lowered, dB" if quiet else f"{name}: PESQ / ESTOI")
+    rows = [["noisy", *(figure(part["systems"]["noisy"]) for part in first.values())]]
+    for model in models:
+        for system, steps in (("predictive", 0), ("full", model["default"]["n_steps"])):
+            figures = [figure(model["sets"][name]["systems"][system]) for name in first]
+            rows.append([f"`{model['model']}`, {steps} steps", *figures])
+    counts = ", ".join(f"{part['n']} of {name}" for name, part in first.items())
+    return tables.markdown(header, rows) + f"\n\nMeans over recordings: {counts}. {_age(result)}"
+
+
+def full_quality(result: dict[str, Any]) -> str:
+    """All columns of ``quality.py``."""
+    return f"{quality.set_tables(result)} {_age(result)}"
+
+
+def _age(result: dict[str, Any]) -> str:
+    """When quality was measured, and whether the shipped weights are others since."""
+    text = f"Measured {result['created'][:10]}"
+    for model in result["models"]:
+        manifest = ROOT / "engines" / model["model"] / MANIFEST_NAME
+        if (
+            manifest.is_file()
+            and _json(manifest)["checkpoint_sha256"] != model["checkpoint_sha256"]
+        ):
+            return f"{text}; the weights were trained further since."
+    return f"{text}."
+
+
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -135,8 +203,10 @@ def _json(path: Path) -> Any:
 
 # Name of the block -> file of the results, reader, writer.
 BLOCKS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Any], str]]] = {
+    "quality short": ("quality.json", _json, short_quality),
+    "speed short": ("rtf.json", report.read, short_speed),
     "sizes": ("macs.json", _json, sizes),
-    "quality table": ("quality.json", _json, quality.set_tables),
+    "quality table": ("quality.json", _json, full_quality),
     "speed": ("rtf.json", report.read, speed),
     "peers": ("peers.json", quality.read_peers, peers.to_markdown),
     "sweeps": ("sweeps.json", _json, quality.sweep_tables),
@@ -189,7 +259,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--readme", type=Path, action="append", metavar="PAGE",
-        help="page with marks; may be given again (default: README.md, engines/RUNS.md)",
+        help="page with marks; may be given again (default: README.md and pages of docs/)",
     )  # fmt: skip
     parser.add_argument("--check", action="store_true", help="write nothing; 1 if it differs")
     return parser

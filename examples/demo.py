@@ -1,6 +1,7 @@
 """Enhance a real noisy recording with the shipped graphs: wav, picture and figures.
 
     python examples/demo.py [--model engines/NAME] [--out demo-output]
+    python examples/demo.py --examples      # also enhanced.flac and before-after.png of this folder
 
 Needs the light runtime alone (numpy, soundfile, soxr, onnxruntime); PESQ and the picture are left
 out where their packages are missing.
@@ -19,9 +20,7 @@ import soundfile as sf
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from dvpd.runtime.engines import default_engine  # noqa: E402
-from dvpd.runtime.enhancer import Enhancer  # noqa: E402
-from dvpd.runtime.errors import DvpdError  # noqa: E402
+from dvpd.runtime import DvpdError, Enhancer  # noqa: E402
 
 
 def si_sdr_db(estimate: np.ndarray, reference: np.ndarray) -> float:
@@ -60,12 +59,25 @@ def picture(path: Path, wavs: dict[str, np.ndarray], rate: int) -> bool:
     return True
 
 
+def shrink(source: Path, target: Path, width: int = 1100, colours: int = 40) -> None:
+    """A small copy of a picture, for the README: noise compresses badly in many colours."""
+    from PIL import Image  # matplotlib brings it
+
+    with Image.open(source) as image:
+        height = round(image.height * width / image.width)
+        small = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    small.quantize(colours, dither=Image.Dither.NONE).save(target, optimize=True)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="demo.py", description=__doc__.split("\n")[0])
-    parser.add_argument("--model", type=Path, help="folder with exported graphs")
+    parser.add_argument("--model", help="engine folder, or a model's name")
     parser.add_argument("--out", type=Path, default=ROOT / "demo-output")
     parser.add_argument("--backend", default="auto")
+    parser.add_argument(
+        "--examples", action="store_true", help="write enhanced.flac and before-after.png again"
+    )
     return parser
 
 
@@ -76,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     enhanced_path = args.out / "enhanced.wav"
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        with Enhancer.open(args.model or default_engine(), backend=args.backend) as enhancer:
+        with Enhancer.open(args.model, backend=args.backend) as enhancer:
             name = f"{enhancer.manifest.name} {enhancer.manifest.version}"
             warm, rate = sf.read(noisy_path, dtype="float32")
             enhancer.enhance(warm[:16000], rate)  # first call: memory and kernels are set up
@@ -98,10 +110,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{label:10}{shown}{si_sdr_db(wav, clean):7.1f} dB")
     print(f"wrote {enhanced_path}")
     spectrograms = args.out / "spectrograms.png"
-    if picture(spectrograms, {"noisy": noisy, "enhanced": enhanced, "clean": clean}, rate):
-        print(f"wrote {spectrograms}")
-    else:
-        print("no picture: matplotlib is not installed")
+    drawn = picture(spectrograms, {"noisy": noisy, "enhanced": enhanced, "clean": clean}, rate)
+    print(f"wrote {spectrograms}" if drawn else "no picture: matplotlib is not installed")
+    if args.examples:
+        sf.write(ROOT / "examples" / "enhanced.flac", enhanced, rate)
+        if drawn:
+            shrink(spectrograms, ROOT / "examples" / "before-after.png")
+        print("wrote examples/enhanced.flac" + " and examples/before-after.png" * drawn)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The README's tables come from results that were measured, and the shipped README has them."""
+"""The pages' tables come from results that were measured, and the shipped pages have them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,19 @@ import json
 import pytest
 
 from dvpd.benchmarks import quality, report
-from dvpd.benchmarks.readme import BLOCKS, PAGES, RESULTS, fill, find, main, sizes, speed
+from dvpd.benchmarks.readme import (
+    BLOCKS,
+    PAGES,
+    RESULTS,
+    ROOT,
+    fill,
+    find,
+    main,
+    short_quality,
+    short_speed,
+    sizes,
+    speed,
+)
 
 
 def _text(*names: str) -> str:
@@ -73,6 +85,52 @@ def test_speed_takes_its_figures_from_the_rows():
         if each["status"] == "ok":
             each["rtf"] *= 2
     assert speed(others) != speed(found)
+
+
+def test_the_short_speed_is_the_fastest_backend_of_each_model():
+    found = report.read(find("rtf.json", RESULTS))
+    table = short_speed(found).split("\n\n")[0].splitlines()[2:]
+    rows = report.base_rows(found)
+    assert len(table) == len({row["engine"] for row in rows})
+    for line in table:
+        name = line.split("`")[1]
+        assert f"| {min(r['rtf'] for r in rows if r['engine'] == name):.2f} |" in line
+
+
+def _result(sha: str) -> dict:
+    def systems(pesq, estoi, lowered=None):
+        figures = {"pesq": {"mean": pesq}, "estoi": {"mean": estoi}}
+        return figures | ({"pause_lowered": {"mean": lowered}} if lowered is not None else {})
+
+    sets = {
+        "noise": {"n": 60, "systems": {"noisy": systems(1.5, 0.7), "predictive": systems(2.5, 0.8),
+                                       "full": systems(2.75, 0.9)}},
+        "pauses": {"n": 12, "systems": {"noisy": systems(1, 1, -0.0), "predictive": systems(1, 1, 40.4),
+                                        "full": systems(1, 1, 38.6)}},
+    }  # fmt: skip
+    model = {
+        "model": "dvpd-tiny",
+        "default": {"n_steps": 2},
+        "checkpoint_sha256": sha,
+        "sets": sets,
+    }
+    return {"created": "2026-11-28T01:00:00", "models": [model]}
+
+
+def test_the_short_quality_has_a_column_a_set_and_pauses_in_decibels():
+    text = short_quality(_result("another"))
+    assert "|  | noise: PESQ / ESTOI | pauses: noise lowered, dB |" in text
+    assert "| noisy | 1.50 / 0.70 | 0 |" in text
+    assert "| `dvpd-tiny`, 0 steps | 2.50 / 0.80 | 40 |" in text
+    assert "| `dvpd-tiny`, 2 steps | 2.75 / 0.90 | 39 |" in text
+    assert "60 of noise, 12 of pauses" in text
+
+
+def test_the_quality_says_when_the_shipped_weights_are_others():
+    manifest = ROOT / "engines" / "dvpd-tiny" / "manifest.json"
+    shipped = json.loads(manifest.read_text())["checkpoint_sha256"]
+    assert short_quality(_result(shipped)).endswith("Measured 2026-11-28.")
+    assert short_quality(_result("another")).endswith("the weights were trained further since.")
 
 
 def test_sizes_by_hand():
