@@ -19,8 +19,9 @@ UNWANTED = ("*.safetensors", "*.jsonl", "results", "__pycache__", "*.plan", "*.e
 BUILD = """
 import sys
 from setuptools import build_meta
-build_meta.build_wheel(sys.argv[1])
-build_meta.build_sdist(sys.argv[1])
+folder = sys.argv[1]  # building puts other words there
+build_meta.build_wheel(folder)
+build_meta.build_sdist(folder)
 """
 
 pytest.importorskip("setuptools", reason="setuptools builds the packages")
