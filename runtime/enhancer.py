@@ -98,7 +98,8 @@ class Enhanced:
         channels = self.wav.shape[1] if self.wav.ndim == 2 else 1
         return (
             f"Enhanced({self.duration_s:.2f} s, {self.sample_rate} Hz, {channels} channel"
-            f"{'s' if channels > 1 else ''}, {self.nfe} network calls, rtf {self.rtf:.3f})"
+            f"{'s' * (channels > 1)}, {self.nfe} network call{'s' * (self.nfe > 1)}, "
+            f"rtf {self.rtf:.3f})"
         )
 
     def _repr_html_(self) -> str:

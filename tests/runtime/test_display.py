@@ -46,6 +46,7 @@ def test_repr_is_one_line_without_samples(enhancer, speech):
     assert re.fullmatch(
         r"Enhanced\(1\.00 s, 16000 Hz, 1 channel, 4 network calls, rtf \d\.\d{3}\)", repr(made)
     )
+    assert "1 network call, " in repr(enhancer.enhance(speech[:RATE], RATE, steps=0))
     assert "2 channels" in repr(result(np.zeros((RATE, 2))))
     assert repr(enhancer) == "Enhancer(tiny-test 0.0.1 fp32, ort on cpu)"
 
