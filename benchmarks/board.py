@@ -24,10 +24,10 @@ import numpy as np
 
 from dvpd.benchmarks import reference
 from dvpd.export.figures import snr_db
-from dvpd.runtime.backend import open_backend
+from dvpd.runtime.backends.base import open_backend
 from dvpd.runtime.errors import DvpdError, InputError
-from dvpd.runtime.plans import find_plans, read_sidecar
 from dvpd.runtime.spec import Manifest
+from dvpd.runtime.tensorrt.plans import find_plans, read_sidecar
 
 SCHEMA = "dvpd-board-1"
 FILE_NAME = "report.json"

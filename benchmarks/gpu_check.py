@@ -421,7 +421,7 @@ def engines_at_hand(
     On a GPU those of the CPU are left out unless ``on_cpu``: the GPU would wait for them.
     """
     on_cpu = on_cpu or not on_gpu
-    from dvpd.runtime.backend import GPU_ONLY, installed
+    from dvpd.runtime.backends.base import GPU_ONLY, installed
 
     found = []
     for each in (folder, folder.with_name(folder.name + "-fp16")):
@@ -452,7 +452,7 @@ def measure_engine(
     folder: Path, name: str, device: str, work: Work, window: FloatArray, args: argparse.Namespace
 ) -> dict[str, Any]:
     """One engine's waveform ("wav"), latency and throughput; a failure is its row's "error"."""
-    from dvpd.runtime.backend import open_backend
+    from dvpd.runtime.backends.base import open_backend
     from dvpd.runtime.errors import DvpdError
 
     row: dict[str, Any] = {"engine": folder.name, "backend": name, "device": device}

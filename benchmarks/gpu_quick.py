@@ -252,7 +252,7 @@ class Subject:
             model = gpu_check.read_model(self.folder)[1]
             self.backend = TorchBackend(prepare(model, self.manifest.precision), self.device)
             return
-        from dvpd.runtime.backend import open_backend
+        from dvpd.runtime.backends.base import open_backend
 
         self.backend = open_backend(self.folder, self.manifest, self.name, self.device)
 

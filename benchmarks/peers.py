@@ -41,7 +41,7 @@ if __package__ in (None, ""):
 
 from dvpd.benchmarks import machine, rtf, tables
 from dvpd.benchmarks.guard import CLIP, ROOT, shipped_engines
-from dvpd.runtime.backend import cpu_quota
+from dvpd.runtime.backends.base import cpu_quota
 from dvpd.runtime.errors import BackendError, DvpdError, InputError
 from dvpd.runtime.spec import Manifest
 

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from dvpd.runtime.backends.openvino import shared_core
 from dvpd.runtime.errors import DvpdError, InputError
-from dvpd.runtime.ov import shared_core
 
 SAMPLE_RATE, HOP, N_FREQS, SCORE_CALLS = 16000, 128, 257, 3
 ENGINES = ("onnxruntime", "openvino")

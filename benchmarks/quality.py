@@ -28,7 +28,7 @@ if __package__ in (None, ""):
 
 from dvpd.benchmarks import machine, report, rtf, tables
 from dvpd.benchmarks.guard import shipped_engines
-from dvpd.runtime.backend import cpu_quota
+from dvpd.runtime.backends.base import cpu_quota
 from dvpd.runtime.errors import DvpdError, InputError
 from dvpd.runtime.spec import Manifest
 

@@ -37,7 +37,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dvpd.benchmarks import machine, meters
-from dvpd.runtime.backend import (
+from dvpd.runtime.backends.base import (
     BACKENDS,
     Backend,
     cpu_quota,

@@ -49,7 +49,7 @@ from .quality.report import (
     write_text,
 )
 from .quality.run import Progress, Task, measure_pair, measure_set
-from .runtime.backend import BACKENDS, cpu_quota
+from .runtime.backends.base import BACKENDS, cpu_quota
 from .runtime.enhancer import Enhancer
 from .runtime.errors import DvpdError, InputError
 from .runtime.noise import check_seed

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .layers import fold_batch_norms
 from .model import DVPD
-from .runtime.backend import PREDICT_OUT, SCORE_OUT, check_output, check_predict, check_score
+from .runtime.backends.base import PREDICT_OUT, SCORE_OUT, check_output, check_predict, check_score
 from .runtime.errors import BackendError, InputError, ManifestError
 from .runtime.sampler import TINY
 from .runtime.schedule import InitialState, SamplerStep

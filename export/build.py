@@ -20,9 +20,9 @@ from dvpd.checkpoint import load_model
 from dvpd.config import Config
 from dvpd.macs import macs_per_second, parameter_counts
 from dvpd.model import DVPD
-from dvpd.runtime.backend import LoadOptions
+from dvpd.runtime.backends.base import LoadOptions
+from dvpd.runtime.backends.ort import OrtBackend
 from dvpd.runtime.errors import InputError, ParityError
-from dvpd.runtime.ort import OrtBackend
 from dvpd.runtime.spec import (
     GRAPH_NAMES,
     MANIFEST_NAME,

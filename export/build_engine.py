@@ -24,7 +24,8 @@ if not __package__:  # run as a plain script: the checkout is not installed
 
 from dvpd.export.trt_api import CURES, MODULES, TrtApi
 from dvpd.runtime.errors import BackendError, DvpdError
-from dvpd.runtime.plans import (
+from dvpd.runtime.spec import GRAPH_NAMES, Manifest
+from dvpd.runtime.tensorrt.plans import (
     PlanError,
     PlanSpec,
     Profile,
@@ -38,7 +39,6 @@ from dvpd.runtime.plans import (
     remove_leftovers,
     timing_cache_path,
 )
-from dvpd.runtime.spec import GRAPH_NAMES, Manifest
 
 Say = Callable[[str], None]
 TOLD_EVERY_S = 10.0  # off a terminal

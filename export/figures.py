@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dvpd.runtime import schedule, stft
-from dvpd.runtime.backend import Backend
+from dvpd.runtime.backends.base import Backend
 from dvpd.runtime.errors import InputError
 from dvpd.runtime.sampler import sample
 from dvpd.runtime.schedule import SdeSpec

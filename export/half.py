@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from dvpd.runtime.backend import (
+from dvpd.runtime.backends.base import (
     PREDICT_OUT,
     SCORE_OUT,
     LoadOptions,

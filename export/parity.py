@@ -17,7 +17,7 @@ from dvpd import spectral
 from dvpd.config import Config
 from dvpd.model import DVPD
 from dvpd.runtime import stft
-from dvpd.runtime.backend import Backend
+from dvpd.runtime.backends.base import Backend
 from dvpd.runtime.errors import ParityError
 from dvpd.runtime.spec import TLB_PRESETS, TlbFactors, padded_frames
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from dvpd.runtime.errors import BackendError, InputError
-from dvpd.runtime.plans import (
+from dvpd.runtime.tensorrt.plans import (
     BUILDERS,
     GraphInput,
     Shape,
@@ -207,7 +207,7 @@ class TrtApi:
 
         Args:
             parsed: From ``parse``.
-            inputs: From ``dvpd.runtime.plans.graph_inputs``.
+            inputs: From ``dvpd.runtime.tensorrt.plans.graph_inputs``.
             path: For the message.
 
         Raises:

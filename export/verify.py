@@ -36,7 +36,7 @@ from dvpd.export.figures import (
     synthetic_speech,
 )
 from dvpd.runtime import stft
-from dvpd.runtime.backend import BACKENDS, Backend, LoadOptions, installed, open_backend
+from dvpd.runtime.backends.base import BACKENDS, Backend, LoadOptions, installed, open_backend
 from dvpd.runtime.doctor import processor_name
 from dvpd.runtime.engines import VERIFICATION_FORMAT, VERIFICATION_NAME
 from dvpd.runtime.enhancer import Enhancer

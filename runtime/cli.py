@@ -19,10 +19,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from .backend import BACKENDS
+from .backends.base import BACKENDS
 from .errors import DvpdError, InputError
 from .noise import SEED_MAX
-from .plans import add_build_options
+from .tensorrt.plans import add_build_options
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 # Commands with a parser of their own: module and help.

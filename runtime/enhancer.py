@@ -24,7 +24,7 @@ from .audio import (
     probe,
     read_blocks,
 )
-from .backend import Backend, open_backend
+from .backends.base import Backend, open_backend
 from .engines import warn_unverified
 from .errors import BackendError, InputError
 from .noise import check_seed, frame_noise

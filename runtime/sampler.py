@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backend import Backend, check_predict
+from .backends.base import Backend, check_predict
 from .schedule import InitialState, SamplerStep
 from .spec import TlbFactors
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DvpdError
-from .plans import (
+from .tensorrt.plans import (
     CudaDriver,
     cuda_driver,
     find_plans,

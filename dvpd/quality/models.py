@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..metrics import SAMPLE_RATE
-from ..runtime.backend import Backend
+from ..runtime.backends.base import Backend
 from ..runtime.enhancer import Enhancer
 from ..runtime.errors import InputError
 from ..runtime.spec import GRAPH_NAMES, TLB_PRESETS, GraphFile, Manifest

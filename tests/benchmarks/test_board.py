@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dvpd.benchmarks import board, machine, quality, readme, reference, report, rtf
-from dvpd.runtime import plans
 from dvpd.runtime.spec import Manifest
+from dvpd.runtime.tensorrt import plans
 
 pytest.importorskip("onnxruntime")
 PRIVATE = ("alices-orin", "alice", "0421623012345", "/home")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dvpd.benchmarks import guard
-from dvpd.runtime.backend import installed
+from dvpd.runtime.backends.base import installed
 from dvpd.runtime.errors import InputError
 from dvpd.runtime.spec import Manifest, sha256_of
 

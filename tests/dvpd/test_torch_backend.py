@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dvpd.checkpoint import load_model
-from dvpd.runtime.backend import open_backend
+from dvpd.runtime.backends.base import open_backend
 from dvpd.runtime.errors import BackendError, InputError, ManifestError
 from dvpd.runtime.sampler import sample
 from dvpd.runtime.schedule import initial_state, sampler_steps

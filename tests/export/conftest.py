@@ -90,6 +90,6 @@ def _one_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dvpd.runtime.backend.default_threads", lambda: 1)
+        patch.setattr("dvpd.runtime.backends.base.default_threads", lambda: 1)
         yield
     torch.set_num_threads(before)

@@ -10,7 +10,7 @@ import enum
 import types
 from pathlib import Path
 
-from dvpd.runtime import plans
+from dvpd.runtime.tensorrt import plans
 
 # Class -> attributes in use. Compared with the genuine bindings in test_trt_api.py.
 API = {

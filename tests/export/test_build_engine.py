@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 
 from dvpd.export import build_engine, trt_api
-from dvpd.runtime import cli, plans
+from dvpd.runtime import cli
 from dvpd.runtime.errors import BackendError, InputError, ManifestError
-from dvpd.runtime.plans import Gpu, Profile
 from dvpd.runtime.spec import GRAPH_NAMES, Manifest, sha256_of
+from dvpd.runtime.tensorrt import plans
+from dvpd.runtime.tensorrt.plans import Gpu, Profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 

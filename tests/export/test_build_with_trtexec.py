@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from dvpd.runtime import plans
 from dvpd.runtime.spec import GRAPH_NAMES, Manifest
+from dvpd.runtime.tensorrt import plans
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPT = ROOT / "engines" / "build_with_trtexec.sh"
@@ -51,8 +51,8 @@ PYTHON = """#!{python}
 import sys
 if sys.argv[1] == "-c":
     exec(sys.argv[2])
-from dvpd.runtime import plans
-assert sys.argv[1:3] == ["-m", "dvpd.runtime.plans"]
+from dvpd.runtime.tensorrt import plans
+assert sys.argv[1:3] == ["-m", "dvpd.runtime.tensorrt.plans"]
 gpus = (plans.Gpu({gpu!r}, {capability!r}),)
 plans.cuda_driver = lambda: plans.CudaDriver((12, 6), gpus) if {gpu!r} else None
 sys.exit(plans.main(sys.argv[3:]))

@@ -8,10 +8,10 @@ import onnxruntime as ort
 import pytest
 
 from dvpd.export import sampler_graph
-from dvpd.runtime import plans
 from dvpd.runtime.sampler import sample
 from dvpd.runtime.schedule import initial_state, sampler_steps
 from dvpd.runtime.spec import SdeSpec, TlbFactors
+from dvpd.runtime.tensorrt import plans
 
 NAMES = ("start", "step", "finish")
 SHIPPED = Path(sampler_graph.__file__).resolve().parent.parent / "runtime" / "graphs"

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dvpd.export import half, verify
 from dvpd.runtime import engines
-from dvpd.runtime.backend import LoadOptions, open_backend
+from dvpd.runtime.backends.base import LoadOptions, open_backend
 from dvpd.runtime.errors import BackendError, InputError
 from dvpd.runtime.spec import MANIFEST_NAME, Manifest, sha256_of
 

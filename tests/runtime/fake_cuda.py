@@ -14,7 +14,7 @@ import types
 
 import numpy as np
 
-from dvpd.runtime import plans
+from dvpd.runtime.tensorrt import plans
 
 
 class Misuse(AssertionError):

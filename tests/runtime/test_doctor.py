@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from dvpd.runtime import cli, doctor, engines, plans, tensorrt_doctor
-from dvpd.runtime.plans import CudaDriver, Gpu, PlanSpec, Profile, Target
+from dvpd.runtime import cli, doctor, engines, tensorrt_doctor
 from dvpd.runtime.spec import Manifest
+from dvpd.runtime.tensorrt import plans
+from dvpd.runtime.tensorrt.plans import CudaDriver, Gpu, PlanSpec, Profile, Target
 from dvpd.runtime.tensorrt_doctor import Facts, Package, diagnose
 
 ORIN, THOR = Gpu("Orin", "8.7"), Gpu("NVIDIA Thor", "11.0")

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import BackendError, InputError, ManifestError
-from .schedule import InitialState, SamplerStep
-from .spec import (
+from ..errors import BackendError, InputError, ManifestError
+from ..schedule import InitialState, SamplerStep
+from ..spec import (
     FRAME_MULTIPLE,
     MIN_FRAMES,
     N_FEATS,
@@ -315,7 +315,7 @@ def _open_ort(options: LoadOptions) -> Backend:
 
 
 def _open_openvino(options: LoadOptions) -> Backend:
-    from .ov import OpenVinoBackend
+    from .openvino import OpenVinoBackend
 
     return OpenVinoBackend(options)
 
@@ -331,7 +331,7 @@ def _open_trt(name: str) -> Callable[[LoadOptions], Backend]:
 
 def _open_torch(options: LoadOptions) -> Backend:
     # By name: the runtime itself stays free of torch.
-    module = importlib.import_module("..torch_backend", __package__)
+    module = importlib.import_module("...torch_backend", __package__)
     backend: Backend = module.open_checkpoint(options)
     return backend
 

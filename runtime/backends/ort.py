@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backend import (
+from ..errors import BackendError, InputError, ManifestError
+from ..spec import N_FEATS, check_metadata
+from ..tensorrt.plans import Profile, graph_inputs
+from .base import (
     PREDICT_OUT,
     SCORE_OUT,
     GraphTensor,
@@ -25,9 +28,6 @@ from .backend import (
     check_signature,
     ort_conflict,
 )
-from .errors import BackendError, InputError, ManifestError
-from .plans import Profile, graph_inputs
-from .spec import N_FEATS, check_metadata
 
 FloatArray = NDArray[np.float32]
 logger = logging.getLogger("dvpd")

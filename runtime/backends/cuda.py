@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import BackendError, InputError
+from ..errors import BackendError, InputError
 
 ALIGNMENT = 256  # bytes; what TensorRT wants of scratch memory
 _MEMORY_ALLOCATION, _INSUFFICIENT_DRIVER, _BUSY, _NO_DEVICE = 2, 35, 46, 100

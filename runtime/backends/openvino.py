@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backend import (
+from ..errors import BackendError, ManifestError
+from ..spec import N_FEATS, check_metadata
+from .base import (
     PREDICT_OUT,
     SCORE_OUT,
     GraphTensor,
@@ -20,8 +22,6 @@ from .backend import (
     check_score,
     check_signature,
 )
-from .errors import BackendError, ManifestError
-from .spec import N_FEATS, check_metadata
 
 FloatArray = NDArray[np.float32]
 

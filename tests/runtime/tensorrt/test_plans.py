@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from dvpd.runtime import plans
 from dvpd.runtime.errors import InputError, ManifestError
-from dvpd.runtime.plans import Gpu, PlanError, PlanSpec, Profile, Target
 from dvpd.runtime.spec import GRAPH_NAMES, Manifest
+from dvpd.runtime.tensorrt import plans
+from dvpd.runtime.tensorrt.plans import Gpu, PlanError, PlanSpec, Profile, Target
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 TINY = ROOT / "engines" / "dvpd-tiny-fp16"
 ORIN = Target("Orin", "8.7")
 SPEC = PlanSpec("score", "0" * 64, "tensorrt", "10.3.0.26", ORIN, "fp16", Profile())

@@ -5,7 +5,7 @@ sidecar that says what it was built from; nothing reaches TensorRT before both h
 Builders (export/build_engine.py, engines/build_with_trtexec.sh) and the runtime share this module,
 which needs neither TensorRT nor onnx.
 
-``python -m dvpd.runtime.plans flags|check|gpu|seal`` is what the trtexec script calls.
+``python -m dvpd.runtime.tensorrt.plans flags|check|gpu|seal`` is what the trtexec script calls.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import BackendError, DvpdError, InputError, ManifestError
-from .spec import FRAME_MULTIPLE, GRAPH_NAMES, MIN_FRAMES, Manifest, sha256_of
+from ..errors import BackendError, DvpdError, InputError, ManifestError
+from ..spec import FRAME_MULTIPLE, GRAPH_NAMES, MIN_FRAMES, Manifest, sha256_of
 
 try:
     import fcntl

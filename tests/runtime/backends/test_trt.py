@@ -10,15 +10,15 @@ import pytest
 from fake_cuda import FakeCuda, Misuse, cudaError, make_trt, plan_bytes
 from tiny_graphs import make_manifest
 
-from dvpd.runtime import plans
-from dvpd.runtime.backend import LoadOptions, open_backend
-from dvpd.runtime.cuda import Cuda, DeviceLostError, DeviceMemoryError
+from dvpd.runtime.backends.base import LoadOptions, open_backend
+from dvpd.runtime.backends.cuda import Cuda, DeviceLostError, DeviceMemoryError
+from dvpd.runtime.backends.trt import MAX_SLOTS, TrtBackend
 from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.errors import BackendError, InputError, ManifestError
 from dvpd.runtime.sampler import sample
 from dvpd.runtime.schedule import initial_state, sampler_steps
 from dvpd.runtime.spec import TLB_PRESETS, Manifest
-from dvpd.runtime.trt import MAX_SLOTS, TrtBackend
+from dvpd.runtime.tensorrt import plans
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

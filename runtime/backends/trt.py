@@ -22,7 +22,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backend import (
+from ..errors import BackendError, InputError
+from ..schedule import InitialState, SamplerStep
+from ..spec import FRAME_MULTIPLE, GRAPH_NAMES, MIN_FRAMES, N_FEATS, N_FREQS, TlbFactors
+from ..tensorrt.plans import (
+    Gpu,
+    PlanError,
+    Profile,
+    cuda_driver,
+    find_plans,
+    graph_inputs,
+    kernel_cache_path,
+    load_plan,
+    plan_spec,
+    read_kernel_cache,
+    read_sidecar,
+    release,
+    rtx_misfit,
+    set_builder_flags,
+    write_kernel_cache,
+)
+from .base import (
     PREDICT_OUT,
     SCORE_OUT,
     GraphTensor,
@@ -41,26 +61,6 @@ from .cuda import (
     DeviceMemoryError,
     device_array,
 )
-from .errors import BackendError, InputError
-from .plans import (
-    Gpu,
-    PlanError,
-    Profile,
-    cuda_driver,
-    find_plans,
-    graph_inputs,
-    kernel_cache_path,
-    load_plan,
-    plan_spec,
-    read_kernel_cache,
-    read_sidecar,
-    release,
-    rtx_misfit,
-    set_builder_flags,
-    write_kernel_cache,
-)
-from .schedule import InitialState, SamplerStep
-from .spec import FRAME_MULTIPLE, GRAPH_NAMES, MIN_FRAMES, N_FEATS, N_FREQS, TlbFactors
 
 FloatArray = NDArray[np.float32]
 logger = logging.getLogger("dvpd")
@@ -274,7 +274,7 @@ class TrtBackend:
 
     def _build_small(self, graph: str) -> bytes:
         """Compile one of the sampler's own graphs, for this GPU and the plans' profile."""
-        trt, path = self._trt, Path(__file__).parent / "graphs" / f"{graph}.onnx"
+        trt, path = self._trt, Path(__file__).parent.parent / "graphs" / f"{graph}.onnx"
         builder = trt.Builder(self._log)
         flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         network = builder.create_network(0 if flag is None else 1 << int(flag))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tiny_graphs import GAIN, make_manifest, predictive_model, write_engine
 
-from dvpd.runtime import backend as backend_module
-from dvpd.runtime.backend import open_backend
+from dvpd.runtime.backends import base as backend_module
+from dvpd.runtime.backends.base import open_backend
 from dvpd.runtime.errors import BackendError, InputError, ManifestError
 from dvpd.runtime.spec import Manifest
 
@@ -267,7 +267,7 @@ def test_cpu_quota_is_positive():
 SIGNAL_AFTER_CLOSE = """
 import gc, os, signal, sys
 sys.path.insert(0, sys.argv[1])
-from dvpd.runtime.backend import open_backend
+from dvpd.runtime.backends.base import open_backend
 from dvpd.runtime.doctor import _openvino_devices
 from dvpd.runtime.spec import Manifest
 
@@ -288,7 +288,7 @@ print(*seen)
 def test_signals_are_survived_after_openvino_backends_close(engine):
     """Cores released in the order of their making left an unmapped signal stack: a crash."""
     pytest.importorskip("openvino")
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     done = subprocess.run(
         [sys.executable, "-c", SIGNAL_AFTER_CLOSE, str(root), str(engine)],
         capture_output=True, text=True, timeout=120, check=False,
