@@ -24,9 +24,9 @@ import numpy as np
 
 from dvpd.benchmarks import reference
 from dvpd.export.figures import snr_db
-from dvpd.runtime.backends.base import open_backend
+from dvpd.runtime.backends.choose import open_backend
 from dvpd.runtime.errors import DvpdError, InputError
-from dvpd.runtime.spec import Manifest
+from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.tensorrt.plans import find_plans, read_sidecar
 
 SCHEMA = "dvpd-board-1"

@@ -32,10 +32,11 @@ from dvpd.benchmarks.reference import CLIP, WINDOW_FRAMES
 from dvpd.export.figures import snr_db
 from dvpd.model import DVPD
 from dvpd.runtime.doctor import processor_name
+from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.noise import frame_noise
 from dvpd.runtime.sampler import sample
 from dvpd.runtime.schedule import initial_state, sampler_steps
-from dvpd.runtime.spec import Manifest, TlbFactors
+from dvpd.runtime.spec import TlbFactors
 from dvpd.runtime.stft import compress, decompress, istft, stft
 from dvpd.torch_backend import TorchBackend, find_checkpoint, prepare
 
@@ -421,7 +422,7 @@ def engines_at_hand(
     On a GPU those of the CPU are left out unless ``on_cpu``: the GPU would wait for them.
     """
     on_cpu = on_cpu or not on_gpu
-    from dvpd.runtime.backends.base import GPU_ONLY, installed
+    from dvpd.runtime.backends.choose import GPU_ONLY, installed
 
     found = []
     for each in (folder, folder.with_name(folder.name + "-fp16")):
@@ -452,7 +453,7 @@ def measure_engine(
     folder: Path, name: str, device: str, work: Work, window: FloatArray, args: argparse.Namespace
 ) -> dict[str, Any]:
     """One engine's waveform ("wav"), latency and throughput; a failure is its row's "error"."""
-    from dvpd.runtime.backends.base import open_backend
+    from dvpd.runtime.backends.choose import open_backend
     from dvpd.runtime.errors import DvpdError
 
     row: dict[str, Any] = {"engine": folder.name, "backend": name, "device": device}

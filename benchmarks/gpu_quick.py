@@ -38,7 +38,7 @@ from dvpd.benchmarks.reference import REFERENCE
 from dvpd.export.figures import snr_db
 from dvpd.model import DVPD
 from dvpd.runtime.errors import BackendError, DvpdError, InputError
-from dvpd.runtime.spec import Manifest
+from dvpd.runtime.manifest import Manifest
 from dvpd.torch_backend import TorchBackend, prepare
 
 ENGINES = ("dvpd-base", "dvpd-base-fp16", "dvpd-tiny", "dvpd-tiny-fp16")
@@ -252,7 +252,7 @@ class Subject:
             model = gpu_check.read_model(self.folder)[1]
             self.backend = TorchBackend(prepare(model, self.manifest.precision), self.device)
             return
-        from dvpd.runtime.backends.base import open_backend
+        from dvpd.runtime.backends.choose import open_backend
 
         self.backend = open_backend(self.folder, self.manifest, self.name, self.device)
 

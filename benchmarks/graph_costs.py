@@ -15,14 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from dvpd.runtime.errors import InputError
-from dvpd.runtime.spec import (
-    FRAME_MULTIPLE,
-    GRAPH_NAMES,
-    MIN_FRAMES,
-    N_FREQS,
-    TLB_SHAPE,
-    Manifest,
-)
+from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.spec import FRAME_MULTIPLE, GRAPH_NAMES, MIN_FRAMES, N_FREQS, TLB_SHAPE
 
 CONVOLUTION, MATRIX, PRODUCT = "convolution", "matrix product", "elementwise product"
 ROOT = "net."  # the export's wrapper around a branch

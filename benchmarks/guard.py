@@ -31,9 +31,9 @@ if __package__ in (None, ""):
 from dvpd.benchmarks import recordings
 from dvpd.benchmarks.graph_costs import engine_costs
 from dvpd.benchmarks.tables import markdown
-from dvpd.runtime.backends.base import BACKENDS, installed
+from dvpd.runtime.backends.choose import BACKENDS, installed
 from dvpd.runtime.errors import DvpdError, InputError
-from dvpd.runtime.spec import MANIFEST_NAME, Manifest
+from dvpd.runtime.manifest import MANIFEST_NAME, Manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 PINS = Path(__file__).resolve().parent / "costs.json"
@@ -335,7 +335,7 @@ def _run_rounds(folder: Path, rounds: int) -> None:
     """The counted child: ``rounds`` calls of both graphs on 32 frames."""
     import numpy as np
 
-    from dvpd.runtime.backends.base import open_backend
+    from dvpd.runtime.backends.choose import open_backend
     from dvpd.runtime.spec import N_FREQS, TlbFactors
 
     backend = open_backend(folder, Manifest.load(folder), "ort", "cpu", 1)

@@ -29,14 +29,8 @@ from dvpd.benchmarks.graph_costs import GraphCosts, engine_costs
 from dvpd.benchmarks.tables import markdown
 from dvpd.runtime.engines import find_engines
 from dvpd.runtime.errors import DvpdError, InputError, ParityError
-from dvpd.runtime.spec import (
-    GRAPH_NAMES,
-    MANIFEST_NAME,
-    N_FREQS,
-    Manifest,
-    SamplerSpec,
-    SignalSpec,
-)
+from dvpd.runtime.manifest import MANIFEST_NAME, Manifest
+from dvpd.runtime.spec import GRAPH_NAMES, N_FREQS, SamplerSpec, SignalSpec
 
 COUNT_FRAMES = 1000  # 8 s: what does not grow with time is lost in it
 PTFLOPS_FRAMES = 256  # ptflops really runs the model: 2 s are enough
@@ -278,7 +272,7 @@ def count(path: Path, n_frames: int = COUNT_FRAMES) -> Counted:
 
 def _checkpoint_of(folder: Path, manifest: Manifest) -> Path | None:
     """The checkpoint that an engine folder was exported from, if it lies in or beside it."""
-    from dvpd.runtime.spec import sha256_of
+    from dvpd.runtime.manifest import sha256_of
 
     for path in sorted(folder.parent.glob("*/*.safetensors")):
         if sha256_of(path) == manifest.checkpoint_sha256:

@@ -41,9 +41,9 @@ if __package__ in (None, ""):
 
 from dvpd.benchmarks import machine, rtf, tables
 from dvpd.benchmarks.guard import CLIP, ROOT, shipped_engines
-from dvpd.runtime.backends.base import cpu_quota
+from dvpd.runtime.backends.choose import cpu_quota
 from dvpd.runtime.errors import BackendError, DvpdError, InputError
-from dvpd.runtime.spec import Manifest
+from dvpd.runtime.manifest import Manifest
 
 FORMAT = "dvpd-peers-1"
 RATE_HZ = 16000

@@ -35,10 +35,11 @@ if __package__ in (None, ""):
 from dvpd.benchmarks import machine, report, tables
 from dvpd.benchmarks.graph_costs import GraphCosts, NodeCost, engine_costs, graph_costs
 from dvpd.benchmarks.rtf import _say, frames_of, now
-from dvpd.runtime.backends.base import GPU_ONLY, cpu_quota
+from dvpd.runtime.backends.choose import GPU_ONLY, cpu_quota
 from dvpd.runtime.engines import default_engine, find_engines
 from dvpd.runtime.errors import DvpdError, InputError, ManifestError
-from dvpd.runtime.spec import GRAPH_NAMES, N_FREQS, Manifest
+from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.spec import GRAPH_NAMES, N_FREQS
 
 SCHEMA = "dvpd-predict-1"
 RESULTS = Path(__file__).resolve().parent / "results"  # */rtf*.json: what was measured so far

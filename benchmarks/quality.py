@@ -28,9 +28,9 @@ if __package__ in (None, ""):
 
 from dvpd.benchmarks import machine, report, rtf, tables
 from dvpd.benchmarks.guard import shipped_engines
-from dvpd.runtime.backends.base import cpu_quota
+from dvpd.runtime.backends.choose import cpu_quota
 from dvpd.runtime.errors import DvpdError, InputError
-from dvpd.runtime.spec import Manifest
+from dvpd.runtime.manifest import Manifest
 
 FORMAT = "dvpd-quality-1"
 METRICS = ("pesq", "estoi", "si_sdr")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dvpd.runtime.errors import InputError
-from dvpd.runtime.spec import Manifest
+from dvpd.runtime.manifest import Manifest
 
 FloatArray = NDArray[np.float32]
 CLIP = Path(__file__).with_name("gpu_clip.npz")

@@ -37,21 +37,17 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dvpd.benchmarks import machine, meters
-from dvpd.runtime.backends.base import (
-    BACKENDS,
-    Backend,
-    cpu_quota,
-    cuda_device_count,
-    installed,
-    open_backend,
-)
+from dvpd.runtime.backends.base import Backend
+from dvpd.runtime.backends.choose import BACKENDS, cpu_quota, installed, open_backend
 from dvpd.runtime.engines import find_engines
 from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.manifest import Manifest, sha256_of
 from dvpd.runtime.noise import frame_noise
 from dvpd.runtime.sampler import sample
 from dvpd.runtime.schedule import initial_state, sampler_steps
-from dvpd.runtime.spec import FRAME_MULTIPLE, MIN_FRAMES, Manifest, TlbFactors, sha256_of
+from dvpd.runtime.spec import FRAME_MULTIPLE, MIN_FRAMES, TlbFactors
 from dvpd.runtime.stft import compress, decompress, istft, stft
+from dvpd.runtime.tensorrt.gpus import cuda_device_count
 
 SCHEMA = "dvpd-rtf-1"
 SETTLE_S = 0.05  # idle threads of the engine before spin for a while and would share the cores

@@ -49,11 +49,11 @@ from .quality.report import (
     write_text,
 )
 from .quality.run import Progress, Task, measure_pair, measure_set
-from .runtime.backends.base import BACKENDS, cpu_quota
+from .runtime.backends.choose import BACKENDS, cpu_quota
 from .runtime.enhancer import Enhancer
 from .runtime.errors import DvpdError, InputError
+from .runtime.manifest import sha256_of
 from .runtime.noise import check_seed
-from .runtime.spec import sha256_of
 
 __all__ = [
     "PairFile",

@@ -25,9 +25,10 @@ from .layers import fold_batch_norms
 from .model import DVPD
 from .runtime.backends.base import PREDICT_OUT, SCORE_OUT, check_output, check_predict, check_score
 from .runtime.errors import BackendError, InputError, ManifestError
+from .runtime.manifest import sha256_of
 from .runtime.sampler import TINY
 from .runtime.schedule import InitialState, SamplerStep
-from .runtime.spec import PRECISIONS, TlbFactors, sha256_of
+from .runtime.spec import PRECISIONS, TlbFactors
 
 FloatArray = NDArray[np.float32]
 logger = logging.getLogger("dvpd")
@@ -232,7 +233,7 @@ class TorchBackend:
         alpha: float,
         tlb: TlbFactors,
     ) -> FloatArray:
-        """The whole sampler on the device; see ``backend.SamplerBackend.run_sampler``.
+        """The whole sampler on the device; see ``backends.base.SamplerBackend.run_sampler``.
 
         ``noisy`` may be a float32 tensor, on any device. A batch beyond the GPU's memory is run in
         parts.
@@ -348,10 +349,10 @@ def find_checkpoint(folder: Path, sha256: str) -> Path:
 
 
 def open_checkpoint(options: Any) -> TorchBackend:
-    """What ``runtime.backend.open_backend`` calls for "torch".
+    """What ``runtime.backends.choose.open_backend`` calls for "torch".
 
     Args:
-        options: ``runtime.backend.LoadOptions``; precision is the manifest's.
+        options: ``runtime.backends.base.LoadOptions``; precision is the manifest's.
 
     Raises:
         BackendError: The device is not there.

@@ -23,16 +23,14 @@ from dvpd.model import DVPD
 from dvpd.runtime.backends.base import LoadOptions
 from dvpd.runtime.backends.ort import OrtBackend
 from dvpd.runtime.errors import InputError, ParityError
-from dvpd.runtime.spec import (
-    GRAPH_NAMES,
+from dvpd.runtime.manifest import (
     MANIFEST_NAME,
-    PRECISIONS,
-    TLB_PRESETS,
     GraphFile,
     Manifest,
     manifest_to_metadata,
     sha256_of,
 )
+from dvpd.runtime.spec import GRAPH_NAMES, PRECISIONS, TLB_PRESETS
 from dvpd.torch_backend import prepare
 
 from . import parity

@@ -36,19 +36,14 @@ from dvpd.export.figures import (
     synthetic_speech,
 )
 from dvpd.runtime import stft
-from dvpd.runtime.backends.base import BACKENDS, Backend, LoadOptions, installed, open_backend
+from dvpd.runtime.backends.base import Backend, LoadOptions
+from dvpd.runtime.backends.choose import BACKENDS, installed, open_backend
 from dvpd.runtime.doctor import processor_name
 from dvpd.runtime.engines import VERIFICATION_FORMAT, VERIFICATION_NAME
 from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.errors import BackendError, DvpdError, InputError
-from dvpd.runtime.spec import (
-    N_FEATS,
-    PREDICTIVE_INPUTS,
-    TLB_PRESETS,
-    Manifest,
-    padded_frames,
-    sha256_of,
-)
+from dvpd.runtime.manifest import Manifest, sha256_of
+from dvpd.runtime.spec import N_FEATS, PREDICTIVE_INPUTS, TLB_PRESETS, padded_frames
 
 Say = Callable[[str], None]
 # Contract, as for an export: float32 differs by rounding only, half keeps about three digits.

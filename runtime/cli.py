@@ -19,10 +19,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from .backends.base import BACKENDS
+from .backends.choose import BACKENDS
 from .errors import DvpdError, InputError
 from .noise import SEED_MAX
-from .tensorrt.plans import add_build_options
+from .tensorrt.options import add_build_options
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 # Commands with a parser of their own: module and help.
@@ -197,7 +197,7 @@ def _targets(inputs: list[str], output: str) -> list[tuple[str, Path]]:
 def _enhance(args: argparse.Namespace) -> int:
     from .engines import default_engine
     from .enhancer import Enhancer, resolve_tlb
-    from .spec import Manifest
+    from .manifest import Manifest
 
     def fail(error: DvpdError, code: int) -> int:
         _say(error)

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from . import tensorrt_doctor
-from .backends.base import BACKENDS, cpu_quota, cuda_device_count, installed, ort_conflict
+from .backends.choose import BACKENDS, cpu_quota, installed
+from .backends.ort import ort_conflict
 from .engines import find_engines, verification_problem
 from .errors import DvpdError
-from .spec import Manifest
+from .manifest import Manifest
+from .tensorrt.gpus import cuda_device_count
 
 # Import name -> distributions that may provide it, in order.
 PACKAGES: dict[str, tuple[str, ...]] = {

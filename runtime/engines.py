@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from .errors import ManifestError
-from .spec import MANIFEST_NAME, Manifest
+from .manifest import MANIFEST_NAME, Manifest
 
 ENGINE_VARIABLE = "DVPD_ENGINE"
 DEFAULT_ENGINES = ("dvpd-base", "dvpd-tiny")

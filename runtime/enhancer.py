@@ -24,13 +24,15 @@ from .audio import (
     probe,
     read_blocks,
 )
-from .backends.base import Backend, open_backend
+from .backends.base import Backend
+from .backends.choose import open_backend
 from .engines import warn_unverified
 from .errors import BackendError, InputError
+from .manifest import Manifest
 from .noise import check_seed, frame_noise
 from .sampler import sample
 from .schedule import SamplerStep, initial_state, sampler_steps
-from .spec import Manifest, TlbFactors, padded_frames
+from .spec import TlbFactors, padded_frames
 from .stft import compress, decompress, istft, stft
 from .windows import WindowedStream, WindowPlan
 

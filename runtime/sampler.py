@@ -46,7 +46,7 @@ def sample(
         InputError: ``noisy`` has a wrong dtype or shape.
         BackendError: A network failed or returned non-finite values.
     """
-    run: Any = getattr(backend, "run_sampler", None)  # see backend.SamplerBackend
+    run: Any = getattr(backend, "run_sampler", None)  # see base.SamplerBackend
     if run is not None:
         check_predict(noisy)
         noise = np.empty((len(steps), len(noisy), 1, *noisy.shape[2:]), np.float32)

@@ -18,7 +18,8 @@ from ..metrics import SAMPLE_RATE
 from ..runtime.backends.base import Backend
 from ..runtime.enhancer import Enhancer
 from ..runtime.errors import InputError
-from ..runtime.spec import GRAPH_NAMES, TLB_PRESETS, GraphFile, Manifest
+from ..runtime.manifest import GraphFile, Manifest
+from ..runtime.spec import GRAPH_NAMES, TLB_PRESETS
 
 FloatArray = NDArray[np.float32]
 

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError, ManifestError
-from ..spec import N_FEATS, check_metadata
+from ..manifest import check_metadata
+from ..spec import N_FEATS
 from .base import (
     PREDICT_OUT,
     SCORE_OUT,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import io
 import logging
 import os
@@ -15,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError, InputError, ManifestError
-from ..spec import N_FEATS, check_metadata
-from ..tensorrt.plans import Profile, graph_inputs
+from ..manifest import check_metadata
+from ..spec import N_FEATS
+from ..tensorrt.onnx_inputs import Profile, graph_inputs
 from .base import (
     PREDICT_OUT,
     SCORE_OUT,
@@ -26,7 +28,6 @@ from .base import (
     check_predict,
     check_score,
     check_signature,
-    ort_conflict,
 )
 
 FloatArray = NDArray[np.float32]
@@ -49,6 +50,27 @@ def _tensors(values: Sequence[Any]) -> list[GraphTensor]:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def ort_conflict() -> str | None:
+    """The complaint if onnxruntime and onnxruntime-gpu share one environment, else None.
+
+    The two packages own the same files: whichever was installed last has overwritten the other,
+    and removing one leaves the other broken.
+    """
+    found = []
+    for package in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        found.append(package)
+    if len(found) < 2:
+        return None
+    return (
+        "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
+        "pip uninstall -y onnxruntime onnxruntime-gpu, then install one of them"
+    )
 
 
 def cuda_options(index: int, tf32: bool) -> dict[str, str]:

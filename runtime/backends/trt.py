@@ -25,23 +25,20 @@ from numpy.typing import NDArray
 from ..errors import BackendError, InputError
 from ..schedule import InitialState, SamplerStep
 from ..spec import FRAME_MULTIPLE, GRAPH_NAMES, MIN_FRAMES, N_FEATS, N_FREQS, TlbFactors
+from ..tensorrt.gpus import Gpu, cuda_driver, why_rtx_unfit
+from ..tensorrt.onnx_inputs import Profile, graph_inputs
 from ..tensorrt.plans import (
-    Gpu,
     PlanError,
-    Profile,
-    cuda_driver,
     find_plans,
-    graph_inputs,
     kernel_cache_path,
     load_plan,
     plan_spec,
     read_kernel_cache,
     read_sidecar,
-    release,
-    rtx_misfit,
     set_builder_flags,
     write_kernel_cache,
 )
+from ..tensorrt.versions import MODULES, release
 from .base import (
     PREDICT_OUT,
     SCORE_OUT,
@@ -65,7 +62,6 @@ from .cuda import (
 FloatArray = NDArray[np.float32]
 logger = logging.getLogger("dvpd")
 
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 SMALL_GRAPHS = ("start", "step", "finish")
 MAX_SLOTS = 8  # shapes kept; a recording needs two, its windows' and the last one's
 _FEATS = tuple(f"feat_{i}" for i in range(N_FEATS))
@@ -173,7 +169,7 @@ class TrtBackend:
             if driver is None or index >= len(driver.gpus):
                 raise BackendError("no NVIDIA GPU with a working driver: use device cpu")
             gpu = driver.gpus[index]
-        if name == "tensorrt-rtx" and (why := rtx_misfit(gpu)):
+        if name == "tensorrt-rtx" and (why := why_rtx_unfit(gpu)):
             raise BackendError(why)
         self._kernels = kernel_cache_path(str(self._trt.__version__), gpu)
         self._kernel_cache: Any = None  # of TensorRT-RTX, shared by all contexts
@@ -231,7 +227,7 @@ class TrtBackend:
                         f"built by {self.name} {release(spec.version)}, here is "
                         f"{self._trt.__version__}"
                     )
-                if why := spec.target.misfit(gpu):
+                if why := spec.target.why_unfit(gpu):
                     raise PlanError(why)
                 if spec.tf32 and not self._options.tf32:
                     raise PlanError("its float32 products are rounded to TF32 (built with --tf32)")
@@ -484,7 +480,7 @@ class TrtBackend:
         alpha: float,
         tlb: TlbFactors,
     ) -> FloatArray:
-        """The whole sampler on the device; see ``backend.SamplerBackend.run_sampler``.
+        """The whole sampler on the device; see ``backends.base.SamplerBackend.run_sampler``.
 
         ``noisy`` may be a float32 array on this device (``__cuda_array_interface__``); it is then
         copied there, not through the host. Batches beyond the profile, or beyond the GPU's memory,

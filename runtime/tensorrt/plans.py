@@ -4,29 +4,27 @@ A plan is executable code for one TensorRT release and one GPU. Beside every pla
 sidecar that says what it was built from; nothing reaches TensorRT before both have been checked.
 Builders (export/build_engine.py, engines/build_with_trtexec.sh) and the runtime share this module,
 which needs neither TensorRT nor onnx.
-
-``python -m dvpd.runtime.tensorrt.plans flags|check|gpu|seal`` is what the trtexec script calls.
 """
 
 from __future__ import annotations
 
-import argparse
-import ctypes
 import errno
 import hashlib
 import json
 import os
-import re
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import BackendError, DvpdError, InputError, ManifestError
-from ..spec import FRAME_MULTIPLE, GRAPH_NAMES, MIN_FRAMES, Manifest, sha256_of
+from ..errors import BackendError, InputError
+from ..manifest import Manifest
+from ..spec import GRAPH_NAMES
+from .gpus import Gpu, Target
+from .onnx_inputs import Profile
+from .versions import BUILDERS, parse_version, release
 
 try:
     import fcntl
@@ -35,26 +33,18 @@ except ImportError:  # Windows: no second builder can be waited for there
 
 SIDECAR_FORMAT = 2  # 1 did not say whether products are rounded to TF32
 SIDECAR_MAX_BYTES = 1 << 16
-BUILDERS = ("tensorrt", "tensorrt-rtx")
 # First bytes of a serialised plan, and where the version of its builder lies (four bytes: major,
 # minor, patch, build), as `trtexec --getPlanVersionOnly` reads it.
 PLAN_MAGIC = {"tensorrt": b"ftrt", "tensorrt-rtx": b"vtrt"}
 PLAN_VERSION_AT = 24
-# GPUs that TensorRT-RTX 1.7 compiles for (``ComputeCapability`` of its Python package, and its support
-# matrix): RTX cards of Turing, Ampere, Ada and Blackwell and GB10. Not Hopper (9.0), Blackwell of
-# data centres (10.x) or Jetson's Orin (8.7) and Thor (11.0). Portable plans leave Turing out.
-RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-PORTABLE_CAPABILITIES = RTX_CAPABILITIES[1:]
 TEMPORARY_SUFFIX = ".plan.tmp"
-Version = tuple[int, ...]
-Shape = tuple[int, ...]
 
 
 class PlanError(BackendError):
     """A plan must not be used.
 
     Attributes:
-        reason: Why, without the path and the cure that the message may have.
+        reason: Why, without the path and the fix that the message may have.
     """
 
     def __init__(self, reason: str, message: str | None = None) -> None:
@@ -66,296 +56,6 @@ class PlanError(BackendError):
         """
         super().__init__(message or reason)
         self.reason = reason
-
-
-# ------------------------------------------------------------------------------------------------
-# What a graph takes
-
-
-@dataclass(frozen=True)
-class GraphInput:
-    """One input of an ONNX graph; sizes are numbers, or names such as "B" and "T/2"."""
-
-    name: str
-    shape: tuple[int | str, ...]
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """A number of the wire format, and where the next one starts."""
-    value = shift = 0
-    while shift < 64:
-        byte = data[at]
-        value, shift, at = value | (byte & 0x7F) << shift, shift + 7, at + 1
-        if not byte & 0x80:
-            return value, at
-    raise ValueError("number too long")
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
-    """Fields of one protobuf message: (number, int or memoryview); fixed-size ones are skipped."""
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        number, kind = tag >> 3, tag & 7
-        if kind == 0:
-            value, at = _varint(data, at)
-            yield number, value
-        elif kind == 2:
-            size, at = _varint(data, at)
-            if size > len(data) - at:
-                raise ValueError("message cut off")
-            yield number, data[at : at + size]
-            at += size
-        elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"wire type {kind}")
-
-
-def _all(message: memoryview, *path: int) -> Iterator[Any]:
-    """Every value at a path of field numbers."""
-    for number, value in _fields(message):
-        if number == path[0]:
-            if len(path) == 1:
-                yield value
-            else:
-                yield from _all(value, *path[1:])
-
-
-def graph_inputs(path: Path) -> tuple[GraphInput, ...]:
-    """Inputs of an ONNX graph, read without the onnx package.
-
-    Args:
-        path: A graph written by export/to_onnx.py.
-
-    Raises:
-        ManifestError: The file is not such a graph.
-    """
-    # Field numbers of onnx.proto: ModelProto.graph 7, GraphProto.input 11, ValueInfoProto.name 1
-    # and .type 2, TypeProto.tensor_type 1, Tensor.shape 2, TensorShapeProto.dim 1, Dimension
-    # .dim_value 1 and .dim_param 2.
-    try:
-        found = []
-        for value in _all(memoryview(path.read_bytes()), 7, 11):
-            (name,) = _all(value, 1)
-            shape: list[int | str] = []
-            for dim in _all(value, 2, 1, 2, 1):
-                sizes = dict(_fields(dim))
-                shape.append(str(sizes[2], "utf-8") if 2 in sizes else int(sizes[1]))
-            found.append(GraphInput(str(name, "utf-8"), tuple(shape)))
-    except (OSError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise ManifestError(
-            f"{path}: inputs cannot be read ({error}); export the engine again"
-        ) from None
-    if not found:
-        raise ManifestError(f"{path}: a graph without inputs; export the engine again")
-    return tuple(found)
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Sizes that a plan accepts: (smallest, tuned for, largest) of frames and of the batch.
-
-    The default holds the runtime's window of 1024 frames.
-    """
-
-    frames: tuple[int, int, int] = (32, 256, 1024)
-    batch: tuple[int, int, int] = (1, 1, 4)
-
-    def __post_init__(self) -> None:
-        """Refuse sizes that no graph accepts."""
-        for name, step, low in (("frames", FRAME_MULTIPLE, MIN_FRAMES), ("batch", 1, 1)):
-            sizes = getattr(self, name)
-            fits = (
-                isinstance(sizes, tuple)
-                and len(sizes) == 3
-                and all(isinstance(s, int) and not isinstance(s, bool) for s in sizes)
-                and list(sizes) == sorted(sizes)
-                and all(s >= low and s % step == 0 for s in sizes)
-            )
-            if not fits:
-                raise InputError(
-                    f"profile {name} is {sizes!r}; expected min,opt,max in rising order, multiples "
-                    f"of {step}, at least {low}"
-                )
-
-    def shapes(self, inputs: Sequence[GraphInput]) -> dict[str, tuple[Shape, Shape, Shape]]:
-        """Shapes (min, opt, max) of each input.
-
-        Args:
-            inputs: The graph's inputs.
-
-        Raises:
-            ManifestError: A dynamic size is neither the batch nor a part of the frames.
-        """
-        table = {}
-        for value in inputs:
-            rows = []
-            for batch, frames in zip(self.batch, self.frames, strict=True):
-                sizes = {"B": batch, "T": frames, "T/2": frames // 2, "T/4": frames // 4}
-                try:
-                    rows.append(tuple(sizes[d] if isinstance(d, str) else d for d in value.shape))
-                except KeyError as error:
-                    raise ManifestError(
-                        f"input {value.name} has a size named {error}; expected "
-                        f"{', '.join(sizes)}: export the engine again"
-                    ) from None
-            table[value.name] = (rows[0], rows[1], rows[2])
-        return table
-
-    def holds(self, n_frames: int, batch: int) -> bool:
-        """Whether a call of this size is inside."""
-        return (
-            self.frames[0] <= n_frames <= self.frames[2]
-            and n_frames % FRAME_MULTIPLE == 0
-            and self.batch[0] <= batch <= self.batch[2]
-        )
-
-
-# ------------------------------------------------------------------------------------------------
-# What a plan is for
-
-
-def parse_version(text: str) -> Version:
-    """Numbers of a version: "10.16.2.10" -> (10, 16, 2, 10).
-
-    Args:
-        text: The version; anything after the numbers is left out.
-
-    Raises:
-        InputError: It does not start with three numbers.
-    """
-    match = re.match(r"(\d+)\.(\d+)\.(\d+)(?:\.(\d+))?", text)
-    if match is None:
-        raise InputError(f"version is {text!r}; expected major.minor.patch")
-    return tuple(int(part) for part in match.groups() if part is not None)
-
-
-def release(version: str) -> str:
-    """The part that decides whether plans fit: "10.16.2.10" -> "10.16.2".
-
-    apt, pip and trtexec write the build number differently.
-    """
-    return ".".join(map(str, parse_version(version)[:3]))
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """An NVIDIA GPU.
-
-    Attributes:
-        name: As the driver calls it, such as "Orin" or "NVIDIA GeForce RTX 4090".
-        compute_capability: Such as "8.7".
-    """
-
-    name: str
-    compute_capability: str
-
-
-@dataclass(frozen=True)
-class CudaDriver:
-    """What the CUDA driver says.
-
-    Attributes:
-        version: Highest CUDA version that the driver supports, (major, minor).
-        gpus: Its devices.
-    """
-
-    version: tuple[int, int]
-    gpus: tuple[Gpu, ...]
-
-
-def cuda_driver() -> CudaDriver | None:
-    """Ask the CUDA driver for its version and devices; None without a working one.
-
-    No CUDA context is made. Works on Jetson, where nvidia-smi may be missing.
-    """
-    try:
-        cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-        number = ctypes.c_int(0)
-        if cuda.cuInit(0) != 0 or cuda.cuDriverGetVersion(ctypes.byref(number)) != 0:
-            return None
-        version = (number.value // 1000, number.value % 1000 // 10)
-        if cuda.cuDeviceGetCount(ctypes.byref(number)) != 0:
-            return None
-        gpus = []
-        for index in range(number.value):
-            name, device, part = ctypes.create_string_buffer(256), ctypes.c_int(), ctypes.c_int()
-            cuda.cuDeviceGet(ctypes.byref(device), index)
-            cuda.cuDeviceGetName(name, 256, device)
-            capability = []
-            for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
-                cuda.cuDeviceGetAttribute(ctypes.byref(part), attribute, device)
-                capability.append(str(part.value))
-            gpus.append(Gpu(name.value.decode("utf-8", "replace"), ".".join(capability)))
-    except (OSError, AttributeError):
-        return None
-    return CudaDriver(version, tuple(gpus))
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a plan is built for.
-
-    Attributes:
-        name: The GPU's name; for GPUs that are not here "portable", or such as "sm86,sm89".
-        compute_capability: Such as "8.9" or "8.6,8.9"; "portable" for ``PORTABLE_CAPABILITIES``.
-    """
-
-    name: str
-    compute_capability: str
-
-    @classmethod
-    def parse(cls, text: str) -> Target:
-        """Read "portable", "sm89" or "sm86,sm89".
-
-        Args:
-            text: The target.
-
-        Raises:
-            InputError: It is none of them.
-        """
-        if text == "portable":
-            return cls(text, text)
-        found = [re.fullmatch(r"sm(\d+)(\d)", part) for part in text.split(",")]
-        capabilities = [f"{match[1]}.{match[2]}" for match in found if match]
-        if len(capabilities) < len(found) or len(set(capabilities)) < len(found):
-            raise InputError(
-                f"target is {text!r}; expected local, portable, or sm89, or several: sm86,sm89"
-            )
-        return cls(text, ",".join(capabilities))
-
-    @property
-    def slug(self) -> str:
-        """The name as part of a file name."""
-        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-") or "gpu"
-
-    def misfit(self, gpu: Gpu) -> str | None:
-        """Why plans of this target do not run on ``gpu``, or None."""
-        have = gpu.compute_capability
-        if self.compute_capability == "portable":
-            fits = have in PORTABLE_CAPABILITIES
-        else:
-            # "sm89" names a capability, everything else one board.
-            named = self.name == gpu.name or re.match(r"sm\d", self.name) is not None
-            fits = named and have in self.compute_capability.split(",")
-        if fits:
-            return None
-        return (
-            f"built for {self.name} (compute {self.compute_capability}), this GPU is {gpu.name} "
-            f"(compute {have})"
-        )
-
-
-def rtx_misfit(gpu: Gpu) -> str | None:
-    """Why TensorRT-RTX does not run on ``gpu`` whatever the plan, with the cure; or None."""
-    if gpu.compute_capability in RTX_CAPABILITIES:
-        return None
-    return (
-        f"TensorRT-RTX does not run on {gpu.name} (compute {gpu.compute_capability}): it is for RTX "
-        f"cards of Turing to Blackwell ({', '.join(RTX_CAPABILITIES)}): use TensorRT (pip install "
-        "'dvpd[trt]'; on a Jetson the system's)"
-    )
 
 
 @dataclass(frozen=True)
@@ -822,147 +522,3 @@ def write_kernel_cache(path: Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-# ------------------------------------------------------------------------------------------------
-# Options that builders share, and what engines/build_with_trtexec.sh asks
-
-
-def sizes(text: str) -> tuple[int, int, int]:
-    """Read "min,opt,max" of a command line.
-
-    Args:
-        text: Three whole numbers.
-
-    Raises:
-        argparse.ArgumentTypeError: It is something else.
-    """
-    try:
-        low, opt, high = (int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not MIN,OPT,MAX, three whole numbers"
-        ) from None
-    return low, opt, high
-
-
-def add_profile_options(parser: argparse.ArgumentParser) -> None:
-    """Add --frames and --batch, as every builder takes them."""
-    default = Profile()
-    parser.add_argument(
-        "--frames",
-        type=sizes,
-        default=default.frames,
-        metavar="MIN,OPT,MAX",
-        help="frames of one call, multiples of 4 (default: 32,256,1024; 125 a second)",
-    )
-    parser.add_argument(
-        "--batch",
-        type=sizes,
-        default=default.batch,
-        metavar="MIN,OPT,MAX",
-        help="recordings in one call (default: 1,1,4)",
-    )
-
-
-def add_build_options(parser: argparse.ArgumentParser) -> None:
-    """The options of ``dvpd build`` and of export/build_engine.py."""
-    parser.add_argument("folder", type=Path, metavar="ENGINE_DIR", help="folder with the graphs")
-    parser.add_argument(
-        "--backend",
-        choices=BUILDERS,
-        help="default: tensorrt if it is installed, else tensorrt-rtx",
-    )
-    parser.add_argument(
-        "--target",
-        metavar="TARGET",
-        help="local (this GPU), or with tensorrt-rtx portable, sm89, or several in one plan, "
-        "sm86,sm89,sm120 (default: tensorrt local, tensorrt-rtx portable)",
-    )
-    add_profile_options(parser)
-    parser.add_argument(
-        "--tf32",
-        action="store_true",
-        help="let products of fp32 graphs be rounded to TF32: faster, and no longer float32",
-    )
-    parser.add_argument("--force", action="store_true", help="build even if valid plans are there")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command line of the trtexec script's helper."""
-    parser = argparse.ArgumentParser(
-        prog="plans", description="Names, shapes and sidecars of plans, for build_with_trtexec.sh."
-    )
-    parser.add_argument("action", choices=("flags", "check", "gpu", "seal"))
-    parser.add_argument("folder", nargs="?", type=Path, metavar="ENGINE_DIR")
-    parser.add_argument("--graph", choices=GRAPH_NAMES, help="which graph")
-    parser.add_argument("--trt-version", metavar="V", help="TensorRT's version, such as 10.3.0")
-    parser.add_argument("--plan", type=Path, metavar="FILE", help="the plan that trtexec wrote")
-    parser.add_argument("--seconds", type=float, default=0.0, help="how long it took")
-    add_profile_options(parser)
-    return parser
-
-
-def _local_target() -> Target:
-    driver = cuda_driver()
-    if driver is None or not driver.gpus:
-        raise BackendError(
-            "no NVIDIA GPU with a working driver: TensorRT builds plans on the machine that runs "
-            "them (TensorRT-RTX builds elsewhere, too: --backend tensorrt-rtx --target portable)"
-        )
-    return Target(driver.gpus[0].name, driver.gpus[0].compute_capability)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the helper; returns 0 done, 1 failed (for ``check``: no usable plan), 2 wrong usage."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    try:
-        if args.action == "gpu":
-            target = _local_target()
-            print(f"{target.name} {target.compute_capability}")
-            return 0
-        if args.folder is None or args.graph is None:
-            parser.error(f"{args.action} needs ENGINE_DIR and --graph")
-        manifest = Manifest.load(args.folder)
-        onnx = manifest.verify_graphs(args.folder)[args.graph]
-        profile = Profile(args.frames, args.batch)
-        if args.trt_version is None:
-            parser.error(f"{args.action} needs --trt-version")
-        spec = plan_spec(
-            manifest, args.graph, "tensorrt", args.trt_version, _local_target(), profile
-        )
-        if args.action == "flags":
-            table = profile.shapes(graph_inputs(onnx))
-            for i, which in enumerate(("min", "opt", "max")):
-                shapes = (f"{name}:{'x'.join(map(str, s[i]))}" for name, s in table.items())
-                print(f"--{which}Shapes={','.join(shapes)}")
-            cache = timing_cache_path(spec)
-            cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            print(f"--timingCacheFile={cache}")
-            if spec.precision == "fp32":
-                print("--noTF32")
-            return 0
-        if args.action == "check":
-            load_plan(args.folder, spec)
-            print(args.folder / spec.file)
-            return 0
-        if args.plan is None:
-            parser.error("seal needs --plan")
-        built = {"tool": "trtexec", "version": args.trt_version, "seconds": args.seconds}
-        try:
-            data = args.plan.read_bytes()
-        except OSError as error:
-            raise InputError(f"{args.plan}: {error.strerror}") from None
-        if sha256_of(onnx) != spec.onnx_sha256:
-            raise ManifestError(f"{onnx}: changed while its plan was built; build again")
-        print(install_plan(args.folder, spec, data, built))
-    except DvpdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from dvpd.benchmarks import guard
-from dvpd.runtime.backends.base import installed
+from dvpd.runtime.backends.choose import installed
 from dvpd.runtime.errors import InputError
-from dvpd.runtime.spec import Manifest, sha256_of
+from dvpd.runtime.manifest import Manifest, sha256_of
 
 PINS = guard.read_pins(guard.PINS)
 TINY = guard.ROOT / "engines" / "dvpd-tiny"

@@ -17,7 +17,7 @@ from dvpd.benchmarks import report
 from dvpd.benchmarks.graph_costs import engine_costs, graph_costs
 from dvpd.runtime import cli
 from dvpd.runtime.errors import InputError
-from dvpd.runtime.spec import Manifest
+from dvpd.runtime.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TINY = ROOT / "engines" / "dvpd-tiny"

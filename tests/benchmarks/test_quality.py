@@ -13,7 +13,7 @@ from dvpd.benchmarks import quality, recordings
 from dvpd.benchmarks.recordings import RATE_HZ
 from dvpd.quality.models import sampler_grid
 from dvpd.runtime.errors import InputError
-from dvpd.runtime.spec import Manifest
+from dvpd.runtime.manifest import Manifest
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 

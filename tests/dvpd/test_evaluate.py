@@ -40,8 +40,8 @@ from dvpd.quality.models import System
 from dvpd.quality.pauses import BLIND_MEASURES, PAUSE_MEASURES
 from dvpd.quality.report import REPORT_FILES
 from dvpd.runtime.errors import BackendError, InputError
+from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.noise import frame_noise
-from dvpd.runtime.spec import Manifest
 from dvpd.sde import sample
 from dvpd.spectral import compressed_noisy, istft_from_compressed
 from dvpd.train_config import TrainConfig

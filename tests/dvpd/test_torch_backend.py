@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from dvpd.checkpoint import load_model
-from dvpd.runtime.backends.base import open_backend
+from dvpd.runtime.backends.choose import open_backend
 from dvpd.runtime.errors import BackendError, InputError, ManifestError
+from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.sampler import sample
 from dvpd.runtime.schedule import initial_state, sampler_steps
-from dvpd.runtime.spec import TLB_PRESETS, Manifest
+from dvpd.runtime.spec import TLB_PRESETS
 from dvpd.torch_backend import TorchBackend, find_checkpoint, prepare
 
 ENGINES = Path(__file__).resolve().parents[2] / "engines"

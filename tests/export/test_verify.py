@@ -14,9 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dvpd.export import half, verify
 from dvpd.runtime import engines
-from dvpd.runtime.backends.base import LoadOptions, open_backend
+from dvpd.runtime.backends.base import LoadOptions
+from dvpd.runtime.backends.choose import open_backend
 from dvpd.runtime.errors import BackendError, InputError
-from dvpd.runtime.spec import MANIFEST_NAME, Manifest, sha256_of
+from dvpd.runtime.manifest import MANIFEST_NAME, Manifest, sha256_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SHIPPED = sorted(path.parent for path in ROOT.glob(f"engines/*/{MANIFEST_NAME}"))

@@ -5,7 +5,8 @@ from tiny_graphs import make_manifest
 
 from dvpd.runtime import spec
 from dvpd.runtime.errors import InputError, ManifestError
-from dvpd.runtime.spec import Manifest, SamplerSpec, SignalSpec, TlbFactors
+from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.spec import SamplerSpec, SignalSpec, TlbFactors
 
 
 def load(folder):

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from tiny_graphs import GAIN, make_manifest, predictive_model, write_engine
 
-from dvpd.runtime.backends import base as backend_module
-from dvpd.runtime.backends.base import open_backend
+from dvpd.runtime.backends import choose
+from dvpd.runtime.backends import ort as ort_module
+from dvpd.runtime.backends.choose import open_backend
 from dvpd.runtime.errors import BackendError, InputError, ManifestError
-from dvpd.runtime.spec import Manifest
+from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.tensorrt.gpus import cuda_device_count
 
 onnx = pytest.importorskip("onnx")
 
@@ -231,16 +233,16 @@ def test_auto_says_why_it_moved_on(engine_shared, caplog, monkeypatch):
     def refuse(options):
         raise BackendError("broken here")
 
-    table = dict(backend_module.BACKENDS)
+    table = dict(choose.BACKENDS)
     table["ort"] = ("json", "dvpd[cpu]", refuse)
-    monkeypatch.setattr(backend_module, "BACKENDS", table)
+    monkeypatch.setattr(choose, "BACKENDS", table)
     with caplog.at_level(logging.INFO, "dvpd"):
         assert load(engine_shared, "auto", "auto").name == "openvino"
     assert "ort on cpu is not usable: broken here" in caplog.text
 
 
 def test_nothing_installed(engine_shared, monkeypatch):
-    monkeypatch.setattr(backend_module, "installed", lambda name: False)
+    monkeypatch.setattr(choose, "installed", lambda name: False)
     with pytest.raises(BackendError, match=r"no inference engine is installed.*pip install"):
         load(engine_shared, "auto")
     with pytest.raises(BackendError, match=r"pip install 'dvpd\[cpu\]'"):
@@ -249,8 +251,8 @@ def test_nothing_installed(engine_shared, monkeypatch):
 
 def test_both_onnx_runtimes(engine_shared, monkeypatch):
     pytest.importorskip("onnxruntime")
-    monkeypatch.setattr(backend_module.importlib.metadata, "version", lambda name: "1")
-    assert "pip uninstall" in backend_module.ort_conflict()
+    monkeypatch.setattr(ort_module.importlib.metadata, "version", lambda name: "1")
+    assert "pip uninstall" in ort_module.ort_conflict()
     with pytest.raises(BackendError, match="overwrite each other"):
         load(engine_shared, "ort")
 
@@ -260,8 +262,8 @@ def test_manifest_of_the_fixture_is_valid():
 
 
 def test_cpu_quota_is_positive():
-    assert backend_module.cpu_quota() >= 1
-    assert backend_module.cuda_device_count() >= 0
+    assert choose.cpu_quota() >= 1
+    assert cuda_device_count() >= 0
 
 
 SIGNAL_AFTER_CLOSE = """

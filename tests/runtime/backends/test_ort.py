@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from dvpd.runtime import Enhancer
-from dvpd.runtime.backends.base import _candidates, open_backend
+from dvpd.runtime.backends.choose import _candidates, open_backend
 from dvpd.runtime.backends.ort import engine_cache
 from dvpd.runtime.errors import BackendError, InputError
-from dvpd.runtime.spec import Manifest
-from dvpd.runtime.tensorrt.plans import Profile
+from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.tensorrt.onnx_inputs import Profile
 
 onnxruntime = pytest.importorskip("onnxruntime")
 ALL = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]

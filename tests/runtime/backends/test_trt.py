@@ -10,22 +10,24 @@ import pytest
 from fake_cuda import FakeCuda, Misuse, cudaError, make_trt, plan_bytes
 from tiny_graphs import make_manifest
 
-from dvpd.runtime.backends.base import LoadOptions, open_backend
+from dvpd.runtime.backends.base import LoadOptions
+from dvpd.runtime.backends.choose import open_backend
 from dvpd.runtime.backends.cuda import Cuda, DeviceLostError, DeviceMemoryError
 from dvpd.runtime.backends.trt import MAX_SLOTS, TrtBackend
 from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.errors import BackendError, InputError, ManifestError
+from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.sampler import sample
 from dvpd.runtime.schedule import initial_state, sampler_steps
-from dvpd.runtime.spec import TLB_PRESETS, Manifest
-from dvpd.runtime.tensorrt import plans
+from dvpd.runtime.spec import TLB_PRESETS
+from dvpd.runtime.tensorrt import gpus, onnx_inputs, plans, versions
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-GPU = plans.Gpu("Test GPU", "8.7")
-RTX = plans.Gpu("Test RTX", "8.9")
-PROFILE = plans.Profile((32, 64, 128), (1, 1, 4))
+GPU = gpus.Gpu("Test GPU", "8.7")
+RTX = gpus.Gpu("Test RTX", "8.9")
+PROFILE = onnx_inputs.Profile((32, 64, 128), (1, 1, 4))
 SAME_ENGINE = 2e-6  # ONNX Runtime's sums against NumPy's, float32
 
 
@@ -38,7 +40,7 @@ class Rig:
         self.gpu = FakeCuda(**gpu)
         self.magic = plans.PLAN_MAGIC[name]
         self.trt = make_trt(self.gpu, version, self.magic)
-        self.target = target or plans.Target(GPU.name, GPU.compute_capability)
+        self.target = target or gpus.Target(GPU.name, GPU.compute_capability)
 
     def build(self, **changes):
         for graph in ("predictive", "score"):
@@ -46,7 +48,7 @@ class Rig:
                 self.manifest, graph, self.name, self.version, self.target, PROFILE
             )
             data = (self.folder / f"{graph}.onnx").read_bytes()
-            numbers = plans.parse_version(self.version)[:3]
+            numbers = versions.parse_version(self.version)[:3]
             spec = replace(spec, **changes)
             plans.install_plan(self.folder, spec, plan_bytes(data, self.magic, numbers))
         return self
@@ -386,8 +388,8 @@ def test_no_plan(engine):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (plans.Target("Other GPU", "8.7"), "built for Other GPU"),
-        (plans.Target("Test GPU", "8.9"), "this GPU is Test GPU"),
+        (gpus.Target("Other GPU", "8.7"), "built for Other GPU"),
+        (gpus.Target("Test GPU", "8.9"), "this GPU is Test GPU"),
     ],
 )
 def test_plan_of_another_gpu(engine, target, message):
@@ -427,7 +429,7 @@ def test_plan_of_another_graph_is_refused_by_its_signature(engine):
 
 
 def test_portable_plan_of_rtx(engine):
-    target = plans.Target.parse("portable")
+    target = gpus.Target.parse("portable")
     rig = Rig(engine, "tensorrt-rtx", "1.7.1", target).build()
     backend = rig.open()
     assert (backend.name, backend.device) == ("tensorrt-rtx", "cuda:0")
@@ -441,7 +443,7 @@ def test_portable_plan_of_rtx(engine):
 
 
 def rtx(engine, target="portable"):
-    return Rig(engine, "tensorrt-rtx", "1.7.1", plans.Target.parse(target)).build()
+    return Rig(engine, "tensorrt-rtx", "1.7.1", gpus.Target.parse(target)).build()
 
 
 def test_kernels_that_rtx_compiled_are_kept_and_shared_by_all_contexts(engine, tmp_path, caplog):
@@ -485,7 +487,7 @@ def test_an_rtx_plan_whose_context_allocates_is_not_captured(engine, caplog):
 
 
 @pytest.mark.parametrize(
-    "gpu", [plans.Gpu("NVIDIA H100 PCIe", "9.0"), plans.Gpu("Orin", "8.7")], ids=lambda g: g.name
+    "gpu", [gpus.Gpu("NVIDIA H100 PCIe", "9.0"), gpus.Gpu("Orin", "8.7")], ids=lambda g: g.name
 )
 def test_rtx_says_at_once_which_gpus_it_runs_on(engine, gpu):
     rig = rtx(engine)

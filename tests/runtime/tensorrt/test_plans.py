@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from dvpd.runtime.errors import InputError, ManifestError
-from dvpd.runtime.spec import GRAPH_NAMES, Manifest
-from dvpd.runtime.tensorrt import plans
-from dvpd.runtime.tensorrt.plans import Gpu, PlanError, PlanSpec, Profile, Target
+from dvpd.runtime.spec import GRAPH_NAMES
+from dvpd.runtime.tensorrt import gpus, onnx_inputs, plans
+from dvpd.runtime.tensorrt.gpus import Gpu, Target
+from dvpd.runtime.tensorrt.onnx_inputs import Profile
+from dvpd.runtime.tensorrt.plans import PlanError, PlanSpec
 
 ROOT = Path(__file__).resolve().parents[3]
 TINY = ROOT / "engines" / "dvpd-tiny-fp16"
@@ -104,7 +106,7 @@ def test_unknown_graph_and_builder(change):
 )
 def test_where_a_plan_runs(target, gpu, fits):
     target = Target.parse(target) if isinstance(target, str) else target
-    reason = target.misfit(gpu)
+    reason = target.why_unfit(gpu)
     assert (reason is None) == fits
     assert fits or gpu.name in reason
 
@@ -163,11 +165,11 @@ def test_graph_inputs_without_onnx_are_onnx_own(graph):
         (v.name, tuple(d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim))
         for v in onnx.load(str(path)).graph.input
     ]
-    assert [(v.name, v.shape) for v in plans.graph_inputs(path)] == wanted
+    assert [(v.name, v.shape) for v in onnx_inputs.graph_inputs(path)] == wanted
 
 
 def test_shapes_follow_the_profile():
-    shapes = Profile((32, 64, 128), (1, 2, 3)).shapes(plans.graph_inputs(TINY / "score.onnx"))
+    shapes = Profile((32, 64, 128), (1, 2, 3)).shapes(onnx_inputs.graph_inputs(TINY / "score.onnx"))
     assert shapes["xt"] == ((1, 1, 32, 257), (2, 1, 64, 257), (3, 1, 128, 257))
     assert [s[2] for s in shapes["feat_2"]] == [16, 32, 64]
     assert [s[2] for s in shapes["feat_3"]] == [8, 16, 32]
@@ -177,15 +179,15 @@ def test_shapes_follow_the_profile():
 
 def test_graphs_of_another_kind(tmp_path):
     with pytest.raises(ManifestError, match="expected B, T, T/2, T/4"):
-        Profile().shapes([plans.GraphInput("xt", ("B", 1, "frames", 257))])
+        Profile().shapes([onnx_inputs.GraphInput("xt", ("B", 1, "frames", 257))])
     whole = (TINY / "score.onnx").read_bytes()
     cases = [b"", b"no graph", whole[: len(whole) // 2], b"\xff" * 100]
     for content in cases:
         (tmp_path / "x.onnx").write_bytes(content)
         with pytest.raises(ManifestError, match="export the engine again"):
-            plans.graph_inputs(tmp_path / "x.onnx")
+            onnx_inputs.graph_inputs(tmp_path / "x.onnx")
     with pytest.raises(ManifestError, match="cannot be read"):
-        plans.graph_inputs(tmp_path / "gone.onnx")
+        onnx_inputs.graph_inputs(tmp_path / "gone.onnx")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -454,69 +456,6 @@ def test_writable_is_known_beforehand(tmp_path, monkeypatch):
         plans.check_writable(tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------
-# The trtexec script's helper
-
-
-@pytest.fixture
-def orin(monkeypatch):
-    driver = plans.CudaDriver((12, 6), (Gpu("Orin", "8.7"),))
-    monkeypatch.setattr(plans, "cuda_driver", lambda: driver)
-
-
-@pytest.fixture
-def tiny(tmp_path):
-    return Path(shutil.copytree(TINY, tmp_path / "tiny", ignore=shutil.ignore_patterns("*.plan*")))
-
-
-def test_helper_prints_flags(tiny, orin, capsys, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    args = [str(tiny), "--graph", "predictive", "--trt-version", "10.3.0"]
-    assert plans.main(["flags", *args, "--frames", "32,64,128"]) == 0
-    cache = tmp_path / "cache" / "dvpd" / "tensorrt-10.3.0.orin.timing"
-    assert capsys.readouterr().out.splitlines() == [
-        "--minShapes=noisy:1x3x32x257",
-        "--optShapes=noisy:1x3x64x257",
-        "--maxShapes=noisy:4x3x128x257",
-        f"--timingCacheFile={cache}",
-    ]
-    assert cache.parent.stat().st_mode & 0o077 == 0
-
-
-def test_helper_seals_and_checks(tiny, orin, capsys):
-    base = [str(tiny), "--graph", "score", "--trt-version", "10.3.0"]
-    assert plans.main(["check", *base]) == 1
-    assert "there is none" in capsys.readouterr().err
-    raw = tiny / "raw"
-    raw.write_bytes(plan_bytes())
-    assert plans.main(["seal", *base, "--plan", str(raw), "--seconds", "61"]) == 0
-    path = Path(capsys.readouterr().out.strip())
-    assert path == tiny / "score.tensorrt-10.3.0.orin.fp16.plan"
-    assert plans.main(["check", *base]) == 0
-    assert plans.main(["check", *base, "--frames", "32,64,128"]) == 1
-    spec = plans.plan_spec(Manifest.load(tiny), "score", "tensorrt", "10.3.0", ORIN, Profile())
-    _, sidecar = plans.load_plan(tiny, spec)
-    assert sidecar.built == {"tool": "trtexec", "version": "10.3.0", "seconds": 61.0}
-    raw.write_bytes(b"junk")
-    assert plans.main(["seal", *base, "--plan", str(raw)]) == 1
-    assert plans.main(["seal", *base, "--plan", str(tiny / "gone")]) == 1
-
-
-def test_helper_wrong_usage(tiny, orin):
-    for args in (["flags"], ["check", str(tiny), "--graph", "score"], ["paint"]):
-        with pytest.raises(SystemExit) as error:
-            plans.main(args)
-        assert error.value.code == 2
-
-
-def test_helper_names_the_gpu(orin, capsys, monkeypatch):
-    assert plans.main(["gpu"]) == 0
-    assert capsys.readouterr().out == "Orin 8.7\n"
-    monkeypatch.setattr(plans, "cuda_driver", lambda: None)
-    assert plans.main(["gpu"]) == 1
-    assert "no NVIDIA GPU" in capsys.readouterr().err
-
-
 def test_no_gpu_here_or_a_real_one():
-    driver = plans.cuda_driver()
+    driver = gpus.cuda_driver()
     assert driver is None or driver.version >= (11, 0)
