@@ -9,8 +9,8 @@ import pytest
 
 from dvpd.export import sampler_graph
 from dvpd.runtime.sampler import sample
-from dvpd.runtime.schedule import initial_state, sampler_steps
-from dvpd.runtime.spec import SdeSpec, TlbFactors
+from dvpd.runtime.schedule import SdeSpec, initial_state, sampler_steps
+from dvpd.runtime.spec import TlbFactors
 from dvpd.runtime.tensorrt import onnx_inputs, plans
 
 NAMES = ("start", "step", "finish")

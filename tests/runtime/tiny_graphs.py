@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from dvpd.runtime.manifest import GraphFile, Manifest, manifest_to_metadata
-from dvpd.runtime.spec import N_FEATS, TLB_PRESETS, SamplerSpec, SdeSpec, SignalSpec, graph_io
+from dvpd.runtime.schedule import SdeSpec
+from dvpd.runtime.spec import N_FEATS, TLB_PRESETS, SamplerSpec, SignalSpec, graph_io
 
 GAIN = 0.5  # of the compressed spectrum, in the tiny predictive graph
 

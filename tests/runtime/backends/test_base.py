@@ -269,9 +269,9 @@ def test_cpu_quota_is_positive():
 SIGNAL_AFTER_CLOSE = """
 import gc, os, signal, sys
 sys.path.insert(0, sys.argv[1])
-from dvpd.runtime.backends.base import open_backend
+from dvpd.runtime.backends.choose import open_backend
 from dvpd.runtime.doctor import _openvino_devices
-from dvpd.runtime.spec import Manifest
+from dvpd.runtime.manifest import Manifest
 
 seen = []
 signal.signal(signal.SIGUSR1, lambda *_: seen.append("signal"))
