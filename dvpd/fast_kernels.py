@@ -16,8 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .config.train import TrainConfig
 from .lisa import LISA
-from .train_config import TrainConfig
 
 logger = logging.getLogger("dvpd.train")
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .config.train import TrainConfig
 from .ema import Ema
 from .fanc import FANCDecoder, FANCEncoder, UniformDecoder, UniformEncoder
 from .interaction import Interaction
@@ -29,7 +30,6 @@ from .model import DVPD
 from .objective import Draws, Objective
 from .odam import ODAM
 from .parallel import Team
-from .train_config import TrainConfig
 from .unet import Down, Up
 
 logger = logging.getLogger("dvpd.train")

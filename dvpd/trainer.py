@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import Config, complete_old, to_dict
+from .config.train import TrainConfig
 from .data.loader import PairSource, batches
 from .data.pool import SAMPLE_RATE
 from .ema import Ema
@@ -31,7 +32,6 @@ from .model import DVPD
 from .objective import Draws, Objective
 from .parallel import Team
 from .runtime.errors import InputError
-from .train_config import TrainConfig
 from .train_state import StateFiles, TrainingError
 
 LAST_NAME = "last.safetensors"

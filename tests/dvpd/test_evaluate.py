@@ -20,6 +20,7 @@ import torch
 
 from dvpd.checkpoint import save_checkpoint
 from dvpd.config import Config
+from dvpd.config.train import TrainConfig
 from dvpd.evaluate import (
     PairFile,
     SharedBackend,
@@ -44,7 +45,6 @@ from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.noise import frame_noise
 from dvpd.sde import sample
 from dvpd.spectral import compressed_noisy, istft_from_compressed
-from dvpd.train_config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "tests" / "assets"

@@ -12,9 +12,9 @@ from train_parts import Tones, micro_config
 
 from dvpd import fast_kernels
 from dvpd.config import Config, complete_old, to_dict
+from dvpd.config.train import TrainConfig
 from dvpd.fast_kernels import DEPTHWISE_FORMS, Pointwise, ShiftedDepthwise, fastest, replace_layers
 from dvpd.model import DVPD
-from dvpd.train_config import TrainConfig
 from dvpd.trainer import FREE_KEYS, Trainer
 
 OF_RANGE = 1e-5  # largest error over the largest value, in float64 with its float32 parts

@@ -16,6 +16,7 @@ from train_parts import Tones, log_of, micro_config, weights_equal, without_cloc
 
 import dvpd.trainer
 from dvpd.checkpoint import load_checkpoint, read_checkpoint
+from dvpd.config.train import TrainConfig
 from dvpd.data.mix import Mixer
 from dvpd.data.pool import Pool
 from dvpd.losses import predictive_terms, weighted_sum
@@ -26,7 +27,6 @@ from dvpd.runtime.errors import InputError
 from dvpd.runtime.spec import SamplerSpec
 from dvpd.sde import sample
 from dvpd.spectral import compress, compressed_noisy
-from dvpd.train_config import TrainConfig
 from dvpd.train_state import TrainingError
 from dvpd.trainer import Trainer, crops_of, learning_rate
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from .checks import check_range, check_whole, number
-from .runtime.errors import InputError
+from ..runtime.checks import check_range, check_whole, number
+from ..runtime.errors import InputError
 
 Range = tuple[float, float]
 

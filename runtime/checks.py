@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from .runtime.errors import InputError
+from .errors import InputError
 
 
 def number(table: str, name: str, value: object) -> float:

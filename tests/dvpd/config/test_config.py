@@ -3,11 +3,18 @@ from pathlib import Path
 
 import pytest
 
-from dvpd.config import Config, ModelConfig, complete_from_dict, from_dict, load_toml, to_dict
+from dvpd.config import (
+    Config,
+    ModelConfig,
+    complete_from_dict,
+    from_dict,
+    load_toml,
+    to_dict,
+)
+from dvpd.config.train import TrainConfig
 from dvpd.runtime.errors import InputError
-from dvpd.train_config import TrainConfig
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CONFIGS, ENGINES = ROOT / "dvpd" / "configs", ROOT / "engines"
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from .checks import check_range, check_whole, number
-from .data_config import Range
-from .runtime.errors import InputError
+from ..runtime.checks import check_range, check_whole, number
+from ..runtime.errors import InputError
+from .data import Range
 
 BRANCHES = ("both", "predictive", "score")
 SCHEDULES = ("cosine", "paper", "constant")
