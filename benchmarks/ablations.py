@@ -111,7 +111,7 @@ def measure(
     Raises:
         DvpdError: The set or the checkpoint cannot be used.
     """
-    from dvpd.metrics import Meter
+    from dvpd.quality.metrics import Meter
     from dvpd.quality.models import enhance_systems, open_model, sampler_grid
     from dvpd.quality.pairs import every, find_pairs, read_pair
     from dvpd.runtime.enhancer import Enhancer

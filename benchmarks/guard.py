@@ -172,7 +172,7 @@ def measure_quality(
     """
     import soundfile
 
-    from dvpd import metrics
+    from dvpd.quality import metrics
     from dvpd.quality.models import open_model
 
     measures = {"pesq": metrics.pesq_wb, "estoi": metrics.estoi, "si_sdr": metrics.si_sdr}

@@ -36,10 +36,10 @@ from dvpd.data import open_source
 from dvpd.data.loader import PairSource, batches
 from dvpd.data.mix import Mixer
 from dvpd.data.pool import SAMPLE_RATE, Pool
-from dvpd.parallel import Team
 from dvpd.runtime.errors import DvpdError, InputError
 from dvpd.train import override
-from dvpd.trainer import Trainer
+from dvpd.training.parallel import Team
+from dvpd.training.trainer import Trainer
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 

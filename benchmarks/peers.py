@@ -752,7 +752,7 @@ def measure(
 
 def _quality(child: Child | None, pairs: Sequence[Any], scratch: Path) -> dict[str, Any] | None:
     """Summaries of a system over pairs, of the noisy input for None; None if it fails."""
-    from dvpd import metrics
+    from dvpd.quality import metrics
     from dvpd.quality.pairs import fingerprint, read_pair
     from dvpd.quality.report import set_sha256
 

@@ -203,7 +203,7 @@ def measure(probe: Probe, out: FloatArray) -> dict[str, Any]:
         "in_db", "gain_db" (None for silence in), "loudest_gain_db" of the loudest tenth of 20 ms
         blocks, "dc", "clicks", and for speech "pesq" and "si_sdr".
     """
-    from dvpd.metrics import pesq_wb, si_sdr
+    from dvpd.quality.metrics import pesq_wb, si_sdr
 
     wanted = probe.wav if probe.wanted is None else probe.wanted
     level = level_db(probe.wav)

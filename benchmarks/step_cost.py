@@ -28,13 +28,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dvpd import fast_kernels, lisa
+from dvpd import lisa
 from dvpd.config import Config, load_toml
-from dvpd.fast_step import Step
-from dvpd.objective import Objective
 from dvpd.runtime.errors import DvpdError, InputError
 from dvpd.train import override
-from dvpd.trainer import Trainer
+from dvpd.training import fast_kernels
+from dvpd.training.fast_step import Step
+from dvpd.training.objective import Objective
+from dvpd.training.trainer import Trainer
 
 CROPS = 64
 SHOWN = 15  # operators in the table

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .metrics import MEASURES, Meter, choose_metrics
+from .quality.metrics import MEASURES, Meter, choose_metrics
 from .quality.models import (
     SharedBackend,
     System,

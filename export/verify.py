@@ -327,7 +327,7 @@ def _compare(name: str, got: _Run, want: _Run, report: Verification) -> None:
 def _pesq(name: str, got: _Run, want: _Run, clean: FloatArray, report: Verification) -> None:
     if got.enhanced is None or want.enhanced is None:
         return
-    from dvpd.metrics import pesq_wb
+    from dvpd.quality.metrics import pesq_wb
 
     score, reference = pesq_wb(clean, got.enhanced), pesq_wb(clean, want.enhanced)
     report.pesq[name] = {"score": round(score, 4), "difference": round(score - reference, 4)}

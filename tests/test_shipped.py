@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from dvpd.metrics import pesq_wb, si_sdr
+from dvpd.quality.metrics import pesq_wb, si_sdr
 from dvpd.quality.models import open_model
 from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.manifest import MANIFEST_NAME, Manifest

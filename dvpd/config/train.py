@@ -39,7 +39,7 @@ class TrainConfig:
         precision: "fp32" or "bf16" (autocast of the networks; losses stay in fp32).
         compile: Compile the blocks of the networks and the losses, a minute or two at the start.
         kernels: "reference", or "fast": the same layers in forms that GPUs run faster, and where
-            there is one GPU the whole step as a CUDA graph (`dvpd.fast_step`).
+            there is one GPU the whole step as a CUDA graph (`dvpd.training.fast_step`).
         channels_last: Memory layout of weights and activations.
         detach_feats: Stop the score loss from reaching the predictive branch.
         t_range: Diffusion times drawn uniformly from this range.

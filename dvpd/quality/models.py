@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..metrics import SAMPLE_RATE
 from ..runtime.backends.base import Backend
 from ..runtime.enhancer import Enhancer
 from ..runtime.errors import InputError
 from ..runtime.manifest import GraphFile, Manifest
 from ..runtime.spec import GRAPH_NAMES, TLB_PRESETS
+from .metrics import SAMPLE_RATE
 
 FloatArray = NDArray[np.float32]
 

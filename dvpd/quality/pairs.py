@@ -12,8 +12,8 @@ import numpy as np
 import soundfile as sf
 from numpy.typing import NDArray
 
-from ..metrics import SAMPLE_RATE
 from ..runtime.errors import InputError
+from .metrics import SAMPLE_RATE
 from .pauses import check_intervals
 
 FloatArray = NDArray[np.float32]

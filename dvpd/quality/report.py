@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..metrics import MEASURES, Measure, paired, summarise
 from ..runtime.errors import InputError
+from .metrics import MEASURES, Measure, paired, summarise
 from .models import System
 from .pauses import BLIND_MEASURES, PAUSE_MEASURES
 

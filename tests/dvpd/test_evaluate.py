@@ -35,8 +35,8 @@ from dvpd.evaluate import (
     sampler_grid,
     torch_enhancer,
 )
-from dvpd.metrics import si_sdr
 from dvpd.model import DVPD
+from dvpd.quality.metrics import si_sdr
 from dvpd.quality.models import System
 from dvpd.quality.pauses import BLIND_MEASURES, PAUSE_MEASURES
 from dvpd.quality.report import REPORT_FILES

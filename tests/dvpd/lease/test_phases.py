@@ -13,7 +13,7 @@ import torch
 from lease_parts import CONFIG, PLAN, packed, started
 
 import dvpd.files
-import dvpd.trainer
+import dvpd.training.trainer
 from dvpd.checkpoint import read_checkpoint, save_checkpoint
 from dvpd.config import load_toml
 from dvpd.lease import phases
@@ -90,7 +90,9 @@ def clock(monkeypatch):
 
     def restart() -> None:
         ticks, now = itertools.count().__next__, itertools.count(1000.0).__next__
-        monkeypatch.setattr(dvpd.trainer, "time", SimpleNamespace(monotonic=ticks, time=now))
+        monkeypatch.setattr(
+            dvpd.training.trainer, "time", SimpleNamespace(monotonic=ticks, time=now)
+        )
 
     return restart
 

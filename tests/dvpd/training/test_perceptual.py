@@ -9,7 +9,8 @@ import pytest
 import soundfile as sf
 import torch
 
-from dvpd.perceptual import (
+from dvpd.spectral import SIGNAL, compress
+from dvpd.training.perceptual import (
     BAND_BARK,
     _bands,
     bark,
@@ -17,9 +18,8 @@ from dvpd.perceptual import (
     loudness_disturbance,
     perceptual_loss,
 )
-from dvpd.spectral import SIGNAL, compress
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 AT_EQUALITY = 1e-6
 PESQ_CORRELATION = -0.85
 

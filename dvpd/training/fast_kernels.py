@@ -16,8 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .config.train import TrainConfig
-from .lisa import LISA
+from ..config.train import TrainConfig
+from ..lisa import LISA
 
 logger = logging.getLogger("dvpd.train")
 

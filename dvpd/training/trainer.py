@@ -19,20 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import load_checkpoint, save_checkpoint
-from .config import Config, complete_old, to_dict
-from .config.train import TrainConfig
-from .data.loader import PairSource, batches
-from .data.pool import SAMPLE_RATE
+from ..checkpoint import load_checkpoint, save_checkpoint
+from ..config import Config, complete_old, to_dict
+from ..config.train import TrainConfig
+from ..data.loader import PairSource, batches
+from ..data.pool import SAMPLE_RATE
+from ..files import write_whole
+from ..model import DVPD
+from ..runtime.errors import InputError
 from .ema import Ema
 from .fast_kernels import use_fast_kernels
 from .fast_step import FastStep, Step, ladder
-from .files import write_whole
-from .model import DVPD
 from .objective import Draws, Objective
 from .parallel import Team
-from .runtime.errors import InputError
-from .train_state import StateFiles, TrainingError
+from .state import StateFiles, TrainingError
 
 LAST_NAME = "last.safetensors"
 BEST_NAME = "best.safetensors"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-import dvpd.metrics
-from dvpd.metrics import (
+import dvpd.quality.metrics
+from dvpd.quality.metrics import (
     DEFAULT_METRICS,
     MEASURES,
     METRICS,
@@ -25,7 +25,7 @@ from dvpd.metrics import (
 from dvpd.quality.pauses import BLIND_MEASURES, PAUSE_MEASURES, find_speech
 from dvpd.runtime.errors import BackendError, InputError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ASSETS = ROOT / "tests" / "assets"
 
 # examples/noisy.flac against examples/clean.flac by public implementations: compute_metrics.py of
@@ -132,7 +132,7 @@ def test_choice_of_measures(monkeypatch):
         choose_metrics(("pauses", "pesq"), reference=False)
     with pytest.raises(InputError, match="loud_level is for recordings without a clean one"):
         choose_metrics(("loud_level",))
-    monkeypatch.setattr(dvpd.metrics.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(dvpd.quality.metrics.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BackendError, match=r"pystoi is not installed: .* leave out estoi"):
         choose_metrics(("estoi",))
 

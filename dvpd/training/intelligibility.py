@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .runtime.spec import SignalSpec
-from .spectral import SIGNAL, linear_power
+from ..runtime.spec import SignalSpec
+from ..spectral import SIGNAL, linear_power
 
 BANDS = 15
 LOWEST_HZ = 150.0  # centre of the first third of an octave

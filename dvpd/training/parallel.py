@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .runtime.errors import InputError
+from ..runtime.errors import InputError
 
 
 class Team:

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .runtime.spec import SignalSpec
-from .spectral import SIGNAL, linear_power
+from ..runtime.spec import SignalSpec
+from ..spectral import SIGNAL, linear_power
 
 LISTENING_LEVEL_DB = 79.0  # P.862: active speech is presented at this SPL
 BAND_BARK = 0.5

@@ -14,21 +14,21 @@ import pytest
 import torch
 from train_parts import Tones, log_of, micro_config, weights_equal, without_clock
 
-import dvpd.trainer
+import dvpd.training.trainer
 from dvpd.checkpoint import load_checkpoint, read_checkpoint
 from dvpd.config.train import TrainConfig
 from dvpd.data.mix import Mixer
 from dvpd.data.pool import Pool
 from dvpd.losses import predictive_terms, weighted_sum
 from dvpd.model import DVPD
-from dvpd.objective import Objective
-from dvpd.parallel import Team
 from dvpd.runtime.errors import InputError
 from dvpd.runtime.spec import SamplerSpec
 from dvpd.sde import sample
 from dvpd.spectral import compress, compressed_noisy
-from dvpd.train_state import TrainingError
-from dvpd.trainer import Trainer, crops_of, learning_rate
+from dvpd.training.objective import Objective
+from dvpd.training.parallel import Team
+from dvpd.training.state import TrainingError
+from dvpd.training.trainer import Trainer, crops_of, learning_rate
 
 # torch says so where there are more workers than cores; the tests are about the order.
 MANY_WORKERS = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -238,7 +238,9 @@ def test_evaluation_keeps_the_best(tmp_path):
 @pytest.fixture
 def clock(monkeypatch):
     """Goes on by a second each time that the loop reads it: twice a step, once before."""
-    monkeypatch.setattr(dvpd.trainer, "time", SimpleNamespace(monotonic=itertools.count().__next__))
+    monkeypatch.setattr(
+        dvpd.training.trainer, "time", SimpleNamespace(monotonic=itertools.count().__next__)
+    )
 
 
 @pytest.mark.usefixtures("clock")
@@ -257,7 +259,7 @@ def test_a_deadline_ends_schedule_and_training(tmp_path, monkeypatch):
     # The wall clock is read once before each step; a second goes by between two readings.
     now = itertools.count(1000.0).__next__
     ticks = itertools.count().__next__
-    monkeypatch.setattr(dvpd.trainer, "time", SimpleNamespace(monotonic=ticks, time=now))
+    monkeypatch.setattr(dvpd.training.trainer, "time", SimpleNamespace(monotonic=ticks, time=now))
     config = micro_config(steps=1, minutes=9.0, branches="predictive")
     trainer = Trainer(config, Tones(), tmp_path)
     trainer.run(clock=(998.0, 1004.0))  # two of the six seconds went by before it could start

@@ -20,17 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config.train import TrainConfig
+from ..config.train import TrainConfig
+from ..fanc import FANCDecoder, FANCEncoder, UniformDecoder, UniformEncoder
+from ..interaction import Interaction
+from ..lisa import LISA, DualPath
+from ..losses import PredictiveTerms, weighted_sum
+from ..model import DVPD
+from ..odam import ODAM
+from ..unet import Down, Up
 from .ema import Ema
-from .fanc import FANCDecoder, FANCEncoder, UniformDecoder, UniformEncoder
-from .interaction import Interaction
-from .lisa import LISA, DualPath
-from .losses import PredictiveTerms, weighted_sum
-from .model import DVPD
 from .objective import Draws, Objective
-from .odam import ODAM
 from .parallel import Team
-from .unet import Down, Up
 
 logger = logging.getLogger("dvpd.train")
 

@@ -15,8 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from train_parts import CROP, Tones, log_of, micro_config
 
 from dvpd.train import find_examples
-from dvpd.train_log import Bar, Lines, TensorBoard, make_display, spectrogram_picture
-from dvpd.trainer import Trainer
+from dvpd.training.log import Bar, Lines, TensorBoard, make_display, spectrogram_picture
+from dvpd.training.trainer import Trainer
 
 STEP = {
     "kind": "step",

@@ -17,17 +17,17 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from train_parts import Tones, micro_config
 
-from dvpd.fast_step import FastStep, Rung, Step, ladder
 from dvpd.losses import weighted_sum
 from dvpd.model import DVPD
-from dvpd.objective import Objective
-from dvpd.trainer import Trainer
+from dvpd.training.fast_step import FastStep, Rung, Step, ladder
+from dvpd.training.objective import Objective
+from dvpd.training.trainer import Trainer
 
 # torch's tracer makes an instance of every autograd function that it meets
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
 LOSS_TOLERANCE = 1e-4  # products and FFTs differ by 3e-7; logarithms of small values magnify it
-GOLDEN = Path(__file__).parents[1] / "assets" / "five_steps.json"
+GOLDEN = Path(__file__).parents[2] / "assets" / "five_steps.json"
 SAMPLES = 8192
 EXTRA = {
     "mr_stft_weight": 0.3, "si_sdr_weight": 0.1, "snr_weight": 0.1, "perceptual_weight": 0.05,

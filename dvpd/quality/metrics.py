@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .quality.composite import composite
-from .quality.mos import DNSMOS_NAMES, Dnsmos, WvMos
-from .quality.pauses import (
+from ..runtime.errors import BackendError, InputError
+from .composite import composite
+from .mos import DNSMOS_NAMES, Dnsmos, WvMos
+from .pauses import (
     BLIND_MEASURES,
     LEVEL_MEASURES,
     OUTPUT_RANGE_DB,
@@ -30,7 +31,6 @@ from .quality.pauses import (
     measure_levels,
     over_utterances,
 )
-from .runtime.errors import BackendError, InputError
 
 SAMPLE_RATE = 16000
 Wav = NDArray[np.floating]

@@ -17,8 +17,8 @@ from train_parts import ROOT, Tones, log_of, micro_config, weights_equal, withou
 
 import dvpd.files
 from dvpd.runtime.errors import InputError
-from dvpd.train_state import StateFiles, TrainingError
-from dvpd.trainer import Trainer
+from dvpd.training.state import StateFiles, TrainingError
+from dvpd.training.trainer import Trainer
 
 
 def make_trainer(folder, **train) -> Trainer:
@@ -176,8 +176,8 @@ KILL_LOOP = """
     import torch
     from pathlib import Path
     from train_parts import Tones, micro_config, CROP
-    from dvpd.train_state import StateFiles
-    from dvpd.trainer import Trainer
+    from dvpd.training.state import StateFiles
+    from dvpd.training.trainer import Trainer
 
     out = Path(sys.argv[1])
 

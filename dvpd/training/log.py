@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .config import Config, TrainConfig
-from .data.pool import SAMPLE_RATE
-from .runtime.errors import InputError
+from ..config import Config, TrainConfig
+from ..data.pool import SAMPLE_RATE
+from ..runtime.errors import InputError
 
 FloatArray = NDArray[np.float32]
 Example = tuple[str, FloatArray, FloatArray]  # name, noisy [L], clean [L]
@@ -164,7 +164,7 @@ class TensorBoard:
             config: Its config.
             step: Steps done.
         """
-        from .evaluate import torch_enhancer
+        from ..evaluate import torch_enhancer
 
         device = str(next(model.parameters()).device)
         calls = {"predictive": 0}

@@ -10,12 +10,18 @@ from small_model import SMALL, set_weights
 from torch import nn
 from train_parts import Tones, micro_config
 
-from dvpd import fast_kernels
 from dvpd.config import Config, complete_old, to_dict
 from dvpd.config.train import TrainConfig
-from dvpd.fast_kernels import DEPTHWISE_FORMS, Pointwise, ShiftedDepthwise, fastest, replace_layers
 from dvpd.model import DVPD
-from dvpd.trainer import FREE_KEYS, Trainer
+from dvpd.training import fast_kernels
+from dvpd.training.fast_kernels import (
+    DEPTHWISE_FORMS,
+    Pointwise,
+    ShiftedDepthwise,
+    fastest,
+    replace_layers,
+)
+from dvpd.training.trainer import FREE_KEYS, Trainer
 
 OF_RANGE = 1e-5  # largest error over the largest value, in float64 with its float32 parts
 # Seventy layers with kinks magnify the rounding of those parts (2e-4 to 9e-4 were seen in float64; in

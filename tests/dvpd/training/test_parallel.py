@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from train_parts import ROOT, log_of
 
-from dvpd.parallel import JointBatchNorm, Team, join_team, synchronise_norms
 from dvpd.runtime.errors import InputError
+from dvpd.training.parallel import JointBatchNorm, Team, join_team, synchronise_norms
 
 # Forks after the imports, so that they are paid for once; each fork is what torchrun would start.
 RANKS = """
@@ -22,8 +22,8 @@ RANKS = """
     from torch import nn
     from train_parts import Tones, micro_config
     from dvpd.layers import BatchNorm
-    from dvpd.parallel import join_team, synchronise_norms
-    from dvpd.trainer import Trainer
+    from dvpd.training.parallel import join_team, synchronise_norms
+    from dvpd.training.trainer import Trainer
 
     SIZE = 2
     folder = sys.argv[1]

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .config import Config
-from .losses import LossTables, PredictiveTerms, score_loss, weighted_sum
-from .model import DVPD
-from .sde import Marginal, make_plan, reverse, with_phase
-from .spectral import Dft, compress, compressed_noisy, magnitude
+from ..config import Config
+from ..losses import LossTables, PredictiveTerms, score_loss, weighted_sum
+from ..model import DVPD
+from ..sde import Marginal, make_plan, reverse, with_phase
+from ..spectral import Dft, compress, compressed_noisy, magnitude
 
 
 class Draws(NamedTuple):
