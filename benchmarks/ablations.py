@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvpd.benchmarks import machine, rtf, tables
+from dvpd.benchmarks import rtf
+from dvpd.benchmarks.common import machine, tables
 from dvpd.runtime.errors import DvpdError, InputError
 
 FORMAT = "dvpd-ablations-1"

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from dvpd.benchmarks import reference
+from dvpd.benchmarks.common import reference
 from dvpd.export.figures import snr_db
 from dvpd.runtime.backends.choose import open_backend
 from dvpd.runtime.errors import DvpdError, InputError

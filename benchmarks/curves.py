@@ -19,7 +19,7 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvpd.benchmarks import report
+from dvpd.benchmarks.common import report
 from dvpd.runtime.errors import DvpdError, InputError
 
 LOG_NAMES = ("training.jsonl", "log.jsonl")

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 if not __package__:  # run as a plain script: the checkout is not installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from dvpd.benchmarks.reference import CLIP, WINDOW_FRAMES
+from dvpd.benchmarks.common.reference import CLIP, WINDOW_FRAMES
 from dvpd.export.figures import snr_db
 from dvpd.model import DVPD
 from dvpd.runtime.doctor import processor_name
@@ -224,7 +224,7 @@ class Energy:
 
     def __init__(self) -> None:
         """Look for a meter."""
-        from dvpd.benchmarks.meters import find_meters
+        from dvpd.benchmarks.common.meters import find_meters
 
         meters, absent = find_meters()
         self.meter = next((m for m in meters if m.name.startswith("NVML")), None)

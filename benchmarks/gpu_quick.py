@@ -32,9 +32,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from dvpd.benchmarks import gpu_check, reference
+from dvpd.benchmarks import gpu_check
+from dvpd.benchmarks.common import reference
+from dvpd.benchmarks.common.reference import REFERENCE
 from dvpd.benchmarks.gpu_check import ROOT, FloatArray, Work, finite, reason
-from dvpd.benchmarks.reference import REFERENCE
 from dvpd.export.figures import snr_db
 from dvpd.model import DVPD
 from dvpd.runtime.errors import BackendError, DvpdError, InputError

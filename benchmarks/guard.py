@@ -28,9 +28,9 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvpd.benchmarks import recordings
-from dvpd.benchmarks.graph_costs import engine_costs
-from dvpd.benchmarks.tables import markdown
+from dvpd.benchmarks.common import recordings
+from dvpd.benchmarks.common.graph_costs import engine_costs
+from dvpd.benchmarks.common.tables import markdown
 from dvpd.runtime.backends.choose import BACKENDS, installed
 from dvpd.runtime.errors import DvpdError, InputError
 from dvpd.runtime.manifest import MANIFEST_NAME, Manifest

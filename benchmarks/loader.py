@@ -29,8 +29,8 @@ import soundfile as sf
 import torch
 from torch import Tensor
 
-from dvpd.benchmarks.machine import machine
-from dvpd.benchmarks.tables import show
+from dvpd.benchmarks.common.machine import machine
+from dvpd.benchmarks.common.tables import show
 from dvpd.config import Config, load_toml
 from dvpd.data import open_source
 from dvpd.data.loader import PairSource, batches

@@ -25,8 +25,8 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvpd.benchmarks.graph_costs import GraphCosts, engine_costs
-from dvpd.benchmarks.tables import markdown
+from dvpd.benchmarks.common.graph_costs import GraphCosts, engine_costs
+from dvpd.benchmarks.common.tables import markdown
 from dvpd.runtime.engines import find_engines
 from dvpd.runtime.errors import DvpdError, InputError, ParityError
 from dvpd.runtime.manifest import MANIFEST_NAME, Manifest
@@ -228,7 +228,7 @@ def _exported_costs(prepared: Any, n_frames: int) -> dict[str, GraphCosts]:
     """Graphs of a model that has none yet, written to a temporary folder and counted."""
     import onnx
 
-    from dvpd.benchmarks.graph_costs import graph_costs, score_shapes
+    from dvpd.benchmarks.common.graph_costs import graph_costs, score_shapes
     from dvpd.export.graphs import build_graph
 
     with tempfile.TemporaryDirectory() as folder:

@@ -39,7 +39,8 @@ from numpy.typing import NDArray
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvpd.benchmarks import machine, rtf, tables
+from dvpd.benchmarks import rtf
+from dvpd.benchmarks.common import machine, tables
 from dvpd.benchmarks.guard import CLIP, ROOT, shipped_engines
 from dvpd.runtime.backends.choose import cpu_quota
 from dvpd.runtime.errors import BackendError, DvpdError, InputError

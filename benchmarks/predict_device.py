@@ -32,8 +32,8 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvpd.benchmarks import machine, report, tables
-from dvpd.benchmarks.graph_costs import GraphCosts, NodeCost, engine_costs, graph_costs
+from dvpd.benchmarks.common import machine, report, tables
+from dvpd.benchmarks.common.graph_costs import GraphCosts, NodeCost, engine_costs, graph_costs
 from dvpd.benchmarks.rtf import _say, frames_of, now
 from dvpd.runtime.backends.choose import GPU_ONLY, cpu_quota
 from dvpd.runtime.engines import default_engine, find_engines
@@ -360,7 +360,7 @@ def cpu_device(peak: Mapping[str, float], title: str, memory_gib: float | None =
     """
     return Cpu(
         THIS_MACHINE, title, peak["gflops"], peak["bandwidth_gbs"], int(peak["threads"]),
-        memory_gib, f"measured by benchmarks/machine.py with {int(peak['threads'])} threads",
+        memory_gib, f"measured by benchmarks/common/machine.py with {int(peak['threads'])} threads",
     )  # fmt: skip
 
 

@@ -25,9 +25,10 @@ import numpy as np
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvpd.benchmarks import machine, recordings, rtf, tables
-from dvpd.benchmarks.recordings import ASSETS, RATE_HZ, FloatArray
-from dvpd.benchmarks.scenes import FLOOR_DB, Scene, at_level, level_db, make_scenes
+from dvpd.benchmarks import rtf
+from dvpd.benchmarks.common import machine, recordings, tables
+from dvpd.benchmarks.common.recordings import ASSETS, RATE_HZ, FloatArray
+from dvpd.benchmarks.common.scenes import FLOOR_DB, Scene, at_level, level_db, make_scenes
 from dvpd.runtime.engines import default_engine
 from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.errors import DvpdError, InputError

@@ -26,7 +26,8 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvpd.benchmarks import machine, report, rtf, tables
+from dvpd.benchmarks import rtf
+from dvpd.benchmarks.common import machine, report, tables
 from dvpd.benchmarks.guard import shipped_engines
 from dvpd.runtime.backends.choose import cpu_quota
 from dvpd.runtime.errors import DvpdError, InputError

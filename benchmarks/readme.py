@@ -20,7 +20,8 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvpd.benchmarks import ablations, peers, quality, report, tables
+from dvpd.benchmarks import ablations, peers, quality
+from dvpd.benchmarks.common import report, tables
 from dvpd.runtime.errors import DvpdError, InputError
 
 BOARD = "report.json"  # what dvpd benchmark --report calls its file

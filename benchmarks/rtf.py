@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvpd.benchmarks import machine, meters
+from dvpd.benchmarks.common import machine, meters
 from dvpd.runtime.backends.base import Backend
 from dvpd.runtime.backends.choose import BACKENDS, cpu_quota, installed, open_backend
 from dvpd.runtime.engines import find_engines
@@ -588,7 +588,7 @@ def make_cases(
 def network_costs(items: Sequence[Loaded], frames: int) -> tuple[dict[str, Any], str | None]:
     """Arithmetic and bytes of each engine's graphs for the roofline; or why there are none."""
     try:
-        from dvpd.benchmarks.graph_costs import engine_costs
+        from dvpd.benchmarks.common.graph_costs import engine_costs
     except ImportError as error:
         return {}, str(error)
     table: dict[str, Any] = {}
@@ -863,7 +863,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "rtf.py") -> int:
 
 
 def _main(args: argparse.Namespace) -> int:
-    from dvpd.benchmarks import report
+    from dvpd.benchmarks.common import report
 
     if args.compare:
         a, b = (report.read(path) for path in args.compare)

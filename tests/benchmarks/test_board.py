@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dvpd.benchmarks import board, machine, quality, readme, reference, report, rtf
+from dvpd.benchmarks import board, quality, readme, rtf
+from dvpd.benchmarks.common import machine, reference, report
 from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.tensorrt import gpus, onnx_inputs, plans
 

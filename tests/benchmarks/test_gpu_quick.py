@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dvpd.benchmarks import gpu_check, gpu_quick, reference
+from dvpd.benchmarks import gpu_check, gpu_quick
+from dvpd.benchmarks.common import reference
 from dvpd.benchmarks.gpu_check import Work
 from dvpd.runtime.backends import choose
 from dvpd.runtime.errors import BackendError, InputError

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from dvpd.benchmarks import predict_device as pd
-from dvpd.benchmarks import report
-from dvpd.benchmarks.graph_costs import engine_costs, graph_costs
+from dvpd.benchmarks.common import report
+from dvpd.benchmarks.common.graph_costs import engine_costs, graph_costs
 from dvpd.runtime import cli
 from dvpd.runtime.errors import InputError
 from dvpd.runtime.manifest import Manifest

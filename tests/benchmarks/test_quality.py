@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from dvpd.benchmarks import quality, recordings
-from dvpd.benchmarks.recordings import RATE_HZ
+from dvpd.benchmarks import quality
+from dvpd.benchmarks.common import recordings
+from dvpd.benchmarks.common.recordings import RATE_HZ
 from dvpd.quality.models import sampler_grid
 from dvpd.runtime.errors import InputError
 from dvpd.runtime.manifest import Manifest

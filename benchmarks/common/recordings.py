@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dvpd.runtime.errors import InputError
 
-ASSETS = Path(__file__).resolve().parent.parent / "tests" / "assets"
+ASSETS = Path(__file__).resolve().parents[2] / "tests" / "assets"
 RATE_HZ = 16000
 FADE = RATE_HZ // 2  # where pieces of noise overlap
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dvpd.benchmarks import recordings
-from dvpd.benchmarks.recordings import RATE_HZ
+from dvpd.benchmarks.common import recordings
+from dvpd.benchmarks.common.recordings import RATE_HZ
 from dvpd.quality.pauses import block_levels, find_speech
 from dvpd.runtime.errors import InputError
 from dvpd.runtime.windows import WindowPlan

@@ -214,8 +214,8 @@ def peak(threads: int) -> dict[str, Any] | None:
     names = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "BLIS_NUM_THREADS")
     environment = {**os.environ, **dict.fromkeys(names, str(threads))}
     code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).resolve().parent.parent)!r}); "
-        "import json; from dvpd.benchmarks.machine import measure_peak; "
+        f"import sys; sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r}); "
+        "import json; from dvpd.benchmarks.common.machine import measure_peak; "
         f"print(json.dumps(measure_peak({threads})))"
     )
     try:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dvpd.benchmarks import tables
+from dvpd.benchmarks.common import tables
 from dvpd.runtime.errors import InputError
 
 SCHEMA_FILE = Path(__file__).resolve().parent / "rtf.schema.json"

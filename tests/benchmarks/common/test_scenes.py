@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dvpd.benchmarks import probes, recordings, scenes
-from dvpd.benchmarks.recordings import RATE_HZ
-from dvpd.benchmarks.scenes import CAP_DB, level_db
+from dvpd.benchmarks import probes
+from dvpd.benchmarks.common import recordings, scenes
+from dvpd.benchmarks.common.recordings import RATE_HZ
+from dvpd.benchmarks.common.scenes import CAP_DB, level_db
 
 
 @pytest.fixture(scope="module")
