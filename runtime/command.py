@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import NoReturn
 
-from .errors import DvpdError, Terminated, one_line, raise_interrupt
+from .errors import DvpdError, Terminated, note_interrupt, one_line, raise_interrupt
 from .files import remove_unfinished
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
@@ -56,6 +56,7 @@ EXTRAS = {
     "pystoi": "bench",
     "ptflops": "bench",
     "rich": "bench",
+    "shtab": "completion",
 }
 _STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -134,6 +135,7 @@ def run(
         with _logging(), _signals():
             args = parser.parse_args(argv)
             code = body(args) or EXIT_DONE
+            raise_interrupt()
         sys.stdout.flush()  # here a full disk can still be told
         return code
     except SystemExit as stop:  # argparse has said why, or has shown its help
@@ -161,6 +163,20 @@ def _end(error: BaseException, args: argparse.Namespace | None) -> int:
     if os.environ.get(TRACEBACK_VARIABLE) and sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
             traceback.print_exception(error)
+    return report(error, args, EXIT_FAILED)
+
+
+def report(error: BaseException, args: argparse.Namespace | None, code: int) -> int:
+    """Say what went wrong, on stdout too where ``args.json is True``.
+
+    Args:
+        error: The exception.
+        args: The parsed arguments.
+        code: The exit code.
+
+    Returns:
+        The exit code.
+    """
     say(explain(error))
     try:
         if getattr(args, "json", None) is True:
@@ -168,7 +184,7 @@ def _end(error: BaseException, args: argparse.Namespace | None) -> int:
         sys.stdout.flush()
     except (OSError, ValueError):
         _drop_stdout()
-    return EXIT_FAILED
+    return code
 
 
 def leave(code: int) -> NoReturn:
@@ -233,7 +249,9 @@ def _logging() -> Iterator[None]:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    raise Terminated(number)
+    interrupt = Terminated(number)
+    note_interrupt(interrupt)
+    raise interrupt
 
 
 @contextlib.contextmanager
@@ -249,3 +267,4 @@ def _signals() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        note_interrupt(None)

@@ -40,11 +40,23 @@ class Terminated(KeyboardInterrupt):
         self.signal = signal
 
 
-def raise_interrupt(error: BaseException) -> None:
-    """Raise the interrupt that hides behind another exception, if there is one.
+_noted: list[KeyboardInterrupt] = []
 
-    Extension modules that are being imported, and engines, turn Ctrl-C into errors of their own.
-    Whoever reports an error and goes on calls this first.
+
+def note_interrupt(interrupt: KeyboardInterrupt | None) -> None:
+    """Remember an interrupt in case that whoever it meets swallows it.
+
+    Args:
+        interrupt: What a signal handler is about to raise; None forgets the last one.
+    """
+    _noted[:] = [] if interrupt is None else [interrupt]
+
+
+def raise_interrupt(error: BaseException | None = None) -> None:
+    """Raise the interrupt that hides behind another exception, or was swallowed, if there is one.
+
+    Extension modules that are being imported, and engines, turn Ctrl-C into errors of their own;
+    callbacks from C drop it. Whoever reports an error and goes on calls this first.
 
     Args:
         error: The exception; what it was raised from and while is looked at, too.
@@ -52,6 +64,8 @@ def raise_interrupt(error: BaseException) -> None:
     Raises:
         KeyboardInterrupt: The one that was found.
     """
+    if _noted:
+        raise _noted[0]
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
