@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dvpd.benchmarks import rtf
 from dvpd.benchmarks.common import machine, tables
+from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.errors import DvpdError, InputError
 
 FORMAT = "dvpd-ablations-1"
@@ -44,8 +44,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 DERIVED = ("predictive-alone", "degraded-phase")  # other outputs of the reference
 METRICS = ("pesq", "estoi", "si_sdr")
 TITLES = {"pesq": "PESQ", "estoi": "ESTOI", "si_sdr": "SI-SDR, dB"}
-
-FloatArray = NDArray[np.float32]
 
 
 class NoisyPhase:

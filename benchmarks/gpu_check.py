@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 if not __package__:  # run as a plain script: the checkout is not installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -31,6 +30,7 @@ if not __package__:  # run as a plain script: the checkout is not installed
 from dvpd.benchmarks.common.reference import CLIP, WINDOW_FRAMES
 from dvpd.export.figures import snr_db
 from dvpd.model import DVPD
+from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.doctor import processor_name
 from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.noise import frame_noise
@@ -40,7 +40,6 @@ from dvpd.runtime.spec import TlbFactors
 from dvpd.runtime.stft import compress, decompress, istft, stft
 from dvpd.torch_backend import TorchBackend, find_checkpoint, prepare
 
-FloatArray = NDArray[np.float32]
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1
 BATCHES = (1, 2, 4, 8, 16, 32, 64)

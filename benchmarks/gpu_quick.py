@@ -35,9 +35,10 @@ import torch
 from dvpd.benchmarks import gpu_check
 from dvpd.benchmarks.common import reference
 from dvpd.benchmarks.common.reference import REFERENCE
-from dvpd.benchmarks.gpu_check import ROOT, FloatArray, Work, finite, reason
+from dvpd.benchmarks.gpu_check import ROOT, Work, finite, reason
 from dvpd.export.figures import snr_db
 from dvpd.model import DVPD
+from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.errors import BackendError, DvpdError, InputError
 from dvpd.runtime.manifest import Manifest
 from dvpd.torch_backend import TorchBackend, prepare

@@ -34,6 +34,7 @@ from dvpd.benchmarks.common.tables import markdown
 from dvpd.runtime.backends.choose import BACKENDS, installed
 from dvpd.runtime.errors import DvpdError, InputError
 from dvpd.runtime.manifest import MANIFEST_NAME, Manifest
+from dvpd.runtime.spec import SAMPLE_RATE
 
 ROOT = Path(__file__).resolve().parent.parent
 PINS = Path(__file__).resolve().parent / "costs.json"
@@ -42,7 +43,7 @@ N_FRAMES = 256  # 2.048 s
 CLIP = ("examples/noisy.flac", "examples/clean.flac")
 CLIP_SAMPLES = 80000  # 5 s of it; all 11.5 s would only take longer
 SEED = 0
-RATE_HZ = 16000
+RATE_HZ = SAMPLE_RATE
 
 # How far above its pin a cost may lie (fraction). Counts are exact; a file's size moves a little
 # with the figures in its metadata.

@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -40,6 +39,7 @@ from dvpd.benchmarks.common import machine, tables
 from dvpd.benchmarks.guard import CLIP, ROOT, shipped_engines
 from dvpd.benchmarks.peer_adapters.base import RATE_HZ
 from dvpd.benchmarks.peer_adapters.serve import ADAPTERS, CLONES, TITLES, serve
+from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.backends.choose import cpu_quota
 from dvpd.runtime.errors import DvpdError, InputError
 from dvpd.runtime.manifest import Manifest
@@ -47,8 +47,6 @@ from dvpd.runtime.manifest import Manifest
 FORMAT = "dvpd-peers-1"
 METRICS = ("pesq", "estoi", "si_sdr")
 SLOW_S = 60.0  # a system whose first run takes longer is timed once
-
-FloatArray = NDArray[np.float32]
 
 
 class Child:

@@ -27,8 +27,9 @@ if __package__ in (None, ""):
 
 from dvpd.benchmarks import rtf
 from dvpd.benchmarks.common import machine, recordings, tables
-from dvpd.benchmarks.common.recordings import ASSETS, RATE_HZ, FloatArray
+from dvpd.benchmarks.common.recordings import ASSETS, RATE_HZ
 from dvpd.benchmarks.common.scenes import FLOOR_DB, Scene, at_level, level_db, make_scenes
+from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.engines import default_engine
 from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.errors import DvpdError, InputError

@@ -30,8 +30,9 @@ if __package__ in (None, ""):
 
 from dvpd.runtime.backends.openvino import shared_core
 from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.spec import N_FREQS, SignalSpec
 
-SAMPLE_RATE, HOP, N_FREQS, SCORE_CALLS = 16000, 128, 257, 3
+SCORE_CALLS = 3
 ENGINES = ("onnxruntime", "openvino")
 WARM_UP_ROUNDS = 3
 SETTLE_S = 0.05  # idle threads of the engine before spin for a while and would share the cores
@@ -113,7 +114,7 @@ def time_engines(
                 call()
                 if i >= WARM_UP_ROUNDS:
                     values.append(1e3 * (time.perf_counter() - start))
-    audio_s = batch * n_frames * HOP / SAMPLE_RATE
+    audio_s = batch * n_frames / SignalSpec().frame_rate_hz
     out = []
     for (engine, folder, _), (predictive, score) in zip(rows, times, strict=True):
         p, s = statistics.median(predictive), statistics.median(score)

@@ -31,12 +31,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dvpd.benchmarks.common import machine, meters
+from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.backends.base import Backend
 from dvpd.runtime.backends.choose import BACKENDS, cpu_quota, installed, open_backend
 from dvpd.runtime.engines import find_engines
@@ -64,7 +64,6 @@ TIMED = (
     "no resampling, no window overlap"
 )
 
-FloatArray = NDArray[np.float32]
 Say = Callable[[str], None]
 
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from .layers import fold_batch_norms
 from .model import DVPD
+from .runtime.arrays import FloatArray
 from .runtime.backends.base import PREDICT_OUT, SCORE_OUT, check_output, check_predict, check_score
 from .runtime.errors import BackendError, InputError, ManifestError
 from .runtime.manifest import sha256_of
@@ -30,7 +30,6 @@ from .runtime.sampler import TINY
 from .runtime.schedule import InitialState, SamplerStep
 from .runtime.spec import PRECISIONS, TlbFactors
 
-FloatArray = NDArray[np.float32]
 logger = logging.getLogger("dvpd")
 
 WARM_UP_RUNS = 3  # before a capture: libraries choose their algorithms and allocate

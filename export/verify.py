@@ -27,15 +27,9 @@ from numpy.typing import NDArray
 if not __package__:  # run as a plain script: the checkout is not installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from dvpd.export.figures import (
-    FloatArray,
-    error_of_range,
-    runtime_waveform,
-    snr_db,
-    speech,
-    synthetic_speech,
-)
+from dvpd.export.figures import error_of_range, runtime_waveform, snr_db, speech, synthetic_speech
 from dvpd.runtime import stft
+from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.backends.base import Backend, LoadOptions
 from dvpd.runtime.backends.choose import BACKENDS, installed, open_backend
 from dvpd.runtime.doctor import processor_name

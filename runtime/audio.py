@@ -22,11 +22,11 @@ import soxr
 from numpy.typing import NDArray
 
 from . import media, tags
+from .arrays import FloatArray
 from .containers import SAMPLE_BYTES, Layout, Raw, Segment, examine, raw_layout
 from .errors import InputError, raise_interrupt
 from .files import WholeFile, check_free
 
-FloatArray = NDArray[np.float32]
 logger = logging.getLogger("dvpd")
 
 MAX_CHANNELS = 64

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import FloatArray
 from .audio import (
     MAX_CHANNELS,
     OUTPUT_FORMATS,
@@ -44,7 +45,6 @@ from .spec import TlbFactors, padded_frames
 from .stft import compress, decompress, istft, stft
 from .windows import WindowedStream, WindowPlan
 
-FloatArray = NDArray[np.float32]
 Tlb = str | Mapping[str, Any] | TlbFactors | None
 Progress = Callable[[float], None]
 

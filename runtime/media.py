@@ -13,12 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from .arrays import FloatArray
 from .errors import InputError, raise_interrupt
 
-FloatArray = NDArray[np.float32]
 # First bytes of what ffmpeg reads and libsndfile does not: (offset, bytes).
 _MAGIC = (
     (4, b"ftyp"), (4, b"moov"), (4, b"mdat"), (4, b"wide"), (0, b"\x1a\x45\xdf\xa3"),

@@ -19,15 +19,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from .arrays import FloatArray
 from .audio import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ, AudioInfo, encode, limited, output_format
 from .containers import SAMPLE_BYTES, Raw
 from .errors import InputError
-
-FloatArray = NDArray[np.float32]
 
 PIPE = "-"
 _FORMATS = {

@@ -6,13 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arrays import FloatArray
 from .backends.base import Backend, check_predict
 from .schedule import InitialState, SamplerStep
 from .spec import TlbFactors
-
-FloatArray = NDArray[np.float32]
 
 TINY = np.float32(1e-20)  # below any magnitude that survives decompression
 

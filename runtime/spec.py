@@ -20,6 +20,7 @@ from .errors import InputError
 GRAPH_NAMES = ("predictive", "score")
 PRECISIONS = ("fp32", "fp16")
 
+SAMPLE_RATE = 16000  # Hz, of every model and of every measure
 FRAME_MULTIPLE = 4  # two unshuffles by 2 along time
 MIN_FRAMES = 32
 N_FEATS = 6
@@ -40,7 +41,7 @@ class SignalSpec:
         compress_exponent: Exponent p, in (0, 1].
     """
 
-    sample_rate: int = 16000
+    sample_rate: int = SAMPLE_RATE
     n_fft: int = 512
     hop_length: int = 128
     window: str = "hann_periodic"

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.errors import InputError
+from dvpd.runtime.spec import SAMPLE_RATE
 
 ASSETS = Path(__file__).resolve().parents[2] / "tests" / "assets"
-RATE_HZ = 16000
+RATE_HZ = SAMPLE_RATE
 FADE = RATE_HZ // 2  # where pieces of noise overlap
 
 # The guard's: the pause is longer than a window of the runtime, so that one hears noise alone. Of the
@@ -20,8 +21,6 @@ FADE = RATE_HZ // 2  # where pieces of noise overlap
 LEAD_S, PAUSE_S, END_S = 0.5, 10.0, 3.0
 SNR_DB = 5.0
 SPEECH_CLIPS, NOISE_CLIP = (0, 1), 3
-
-FloatArray = NDArray[np.float32]
 
 
 def read_clip(index: int, folder: Path = ASSETS) -> tuple[FloatArray, FloatArray]:

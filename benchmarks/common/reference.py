@@ -12,12 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.errors import InputError
 from dvpd.runtime.manifest import Manifest
 
-FloatArray = NDArray[np.float32]
 CLIP = Path(__file__).with_name("gpu_clip.npz")
 REFERENCE = Path(__file__).with_name("gpu_reference.npz")
 FORMAT = 1

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dvpd.benchmarks.common import recordings
-from dvpd.benchmarks.common.recordings import RATE_HZ, FloatArray
+from dvpd.benchmarks.common.recordings import RATE_HZ
+from dvpd.runtime.arrays import FloatArray
 
 SPEECH_DB = -23.0
 UTTERANCE_S, GAP_S = 2.0, 1.0

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.errors import InputError
+from dvpd.runtime.spec import SAMPLE_RATE
 
-RATE_HZ = 16000
-
-FloatArray = NDArray[np.float32]
+RATE_HZ = SAMPLE_RATE
 
 
 class Peer(ABC):

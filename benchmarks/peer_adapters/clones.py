@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from dvpd.benchmarks.peer_adapters.base import (
-    FloatArray,
     Peer,
     fit_length,
     make_package,
     read_yaml,
     stub_module,
 )
+from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.errors import InputError
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from dvpd.benchmarks.peer_adapters.base import RATE_HZ, FloatArray, Peer
+from dvpd.benchmarks.peer_adapters.base import RATE_HZ, Peer
+from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.backends.choose import cpu_quota
 
 

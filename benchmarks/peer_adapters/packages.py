@@ -10,14 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from dvpd.benchmarks.peer_adapters.base import (
-    FloatArray,
-    Peer,
-    frames_48k,
-    from_48k,
-    make_package,
-    stub_module,
-)
+from dvpd.benchmarks.peer_adapters.base import Peer, frames_48k, from_48k, make_package, stub_module
+from dvpd.runtime.arrays import FloatArray
 
 
 class DeepFilterNet(Peer):

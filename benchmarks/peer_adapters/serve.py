@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dvpd.benchmarks.common import machine
-from dvpd.benchmarks.peer_adapters.base import RATE_HZ, FloatArray, Peer
+from dvpd.benchmarks.peer_adapters.base import RATE_HZ, Peer
 from dvpd.benchmarks.peer_adapters.clones import (
     FastEnhancer,
     FastEnhancerB,
@@ -26,6 +26,7 @@ from dvpd.benchmarks.peer_adapters.clones import (
 )
 from dvpd.benchmarks.peer_adapters.own import Dvpd, DvpdPredictive
 from dvpd.benchmarks.peer_adapters.packages import DeepFilterLibrary, DeepFilterNet, RnNoise
+from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.errors import BackendError, InputError
 
 COUNT_S = 4.0  # audio that costs are counted on

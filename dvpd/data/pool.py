@@ -23,8 +23,8 @@ import soxr
 from numpy.typing import NDArray
 
 from ..runtime.errors import InputError
+from ..runtime.spec import SAMPLE_RATE
 
-SAMPLE_RATE = 16000
 SUFFIXES = (".opus", ".flac", ".wav", ".ogg")
 POOL_FORMAT = 1
 _LOST_SHARE = 0.02  # more undecodable files than this and something else is wrong

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.errors import BackendError, InputError
+from ..runtime.spec import SAMPLE_RATE
 from .composite import composite
 from .mos import DNSMOS_NAMES, Dnsmos, WvMos
 from .pauses import (
@@ -32,7 +33,6 @@ from .pauses import (
     over_utterances,
 )
 
-SAMPLE_RATE = 16000
 Wav = NDArray[np.floating]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..runtime.spec import SignalSpec
+from ..runtime.spec import SAMPLE_RATE, SignalSpec
 from ..spectral import SIGNAL, linear_power
 
 BANDS = 15
@@ -41,7 +41,7 @@ def _third_octaves(signal: SignalSpec, sample_rate: int) -> np.ndarray:
 class EstoiEstimate(nn.Module):
     """ESTOI of each item, about 0 to 1."""
 
-    def __init__(self, signal: SignalSpec = SIGNAL, sample_rate: int = 16000) -> None:
+    def __init__(self, signal: SignalSpec = SIGNAL, sample_rate: int = SAMPLE_RATE) -> None:
         """Make the bands.
 
         Args:
@@ -95,7 +95,7 @@ def _on(device: torch.device, signal: SignalSpec, sample_rate: int) -> EstoiEsti
 
 
 def estoi_estimate(
-    estimate: Tensor, target: Tensor, signal: SignalSpec = SIGNAL, sample_rate: int = 16000
+    estimate: Tensor, target: Tensor, signal: SignalSpec = SIGNAL, sample_rate: int = SAMPLE_RATE
 ) -> Tensor:
     """`EstoiEstimate` of compressed spectra [B, 2, T, F]: [B], about 0 to 1."""
     return _on(estimate.device, signal, sample_rate)(estimate, target)

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from ..config import Config, TrainConfig
 from ..data.pool import SAMPLE_RATE
+from ..runtime.arrays import FloatArray
 from ..runtime.errors import InputError
 
-FloatArray = NDArray[np.float32]
 Example = tuple[str, FloatArray, FloatArray]  # name, noisy [L], clean [L]
 
 _RANGE_DB = 80.0  # of a spectrogram's colours, below the clean one's loudest bin

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..runtime.spec import SignalSpec
+from ..runtime.spec import SAMPLE_RATE, SignalSpec
 from ..spectral import SIGNAL, linear_power
 
 LISTENING_LEVEL_DB = 79.0  # P.862: active speech is presented at this SPL
@@ -69,7 +69,7 @@ def _bands(signal: SignalSpec, sample_rate: int) -> tuple[np.ndarray, np.ndarray
 class LoudnessDisturbance(nn.Module):
     """Symmetric and asymmetric disturbance of each item, in units of raw MOS."""
 
-    def __init__(self, signal: SignalSpec = SIGNAL, sample_rate: int = 16000) -> None:
+    def __init__(self, signal: SignalSpec = SIGNAL, sample_rate: int = SAMPLE_RATE) -> None:
         """Make the bands.
 
         Args:
@@ -146,7 +146,7 @@ def _on(device: torch.device, signal: SignalSpec, sample_rate: int) -> LoudnessD
 
 
 def loudness_disturbance(
-    estimate: Tensor, target: Tensor, signal: SignalSpec = SIGNAL, sample_rate: int = 16000
+    estimate: Tensor, target: Tensor, signal: SignalSpec = SIGNAL, sample_rate: int = SAMPLE_RATE
 ) -> Tensor:
     """`LoudnessDisturbance` of compressed spectra [B, 2, T, F]: [B] in units of raw MOS."""
     return _on(estimate.device, signal, sample_rate)(estimate, target)

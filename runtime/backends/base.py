@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..arrays import FloatArray
 from ..errors import BackendError, InputError, ManifestError
 from ..manifest import Manifest
 from ..schedule import InitialState, SamplerStep
@@ -25,8 +25,6 @@ from ..spec import (
     predictive_outputs,
     score_inputs,
 )
-
-FloatArray = NDArray[np.float32]
 
 
 class Backend(Protocol):

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..arrays import FloatArray
 from ..errors import BackendError, ManifestError
 from ..manifest import check_metadata
 from ..spec import N_FEATS
@@ -23,8 +23,6 @@ from .base import (
     check_score,
     check_signature,
 )
-
-FloatArray = NDArray[np.float32]
 
 _DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64"}
 _FEAT_NAMES = [f"feat_{i}" for i in range(N_FEATS)]

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..arrays import FloatArray
 from ..errors import BackendError, InputError, ManifestError
 from ..manifest import check_metadata
 from ..spec import N_FEATS
@@ -30,7 +30,6 @@ from .base import (
     check_signature,
 )
 
-FloatArray = NDArray[np.float32]
 logger = logging.getLogger("dvpd")
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}

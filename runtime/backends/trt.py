@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..arrays import FloatArray
 from ..errors import BackendError, InputError
 from ..schedule import InitialState, SamplerStep
 from ..spec import FRAME_MULTIPLE, GRAPH_NAMES, MIN_FRAMES, N_FEATS, N_FREQS, TlbFactors
@@ -59,7 +59,6 @@ from .cuda import (
     device_array,
 )
 
-FloatArray = NDArray[np.float32]
 logger = logging.getLogger("dvpd")
 
 SMALL_GRAPHS = ("start", "step", "finish")
