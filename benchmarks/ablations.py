@@ -28,6 +28,7 @@ from dvpd.benchmarks import rtf
 from dvpd.benchmarks.common import machine, tables
 from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.files import write_whole
 
 FORMAT = "dvpd-ablations-1"
 REFERENCE = "reference"
@@ -162,7 +163,7 @@ def run_one(args: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]
         "variant": variant, "seed": seed, "budget": budget, "figures": figures,
         "minutes": float(extra["minutes"]), "audio_hours": float(extra["audio_hours"]),
     }  # fmt: skip
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(result, indent=1) + "\n")
     return result
 
 
@@ -295,7 +296,7 @@ def _run(args: argparse.Namespace) -> int:
                     "format": FORMAT, "created": rtf.now(), "machine": machine.machine(),
                     "versions": rtf.versions(), "runs": runs,
                 }  # fmt: skip
-                args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+                write_whole(args.json, json.dumps(result, indent=1) + "\n")
     print(to_markdown(runs))
     return 0
 

@@ -12,7 +12,6 @@ import argparse
 import copy
 import json
 import math
-import os
 import platform
 import statistics
 import sys
@@ -32,13 +31,14 @@ from dvpd.export.figures import snr_db
 from dvpd.model import DVPD
 from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.doctor import processor_name
+from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.noise import frame_noise
 from dvpd.runtime.sampler import sample
 from dvpd.runtime.schedule import initial_state, sampler_steps
 from dvpd.runtime.spec import TlbFactors
 from dvpd.runtime.stft import compress, decompress, istft, stft
-from dvpd.torch_backend import TorchBackend, find_checkpoint, prepare
+from dvpd.torch_backend import TorchBackend, need_checkpoint, prepare
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1
@@ -52,7 +52,7 @@ def read_model(folder: Path) -> tuple[Manifest, DVPD]:
     The package safetensors is optional.
     """
     manifest = Manifest.load(folder)
-    path = find_checkpoint(folder, manifest.checkpoint_sha256)
+    path = need_checkpoint(folder, manifest.checkpoint_sha256)
     try:
         from dvpd.checkpoint import load_model
     except ModuleNotFoundError:  # the format: length, JSON header, little-endian tensors
@@ -287,13 +287,8 @@ class Report:
         """Write the file, whole or not at all."""
         if self.path is None:
             return
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
         try:
-            with open(temporary, "w", encoding="utf-8") as stream:
-                stream.write(self.text())
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(self.path)
+            write_whole(self.path, self.text())
             self.unwritten = None
         except OSError as error:
             self.unwritten = f"{self.path}: {error.strerror or error}"

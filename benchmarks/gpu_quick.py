@@ -40,6 +40,7 @@ from dvpd.export.figures import snr_db
 from dvpd.model import DVPD
 from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.errors import BackendError, DvpdError, InputError
+from dvpd.runtime.files import WholeFile
 from dvpd.runtime.manifest import Manifest
 from dvpd.torch_backend import TorchBackend, prepare
 
@@ -85,10 +86,10 @@ def make_reference(folders: Sequence[Path], path: Path) -> list[str]:
         waves[reference.reference_key(manifest, gpu_check.WINDOW_FRAMES)] = compute_reference(
             manifest, model
         )
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as stream:
-        np.savez_compressed(stream, names=np.array(names), keys=np.array(list(waves)), **waves)
-    temporary.replace(path)
+    with WholeFile(path) as whole:
+        with whole.open() as stream:
+            np.savez_compressed(stream, names=np.array(names), keys=np.array(list(waves)), **waves)
+        whole.commit()
     return names
 
 

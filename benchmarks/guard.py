@@ -33,6 +33,7 @@ from dvpd.benchmarks.common.graph_costs import engine_costs
 from dvpd.benchmarks.common.tables import markdown
 from dvpd.runtime.backends.choose import BACKENDS, installed
 from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import MANIFEST_NAME, Manifest
 from dvpd.runtime.spec import SAMPLE_RATE
 
@@ -429,7 +430,7 @@ def _run(args: argparse.Namespace) -> int:
             kept = {k: v for k, v in before.get(part, {}).items() if k in got["costs"]}
             new = {k: v for k, v in got.get(part, {}).items() if v is not None}
             got[part] = {**kept, **new}
-        args.pins.write_text(json.dumps(got, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        write_whole(args.pins, json.dumps(got, indent=1, sort_keys=True) + "\n")
         print(f"{args.pins}: pinned {', '.join(got['costs'])}")
         return 0
     pins = read_pins(args.pins)

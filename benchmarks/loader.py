@@ -37,6 +37,7 @@ from dvpd.data.loader import PairSource, batches
 from dvpd.data.mix import Mixer
 from dvpd.data.pool import SAMPLE_RATE, Pool
 from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.files import write_whole
 from dvpd.train import override
 from dvpd.training.parallel import Team
 from dvpd.training.trainer import Trainer
@@ -183,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         report = _run(args)
         if args.json:
-            Path(args.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            write_whole(Path(args.json), json.dumps(report, indent=2) + "\n")
     except (DvpdError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

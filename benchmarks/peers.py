@@ -42,6 +42,7 @@ from dvpd.benchmarks.peer_adapters.serve import ADAPTERS, CLONES, TITLES, serve
 from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.backends.choose import cpu_quota
 from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import Manifest
 
 FORMAT = "dvpd-peers-1"
@@ -390,9 +391,9 @@ def _main(args: argparse.Namespace, weights: dict[str, Path]) -> int:
     }
     tables.show("DVPD and its peers", HEADER, to_rows(result))
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_whole(args.json, json.dumps(result, indent=1) + "\n")
     if args.markdown:
-        args.markdown.write_text(to_markdown(result) + "\n", encoding="utf-8")
+        write_whole(args.markdown, to_markdown(result) + "\n")
     return 0
 
 

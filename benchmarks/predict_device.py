@@ -35,6 +35,7 @@ from dvpd.benchmarks.predict.roofline import CALLS, GRAPH
 from dvpd.benchmarks.rtf import _say, frames_of
 from dvpd.runtime.engines import default_engine
 from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import Manifest
 
 WINDOW_S = 2.048
@@ -175,7 +176,7 @@ def _run(args: argparse.Namespace) -> None:
     _say("")
     if args.json is not None:
         text = json.dumps(to_json(case, predictions, found), indent=1, allow_nan=False)
-        args.json.write_text(text + "\n", encoding="utf-8")
+        write_whole(args.json, text + "\n")
     show(case, predictions, found)
 
 

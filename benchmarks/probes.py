@@ -33,6 +33,7 @@ from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.engines import default_engine
 from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.files import write_whole
 
 FORMAT = "dvpd-probes-1"
 SECONDS = 3.0
@@ -365,11 +366,11 @@ def _main(args: argparse.Namespace) -> int:
     text = "\n\n".join(parts)
     print(text)
     if args.markdown:
-        args.markdown.write_text(text + "\n", encoding="utf-8")
+        write_whole(args.markdown, text + "\n")
     if args.json:
         report = {"format": FORMAT, "created": rtf.now(), "machine": machine.machine(),
                   "versions": rtf.versions(), "engines": result, "scenes": result_scenes}  # fmt: skip
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_whole(args.json, json.dumps(report, indent=1) + "\n")
     return 0
 
 

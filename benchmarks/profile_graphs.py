@@ -30,6 +30,7 @@ if __package__ in (None, ""):
 
 from dvpd.runtime.backends.openvino import shared_core
 from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.files import write_whole
 from dvpd.runtime.spec import N_FREQS, SignalSpec
 
 SCORE_CALLS = 3
@@ -180,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     print(to_markdown(report, args.top))
     if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_whole(args.json, json.dumps(report, indent=1) + "\n")
     return 0
 
 

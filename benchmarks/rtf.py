@@ -41,7 +41,8 @@ from dvpd.runtime.backends.base import Backend
 from dvpd.runtime.backends.choose import BACKENDS, cpu_quota, installed, open_backend
 from dvpd.runtime.engines import find_engines
 from dvpd.runtime.errors import DvpdError, InputError
-from dvpd.runtime.manifest import Manifest, sha256_of
+from dvpd.runtime.files import sha256_file, write_whole
+from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.noise import frame_noise
 from dvpd.runtime.sampler import sample
 from dvpd.runtime.schedule import initial_state, sampler_steps
@@ -632,7 +633,7 @@ def versions() -> dict[str, str]:
 
 def _hashes(item: Loaded) -> dict[str, str]:
     if item.path.is_file():
-        return {"checkpoint": sha256_of(item.path)}
+        return {"checkpoint": sha256_file(item.path)}
     return {} if item.manifest is None else {k: g.sha256 for k, g in item.manifest.graphs.items()}
 
 
@@ -880,11 +881,11 @@ def _main(args: argparse.Namespace) -> int:
         result = run(args, _say)
         report.validate(result)
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+        write_whole(args.json, json.dumps(result, indent=1, allow_nan=False) + "\n")
     if args.markdown:
-        args.markdown.write_text(report.to_markdown(result), encoding="utf-8")
+        write_whole(args.markdown, report.to_markdown(result))
     if args.html:
-        args.html.write_text(report.to_html(result), encoding="utf-8")
+        write_whole(args.html, report.to_html(result))
     report.show(result)
     if args.report:
         from dvpd.benchmarks import board

@@ -24,6 +24,7 @@ if not __package__:  # run as a plain script: the checkout is not installed
 
 from dvpd.export.trt_api import TrtApi
 from dvpd.runtime.errors import BackendError, DvpdError
+from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.spec import GRAPH_NAMES
 from dvpd.runtime.tensorrt.onnx_inputs import Profile, graph_inputs
@@ -223,11 +224,9 @@ def _build(
 
 def _keep_timing_cache(path: Path, data: bytes) -> None:
     """Only saves time: where it cannot be kept, that is said and nothing more."""
-    temporary = path.with_suffix(".tmp")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        write_whole(path, data)
     except OSError as error:
         logger.warning("%s: the timing cache cannot be kept (%s)", path, error.strerror)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .errors import InputError, ManifestError
+from .files import sha256_file
 from .schedule import SdeSpec
 from .spec import GRAPH_NAMES, N_FREQS, PRECISIONS, SamplerSpec, SignalSpec, TlbFactors
 
@@ -46,22 +46,6 @@ class GraphFile:
 
     file: str
     sha256: str
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in lower-case hex.
-
-    Args:
-        path: The file.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _require(value: object, kind: type, key: str) -> Any:
@@ -286,7 +270,7 @@ class Manifest:
         for name, graph in self.graphs.items():
             path = Path(folder) / graph.file
             try:
-                got = sha256_of(path)
+                got = sha256_file(path)
             except OSError as error:
                 raise ManifestError(
                     f"{path}: {error.strerror or error}; the manifest names this file as the "

@@ -25,8 +25,8 @@ import torch
 
 from ..config import Config, load_toml
 from ..data import open_source
-from ..files import write_whole
 from ..runtime.errors import InputError
+from ..runtime.files import write_whole
 from ..training.parallel import Team
 from ..training.state import StateFiles, TrainingError
 from ..training.trainer import LAST_NAME, Trainer

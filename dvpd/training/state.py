@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ..files import write_whole
 from ..runtime.errors import DvpdError, InputError
+from ..runtime.files import write_whole
 
 STATE_FORMAT = "dvpd-train-1"
 STATE_NAME = "state.pt"

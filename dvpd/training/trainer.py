@@ -24,9 +24,9 @@ from ..config import Config, complete_old, to_dict
 from ..config.train import TrainConfig
 from ..data.loader import PairSource, batches
 from ..data.pool import SAMPLE_RATE
-from ..files import write_whole
 from ..model import DVPD
 from ..runtime.errors import InputError
+from ..runtime.files import write_whole
 from .ema import Ema
 from .fast_kernels import use_fast_kernels
 from .fast_step import FastStep, Step, ladder

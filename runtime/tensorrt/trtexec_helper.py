@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from ..errors import BackendError, DvpdError, InputError, ManifestError
-from ..manifest import Manifest, sha256_of
+from ..files import sha256_file
+from ..manifest import Manifest
 from ..spec import GRAPH_NAMES
 from .gpus import Target, cuda_driver
 from .onnx_inputs import Profile, graph_inputs
@@ -84,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
             data = args.plan.read_bytes()
         except OSError as error:
             raise InputError(f"{args.plan}: {error.strerror}") from None
-        if sha256_of(onnx) != spec.onnx_sha256:
+        if sha256_file(onnx) != spec.onnx_sha256:
             raise ManifestError(f"{onnx}: changed while its plan was built; build again")
         print(install_plan(args.folder, spec, data, built))
     except DvpdError as error:

@@ -20,7 +20,8 @@ import pytest
 from dvpd.export import build_engine, trt_api
 from dvpd.runtime import cli
 from dvpd.runtime.errors import BackendError, InputError, ManifestError
-from dvpd.runtime.manifest import Manifest, sha256_of
+from dvpd.runtime.files import sha256_file
+from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.spec import GRAPH_NAMES
 from dvpd.runtime.tensorrt import gpus, onnx_inputs, plans, versions
 from dvpd.runtime.tensorrt.gpus import Gpu
@@ -378,7 +379,7 @@ def test_stale_after_a_new_export(tiny, orin, capsys):
     table = json.loads((tiny / "manifest.json").read_text())
     with (tiny / "score.onnx").open("ab") as file:
         file.write(b"\x12\x01x")  # ModelProto.producer_name once more: another export
-    table["graphs"]["score"]["sha256"] = sha256_of(tiny / "score.onnx")
+    table["graphs"]["score"]["sha256"] = sha256_file(tiny / "score.onnx")
     (tiny / "manifest.json").write_text(json.dumps(table))
     text = told(tiny, api, capsys)
     assert text.count("built from another export of the graph") == 1

@@ -12,7 +12,7 @@ import pytest
 import torch
 from lease_parts import CONFIG, PLAN, packed, started
 
-import dvpd.files
+import dvpd.runtime.files
 import dvpd.training.trainer
 from dvpd.checkpoint import read_checkpoint, save_checkpoint
 from dvpd.config import load_toml
@@ -138,7 +138,7 @@ def test_a_full_disk_does_not_end_the_training(work, monkeypatch):
     def full(handle):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(dvpd.files.os, "fsync", full)
+    monkeypatch.setattr(dvpd.runtime.files.os, "fsync", full)
     trainer.save()
     monkeypatch.undo()
     assert "No space left" in last_of(rows.read(), "train", "not saved")["why"]

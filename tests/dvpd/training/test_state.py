@@ -15,7 +15,7 @@ import pytest
 import torch
 from train_parts import ROOT, Tones, log_of, micro_config, weights_equal, without_clock
 
-import dvpd.files
+import dvpd.runtime.files
 from dvpd.runtime.errors import InputError
 from dvpd.training.state import StateFiles, TrainingError
 from dvpd.training.trainer import Trainer
@@ -124,7 +124,7 @@ def test_a_full_disk_keeps_the_good_states(run_folder, monkeypatch):
     def full(fd):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(dvpd.files.os, "fsync", full)
+    monkeypatch.setattr(dvpd.runtime.files.os, "fsync", full)
     trainer = make_trainer(run_folder, steps=3)
     trainer.resume()
     with pytest.raises(TrainingError, match=r"No space left.*state\.pt still holds the last good"):
