@@ -22,12 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from dvpd.benchmarks import reference
+from dvpd.benchmarks.common import reference
 from dvpd.export.figures import snr_db
-from dvpd.runtime.backend import open_backend
+from dvpd.runtime.backends.choose import open_backend
 from dvpd.runtime.errors import DvpdError, InputError
-from dvpd.runtime.plans import find_plans, read_sidecar
-from dvpd.runtime.spec import Manifest
+from dvpd.runtime.files import write_whole
+from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.tensorrt.plans import find_plans, read_sidecar
 
 SCHEMA = "dvpd-board-1"
 FILE_NAME = "report.json"
@@ -247,10 +248,5 @@ def write(path: Path, table: dict[str, Any]) -> Path:
         OSError: It cannot be written.
     """
     target = path / FILE_NAME if path.is_dir() else path
-    temporary = target.with_name(f".{target.name}.tmp")
-    try:
-        temporary.write_text(json.dumps(table, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(target, json.dumps(table, indent=1, allow_nan=False) + "\n")
     return target

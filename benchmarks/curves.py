@@ -19,8 +19,9 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvpd.benchmarks import report
+from dvpd.benchmarks.common import report
 from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.files import write_whole
 
 LOG_NAMES = ("training.jsonl", "log.jsonl")
 # Term of the log -> title.
@@ -120,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise InputError(f"{path} has neither {' nor '.join(LOG_NAMES)}")
             path = found[0]
         out = args.out or path.with_name("curves.svg")
-        out.write_text(plot(read_log(path)) + "\n", encoding="utf-8")
+        write_whole(out, plot(read_log(path)) + "\n")
     except (DvpdError, OSError) as error:
         print(f"curves.py: {error}", file=sys.stderr)
         return 1

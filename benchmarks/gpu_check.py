@@ -12,7 +12,6 @@ import argparse
 import copy
 import json
 import math
-import os
 import platform
 import statistics
 import sys
@@ -23,23 +22,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 if not __package__:  # run as a plain script: the checkout is not installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from dvpd.benchmarks.reference import CLIP, WINDOW_FRAMES
+from dvpd.benchmarks.common.reference import CLIP, WINDOW_FRAMES
 from dvpd.export.figures import snr_db
 from dvpd.model import DVPD
+from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.doctor import processor_name
+from dvpd.runtime.files import write_whole
+from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.noise import frame_noise
 from dvpd.runtime.sampler import sample
 from dvpd.runtime.schedule import initial_state, sampler_steps
-from dvpd.runtime.spec import Manifest, TlbFactors
+from dvpd.runtime.spec import TlbFactors
 from dvpd.runtime.stft import compress, decompress, istft, stft
-from dvpd.torch_backend import TorchBackend, find_checkpoint, prepare
+from dvpd.torch_backend import TorchBackend, need_checkpoint, prepare
 
-FloatArray = NDArray[np.float32]
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -52,7 +52,7 @@ def read_model(folder: Path) -> tuple[Manifest, DVPD]:
     The package safetensors is optional.
     """
     manifest = Manifest.load(folder)
-    path = find_checkpoint(folder, manifest.checkpoint_sha256)
+    path = need_checkpoint(folder, manifest.checkpoint_sha256)
     try:
         from dvpd.checkpoint import load_model
     except ModuleNotFoundError:  # the format: length, JSON header, little-endian tensors
@@ -223,7 +223,7 @@ class Energy:
 
     def __init__(self) -> None:
         """Look for a meter."""
-        from dvpd.benchmarks.meters import find_meters
+        from dvpd.benchmarks.common.meters import find_meters
 
         meters, absent = find_meters()
         self.meter = next((m for m in meters if m.name.startswith("NVML")), None)
@@ -287,13 +287,8 @@ class Report:
         """Write the file, whole or not at all."""
         if self.path is None:
             return
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
         try:
-            with open(temporary, "w", encoding="utf-8") as stream:
-                stream.write(self.text())
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(self.path)
+            write_whole(self.path, self.text())
             self.unwritten = None
         except OSError as error:
             self.unwritten = f"{self.path}: {error.strerror or error}"
@@ -421,7 +416,7 @@ def engines_at_hand(
     On a GPU those of the CPU are left out unless ``on_cpu``: the GPU would wait for them.
     """
     on_cpu = on_cpu or not on_gpu
-    from dvpd.runtime.backend import GPU_ONLY, installed
+    from dvpd.runtime.backends.choose import GPU_ONLY, installed
 
     found = []
     for each in (folder, folder.with_name(folder.name + "-fp16")):
@@ -452,7 +447,7 @@ def measure_engine(
     folder: Path, name: str, device: str, work: Work, window: FloatArray, args: argparse.Namespace
 ) -> dict[str, Any]:
     """One engine's waveform ("wav"), latency and throughput; a failure is its row's "error"."""
-    from dvpd.runtime.backend import open_backend
+    from dvpd.runtime.backends.choose import open_backend
     from dvpd.runtime.errors import DvpdError
 
     row: dict[str, Any] = {"engine": folder.name, "backend": name, "device": device}

@@ -32,13 +32,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from dvpd.benchmarks import gpu_check, reference
-from dvpd.benchmarks.gpu_check import ROOT, FloatArray, Work, finite, reason
-from dvpd.benchmarks.reference import REFERENCE
+from dvpd.benchmarks import gpu_check
+from dvpd.benchmarks.common import reference
+from dvpd.benchmarks.common.reference import REFERENCE
+from dvpd.benchmarks.gpu_check import ROOT, Work, finite, reason
 from dvpd.export.figures import snr_db
 from dvpd.model import DVPD
+from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.errors import BackendError, DvpdError, InputError
-from dvpd.runtime.spec import Manifest
+from dvpd.runtime.files import WholeFile
+from dvpd.runtime.manifest import Manifest
 from dvpd.torch_backend import TorchBackend, prepare
 
 ENGINES = ("dvpd-base", "dvpd-base-fp16", "dvpd-tiny", "dvpd-tiny-fp16")
@@ -83,10 +86,10 @@ def make_reference(folders: Sequence[Path], path: Path) -> list[str]:
         waves[reference.reference_key(manifest, gpu_check.WINDOW_FRAMES)] = compute_reference(
             manifest, model
         )
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as stream:
-        np.savez_compressed(stream, names=np.array(names), keys=np.array(list(waves)), **waves)
-    temporary.replace(path)
+    with WholeFile(path) as whole:
+        with whole.open() as stream:
+            np.savez_compressed(stream, names=np.array(names), keys=np.array(list(waves)), **waves)
+        whole.commit()
     return names
 
 
@@ -252,7 +255,7 @@ class Subject:
             model = gpu_check.read_model(self.folder)[1]
             self.backend = TorchBackend(prepare(model, self.manifest.precision), self.device)
             return
-        from dvpd.runtime.backend import open_backend
+        from dvpd.runtime.backends.choose import open_backend
 
         self.backend = open_backend(self.folder, self.manifest, self.name, self.device)
 

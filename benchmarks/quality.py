@@ -26,11 +26,13 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvpd.benchmarks import machine, report, rtf, tables
+from dvpd.benchmarks import rtf
+from dvpd.benchmarks.common import machine, report, tables
 from dvpd.benchmarks.guard import shipped_engines
-from dvpd.runtime.backend import cpu_quota
+from dvpd.runtime.backends.choose import cpu_quota
 from dvpd.runtime.errors import DvpdError, InputError
-from dvpd.runtime.spec import Manifest
+from dvpd.runtime.files import write_whole
+from dvpd.runtime.manifest import Manifest
 
 FORMAT = "dvpd-quality-1"
 METRICS = ("pesq", "estoi", "si_sdr")
@@ -471,14 +473,14 @@ def _main(args: argparse.Namespace) -> int:
     for failure in failures:
         print(f"failed: {failure['set']} {failure['name']}: {failure['error']}", file=sys.stderr)
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_whole(args.json, json.dumps(result, indent=1) + "\n")
     if args.markdown:
-        args.markdown.write_text(text + "\n", encoding="utf-8")
+        write_whole(args.markdown, text + "\n")
     if args.html:
-        args.html.write_text(to_html(result, peers), encoding="utf-8")
+        write_whole(args.html, to_html(result, peers))
     if args.readme:
         readme = args.readme.read_text(encoding="utf-8")
-        args.readme.write_text(replace_block(readme, set_tables(result)), encoding="utf-8")
+        write_whole(args.readme, replace_block(readme, set_tables(result)))
     return 1 if failures else 0
 
 

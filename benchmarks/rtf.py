@@ -31,27 +31,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvpd.benchmarks import machine, meters
-from dvpd.runtime.backend import (
-    BACKENDS,
-    Backend,
-    cpu_quota,
-    cuda_device_count,
-    installed,
-    open_backend,
-)
+from dvpd.benchmarks.common import machine, meters
+from dvpd.runtime.arrays import FloatArray
+from dvpd.runtime.backends.base import Backend
+from dvpd.runtime.backends.choose import BACKENDS, cpu_quota, installed, open_backend
 from dvpd.runtime.engines import find_engines
 from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.files import sha256_file, write_whole
+from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.noise import frame_noise
 from dvpd.runtime.sampler import sample
 from dvpd.runtime.schedule import initial_state, sampler_steps
-from dvpd.runtime.spec import FRAME_MULTIPLE, MIN_FRAMES, Manifest, TlbFactors, sha256_of
+from dvpd.runtime.spec import FRAME_MULTIPLE, MIN_FRAMES, TlbFactors
 from dvpd.runtime.stft import compress, decompress, istft, stft
+from dvpd.runtime.tensorrt.gpus import cuda_device_count
 
 SCHEMA = "dvpd-rtf-1"
 SETTLE_S = 0.05  # idle threads of the engine before spin for a while and would share the cores
@@ -68,7 +65,6 @@ TIMED = (
     "no resampling, no window overlap"
 )
 
-FloatArray = NDArray[np.float32]
 Say = Callable[[str], None]
 
 
@@ -592,7 +588,7 @@ def make_cases(
 def network_costs(items: Sequence[Loaded], frames: int) -> tuple[dict[str, Any], str | None]:
     """Arithmetic and bytes of each engine's graphs for the roofline; or why there are none."""
     try:
-        from dvpd.benchmarks.graph_costs import engine_costs
+        from dvpd.benchmarks.common.graph_costs import engine_costs
     except ImportError as error:
         return {}, str(error)
     table: dict[str, Any] = {}
@@ -637,7 +633,7 @@ def versions() -> dict[str, str]:
 
 def _hashes(item: Loaded) -> dict[str, str]:
     if item.path.is_file():
-        return {"checkpoint": sha256_of(item.path)}
+        return {"checkpoint": sha256_file(item.path)}
     return {} if item.manifest is None else {k: g.sha256 for k, g in item.manifest.graphs.items()}
 
 
@@ -867,7 +863,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "rtf.py") -> int:
 
 
 def _main(args: argparse.Namespace) -> int:
-    from dvpd.benchmarks import report
+    from dvpd.benchmarks.common import report
 
     if args.compare:
         a, b = (report.read(path) for path in args.compare)
@@ -885,11 +881,11 @@ def _main(args: argparse.Namespace) -> int:
         result = run(args, _say)
         report.validate(result)
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+        write_whole(args.json, json.dumps(result, indent=1, allow_nan=False) + "\n")
     if args.markdown:
-        args.markdown.write_text(report.to_markdown(result), encoding="utf-8")
+        write_whole(args.markdown, report.to_markdown(result))
     if args.html:
-        args.html.write_text(report.to_html(result), encoding="utf-8")
+        write_whole(args.html, report.to_html(result))
     report.show(result)
     if args.report:
         from dvpd.benchmarks import board

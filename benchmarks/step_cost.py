@@ -28,13 +28,15 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dvpd import fast_kernels, lisa
+from dvpd import lisa
 from dvpd.config import Config, load_toml
-from dvpd.fast_step import Step
-from dvpd.objective import Objective
 from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.files import write_whole
 from dvpd.train import override
-from dvpd.trainer import Trainer
+from dvpd.training import fast_kernels
+from dvpd.training.fast_step import Step
+from dvpd.training.objective import Objective
+from dvpd.training.trainer import Trainer
 
 CROPS = 64
 SHOWN = 15  # operators in the table
@@ -180,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name:36} {calls:6} calls {size / 1e9:9.3f} GB")
     print(f"{'all':36} {cost['calls']:6} calls {cost['bytes'] / 1e9:9.3f} GB")
     if args.json:
-        args.json.write_text(json.dumps(cost, indent=1) + "\n")
+        write_whole(args.json, json.dumps(cost, indent=1) + "\n")
     return 0
 
 

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .metrics import MEASURES, Meter, choose_metrics
+from .quality.metrics import MEASURES, Meter, choose_metrics
 from .quality.models import (
     SharedBackend,
     System,
@@ -46,14 +46,13 @@ from .quality.report import (
     summarise_records,
     versions,
     write_folder,
-    write_text,
 )
 from .quality.run import Progress, Task, measure_pair, measure_set
-from .runtime.backend import BACKENDS, cpu_quota
+from .runtime.backends.choose import BACKENDS, cpu_quota
 from .runtime.enhancer import Enhancer
 from .runtime.errors import DvpdError, InputError
+from .runtime.files import sha256_file, write_whole
 from .runtime.noise import check_seed
-from .runtime.spec import sha256_of
 
 __all__ = [
     "PairFile",
@@ -329,7 +328,7 @@ def _run(args: argparse.Namespace) -> int:
         "format": FORMAT,
         "model": Path(args.model).name,
         "checkpoint_sha256": (
-            sha256_of(Path(args.model))
+            sha256_file(Path(args.model))
             if Path(args.model).is_file()
             else manifest.checkpoint_sha256
         ),
@@ -351,7 +350,7 @@ def _run(args: argparse.Namespace) -> int:
         report["baseline"] = compare(report, baseline)
     sys.stdout.write(plain(report) + "\n")
     if args.json:
-        write_text(args.json, json_text(report))
+        write_whole(args.json, json_text(report))
     if args.out:
         page = render_page(report, _worst_waveforms(task, pairs, report, args.worst), args.worst)
         texts = (json_text(report), csv_text(report), markdown(report, args.worst), page)

@@ -18,18 +18,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from .layers import fold_batch_norms
 from .model import DVPD
-from .runtime.backend import PREDICT_OUT, SCORE_OUT, check_output, check_predict, check_score
+from .runtime.arrays import FloatArray
+from .runtime.backends.base import PREDICT_OUT, SCORE_OUT, check_output, check_predict, check_score
+from .runtime.engines import checkpoints_near, find_checkpoint
 from .runtime.errors import BackendError, InputError, ManifestError
 from .runtime.sampler import TINY
 from .runtime.schedule import InitialState, SamplerStep
-from .runtime.spec import PRECISIONS, TlbFactors, sha256_of
+from .runtime.spec import PRECISIONS, TlbFactors
 
-FloatArray = NDArray[np.float32]
 logger = logging.getLogger("dvpd")
 
 WARM_UP_RUNS = 3  # before a capture: libraries choose their algorithms and allocate
@@ -232,7 +232,7 @@ class TorchBackend:
         alpha: float,
         tlb: TlbFactors,
     ) -> FloatArray:
-        """The whole sampler on the device; see ``backend.SamplerBackend.run_sampler``.
+        """The whole sampler on the device; see ``backends.base.SamplerBackend.run_sampler``.
 
         ``noisy`` may be a float32 tensor, on any device. A batch beyond the GPU's memory is run in
         parts.
@@ -326,8 +326,8 @@ class _Full(BackendError):
     """The GPU's memory is full."""
 
 
-def find_checkpoint(folder: Path, sha256: str) -> Path:
-    """The checkpoint that an engine was exported from: in its folder, or in one beside it.
+def need_checkpoint(folder: Path, sha256: str) -> Path:
+    """Like ``runtime.engines.find_checkpoint``, for whom nothing goes without.
 
     Args:
         folder: Engine folder.
@@ -336,22 +336,22 @@ def find_checkpoint(folder: Path, sha256: str) -> Path:
     Raises:
         ManifestError: None of the files there has this hash.
     """
-    found = [*sorted(folder.glob("*.safetensors")), *sorted(folder.parent.glob("*/*.safetensors"))]
-    for path in found:
-        if sha256_of(path) == sha256:
-            return path
-    raise ManifestError(
-        f"{folder}: backend torch needs the checkpoint that it was exported from, a .safetensors "
-        f"file with SHA-256 {sha256[:12]}..., in this folder or in one beside it; found: "
-        f"{', '.join(path.name for path in found) or 'none'}"
-    )
+    path = find_checkpoint(folder, sha256)
+    if path is None:
+        found = ", ".join(near.name for near in checkpoints_near(folder)) or "none"
+        raise ManifestError(
+            f"{folder}: backend torch needs the checkpoint that it was exported from, a "
+            f".safetensors file with SHA-256 {sha256[:12]}..., in this folder or in one beside it; "
+            f"found: {found}"
+        )
+    return path
 
 
 def open_checkpoint(options: Any) -> TorchBackend:
-    """What ``runtime.backend.open_backend`` calls for "torch".
+    """What ``runtime.backends.choose.open_backend`` calls for "torch".
 
     Args:
-        options: ``runtime.backend.LoadOptions``; precision is the manifest's.
+        options: ``runtime.backends.base.LoadOptions``; precision is the manifest's.
 
     Raises:
         BackendError: The device is not there.
@@ -362,7 +362,7 @@ def open_checkpoint(options: Any) -> TorchBackend:
     if not options.device.startswith(("cpu", "cuda")):
         raise BackendError(f"backend torch has no device {options.device!r}; it knows cpu, cuda:N")
     folder = options.predictive.parent
-    path = find_checkpoint(folder, options.manifest.checkpoint_sha256)
+    path = need_checkpoint(folder, options.manifest.checkpoint_sha256)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     _, model = load_model(path)

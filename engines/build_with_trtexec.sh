@@ -44,7 +44,7 @@ done
 # The helper does what needs JSON, SHA-256 and the CUDA driver; it is the code that Python builders use.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 plans() {
-  PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} "${PYTHON:-python3}" -m dvpd.runtime.plans "$@"
+  PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} "${PYTHON:-python3}" -m dvpd.runtime.tensorrt.trtexec_helper "$@"
 }
 "${PYTHON:-python3}" -c 'import sys, numpy; sys.exit(sys.version_info < (3, 10))' ||
   fail "${PYTHON:-python3} is no Python >= 3.10 with numpy: apt install python3-numpy, or set PYTHON"

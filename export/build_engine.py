@@ -22,23 +22,25 @@ from typing import Any
 if not __package__:  # run as a plain script: the checkout is not installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from dvpd.export.trt_api import CURES, MODULES, TrtApi
+from dvpd.export.trt_api import TrtApi
 from dvpd.runtime.errors import BackendError, DvpdError
-from dvpd.runtime.plans import (
+from dvpd.runtime.files import write_whole
+from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.spec import GRAPH_NAMES
+from dvpd.runtime.tensorrt.onnx_inputs import Profile, graph_inputs
+from dvpd.runtime.tensorrt.options import add_build_options
+from dvpd.runtime.tensorrt.plans import (
     PlanError,
     PlanSpec,
-    Profile,
-    add_build_options,
     check_writable,
     folder_lock,
-    graph_inputs,
     install_plan,
     load_plan,
     plan_spec,
     remove_leftovers,
     timing_cache_path,
 )
-from dvpd.runtime.spec import GRAPH_NAMES, Manifest
+from dvpd.runtime.tensorrt.versions import INSTALL, MODULES
 
 Say = Callable[[str], None]
 TOLD_EVERY_S = 10.0  # off a terminal
@@ -111,8 +113,8 @@ def choose_backend() -> str:
     for name, module in MODULES.items():
         if importlib.util.find_spec(module) is not None:
             return str(name)
-    cures = "; ".join(f"{name}: {CURES[name]}" for name in MODULES)
-    raise BackendError(f"neither TensorRT nor TensorRT-RTX is installed; {cures}")
+    ways = "; ".join(f"{name}: {INSTALL[name]}" for name in MODULES)
+    raise BackendError(f"neither TensorRT nor TensorRT-RTX is installed; {ways}")
 
 
 def build_engines(
@@ -222,11 +224,9 @@ def _build(
 
 def _keep_timing_cache(path: Path, data: bytes) -> None:
     """Only saves time: where it cannot be kept, that is said and nothing more."""
-    temporary = path.with_suffix(".tmp")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        write_whole(path, data)
     except OSError as error:
         logger.warning("%s: the timing cache cannot be kept (%s)", path, error.strerror)
 

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dvpd.runtime import schedule, stft
-from dvpd.runtime.backend import Backend
+from dvpd.runtime.arrays import FloatArray
+from dvpd.runtime.backends.base import Backend
 from dvpd.runtime.errors import InputError
 from dvpd.runtime.sampler import sample
 from dvpd.runtime.schedule import SdeSpec
 from dvpd.runtime.spec import SamplerSpec, SignalSpec, TlbFactors, padded_frames
 
-FloatArray = NDArray[np.float32]
 MAX_VERIFY_S = 30.0  # read from a recording at most (s)
 
 

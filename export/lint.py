@@ -28,7 +28,8 @@ if not __package__:  # run as a plain script: the checkout is not installed
 
 from dvpd.export.trt_api import TrtApi
 from dvpd.runtime.errors import BackendError, DvpdError, ManifestError
-from dvpd.runtime.spec import Manifest, graph_io
+from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.spec import graph_io
 
 # Sums over many values, and functions whose result or whose argument leaves half's range.
 STATISTICS = {

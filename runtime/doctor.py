@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from . import tensorrt_doctor
-from .backend import BACKENDS, cpu_quota, cuda_device_count, installed, ort_conflict
+from .backends.choose import BACKENDS, cpu_quota, installed
+from .backends.ort import ort_conflict
 from .engines import find_engines, verification_problem
 from .errors import DvpdError
-from .spec import Manifest
+from .manifest import Manifest
+from .tensorrt.gpus import cuda_device_count
 
 # Import name -> distributions that may provide it, in order.
 PACKAGES: dict[str, tuple[str, ...]] = {
@@ -145,7 +147,7 @@ def _ort_starts(provider: str) -> bool:
     try:
         import onnxruntime
 
-        from .ort import preload_libraries
+        from .backends.ort import preload_libraries
 
         if provider != "CPUExecutionProvider":
             preload_libraries(onnxruntime)
@@ -159,7 +161,7 @@ def _ort_starts(provider: str) -> bool:
 
 def _openvino_devices() -> list[str]:
     try:
-        from .ov import shared_core
+        from .backends.openvino import shared_core
 
         return [str(name).lower() for name in shared_core().available_devices]
     except Exception:  # likewise

@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 
 from .errors import ManifestError
-from .spec import MANIFEST_NAME, Manifest
+from .files import sha256_file
+from .manifest import MANIFEST_NAME, Manifest
 
 ENGINE_VARIABLE = "DVPD_ENGINE"
 DEFAULT_ENGINES = ("dvpd-base", "dvpd-tiny")
@@ -16,6 +17,24 @@ VERIFICATION_NAME = "verification.json"  # written by export/verify.py
 VERIFICATION_FORMAT = 1
 logger = logging.getLogger("dvpd")
 _told: set[Path] = set()
+
+
+def find_checkpoint(folder: Path, sha256: str) -> Path | None:
+    """The checkpoint that an engine was exported from: in its folder, or in one beside it.
+
+    Args:
+        folder: Engine folder.
+        sha256: What the manifest says of the checkpoint.
+    """
+    for path in checkpoints_near(folder):
+        if sha256_file(path) == sha256:
+            return path
+    return None
+
+
+def checkpoints_near(folder: Path) -> list[Path]:
+    """Checkpoints in an engine folder and in the folders beside it."""
+    return [*sorted(folder.glob("*.safetensors")), *sorted(folder.parent.glob("*/*.safetensors"))]
 
 
 def engine_roots() -> list[Path]:

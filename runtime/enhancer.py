@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,28 +15,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import FloatArray
 from .audio import (
     MAX_CHANNELS,
+    OUTPUT_FORMATS,
+    AudioInfo,
     AudioWriter,
     Resampler,
     check_finite,
     check_paths,
     check_rate,
+    check_suffix,
+    collect_extras,
     output_format,
     probe,
     read_blocks,
 )
-from .backend import Backend, open_backend
+from .backends.base import Backend
+from .backends.choose import open_backend
+from .containers import Raw
 from .engines import warn_unverified
 from .errors import BackendError, InputError
+from .manifest import Manifest
 from .noise import check_seed, frame_noise
+from .pipes import PIPE, PipeWriter
 from .sampler import sample
 from .schedule import SamplerStep, initial_state, sampler_steps
-from .spec import Manifest, TlbFactors, padded_frames
+from .spec import TlbFactors, padded_frames
 from .stft import compress, decompress, istft, stft
 from .windows import WindowedStream, WindowPlan
 
-FloatArray = NDArray[np.float32]
 Tlb = str | Mapping[str, Any] | TlbFactors | None
 Progress = Callable[[float], None]
 
@@ -80,6 +90,8 @@ class EnhancedFile:
         n_clipped: Values limited to full scale, as the encoding holds no more.
         nfe: Network calls for each window of audio: 1 + steps.
         seconds: Wall-clock time, reading and writing included (s).
+        gaps: What is missing of a damaged recording that was salvaged, in words.
+        left: What the output cannot carry of the input's tags and marks, in words.
     """
 
     path: Path
@@ -91,6 +103,8 @@ class EnhancedFile:
     n_clipped: int
     nfe: int
     seconds: float
+    gaps: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
 
     @property
     def duration_s(self) -> float:
@@ -110,6 +124,7 @@ class _Settings:
     alpha: float
     tlb: TlbFactors
     noise: FloatArray | None
+    noisy_share: float  # of the recording itself in the output
 
 
 @dataclass(frozen=True)
@@ -172,7 +187,8 @@ def _n_model(n_in: int, rate_in: int, rate_model: int) -> int:
 class Enhancer:
     """A loaded model.
 
-    Use as a context manager, or call ``close``. One instance serves one thread at a time.
+    Use as a context manager, or call ``close``. Threads that share one take turns, window by
+    window; another process opens its own.
 
     Attributes:
         manifest: What the engine folder says.
@@ -198,6 +214,19 @@ class Enhancer:
         self.manifest = manifest
         self.backend = backend
         self.window_plan = plan
+        self._lock = threading.Lock()
+        self._process_id = os.getpid()
+
+    def __reduce__(self) -> str:
+        """Refuse to be pickled or copied.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            "an Enhancer holds a loaded engine, which can neither be copied nor sent to another "
+            "process: open one in each process (Enhancer.open)"
+        )
 
     @classmethod
     def open(
@@ -233,7 +262,8 @@ class Enhancer:
 
     def close(self) -> None:
         """Release the engine."""
-        self.backend.close()
+        with self._lock:
+            self.backend.close()
 
     def __enter__(self) -> Enhancer:
         """Return itself."""
@@ -258,6 +288,8 @@ class Enhancer:
         alpha: float | None = None,
         tlb: Tlb = None,
         noise: FloatArray | None = None,
+        mix: float = 1.0,
+        attenuation_limit_db: float | None = None,
         progress: Progress | None = None,
     ) -> Enhanced:
         """Enhance a waveform.
@@ -279,6 +311,9 @@ class Enhancer:
                 for all ones.
             noise: float32 [steps, n_frames or more, 257], instead of the seed's noise, for
                 comparisons; frames are absolute, at the model's rate.
+            mix: Share of the enhanced waveform in the output, 0 (the input, exactly) to 1.
+            attenuation_limit_db: Nothing is lowered by more than this (dB, >= 0): so much of the
+                input is mixed in, sample by sample. None, or infinity, sets no limit.
             progress: Called with the fraction done, 0 to 1.
 
         Raises:
@@ -288,7 +323,7 @@ class Enhancer:
         started = time.perf_counter()
         rate = check_rate(sample_rate)
         columns = _as_columns(wav)
-        settings = self._settings(seed, steps, alpha, tlb, noise)
+        settings = self._settings(seed, steps, alpha, tlb, noise, mix, attenuation_limit_db)
         if noise is not None:
             self._check_noise(noise, settings, _n_model(len(columns), rate, self._rate))
 
@@ -299,7 +334,8 @@ class Enhancer:
         levels = self._levels(blocks(), rate, columns.shape[1], "wav")
         out = np.empty(columns.shape, np.float32)
         done = 0
-        for block in self._run(blocks(), rate, levels, settings, len(columns), progress):
+        enhanced = self._run(blocks(), rate, levels, settings, len(columns), progress)
+        for block in _mixed(enhanced, blocks(), settings.noisy_share):
             out[done : done + len(block)] = block
             done += len(block)
         return Enhanced(
@@ -318,20 +354,32 @@ class Enhancer:
         steps: int | None = None,
         alpha: float | None = None,
         tlb: Tlb = None,
+        mix: float = 1.0,
+        attenuation_limit_db: float | None = None,
+        overwrite: bool = False,
+        salvage: bool = False,
+        raw: Raw | None = None,
         progress: Progress | None = None,
     ) -> EnhancedFile:
         """Enhance a recording on disk; memory does not grow with its length.
 
-        Rate, channels, length, alignment and, where the container has it, the encoding come back
-        as they were. The output appears whole or not at all.
+        Rate, channels, length, alignment and, where the container has it, the encoding and the tags
+        come back as they were. The output appears whole or not at all.
 
         Args:
-            source: WAV, FLAC, OGG or anything else that libsndfile reads.
-            target: .wav, .flac, .ogg or .opus; not the source, whose folder exists.
+            source: WAV, FLAC, OGG or anything else that libsndfile reads; with PyAV also m4a,
+                webm, aac and more.
+            target: .wav, .flac, .ogg or .opus; not the source, whose folder exists. "-": standard
+                output, as WAV, or without a header if ``raw`` is given.
             seed: See ``enhance``.
             steps: See ``enhance``.
             alpha: See ``enhance``.
             tlb: See ``enhance``.
+            mix: See ``enhance``.
+            attenuation_limit_db: See ``enhance``.
+            overwrite: Whether a file that is there may be replaced.
+            salvage: Whether a damaged recording is read as far as it goes; see ``gaps``.
+            raw: How the source's samples are coded if it has no header (``pipes.parse_raw``).
             progress: Called with the fraction done, 0 to 1.
 
         Raises:
@@ -339,27 +387,29 @@ class Enhancer:
             BackendError: The engine failed or returned non-finite values; nothing is written.
         """
         started = time.perf_counter()
-        settings = self._settings(seed, steps, alpha, tlb, None)
-        info = probe(source)
-        real = check_paths(info.path, Path(target))
-        container, subtype = output_format(info, real)
-        rate, n_channels = info.sample_rate, info.n_channels
-        with AudioWriter(real, rate, n_channels, container, subtype) as writer:
+        settings = self._settings(seed, steps, alpha, tlb, None, mix, attenuation_limit_db)
+        info = probe(source, raw=raw, salvage=salvage)
+        rate, n_channels, n_samples = info.sample_rate, info.n_channels, info.n_samples
+        writer, left = _open_output(info, target, raw, overwrite)
+        with writer:
             levels = self._levels(read_blocks(info), rate, n_channels, str(info.path))
             blocks = read_blocks(info)
-            for block in self._run(blocks, rate, levels, settings, info.n_samples, progress):
+            enhanced = self._run(blocks, rate, levels, settings, n_samples, progress)
+            for block in _mixed(enhanced, read_blocks(info), settings.noisy_share):
                 writer.write(block)
             writer.commit()
         return EnhancedFile(
             path=Path(target),
             sample_rate=rate,
             n_channels=n_channels,
-            n_samples=info.n_samples,
-            container=container,
-            subtype=subtype,
+            n_samples=n_samples,
+            container=writer.container,
+            subtype=writer.subtype,
             n_clipped=writer.n_clipped,
             nfe=1 + len(settings.steps),
             seconds=time.perf_counter() - started,
+            gaps=info.gaps,
+            left=left,
         )
 
     @property
@@ -367,7 +417,14 @@ class Enhancer:
         return self.manifest.signal.sample_rate
 
     def _settings(
-        self, seed: int, steps: int | None, alpha: float | None, tlb: Tlb, noise: FloatArray | None
+        self,
+        seed: int,
+        steps: int | None,
+        alpha: float | None,
+        tlb: Tlb,
+        noise: FloatArray | None,
+        mix: float,
+        attenuation_limit_db: float | None,
     ) -> _Settings:
         sampler = self.manifest.sampler
         count = sampler.n_steps if steps is None else steps
@@ -386,6 +443,7 @@ class Enhancer:
             alpha=float(weight),
             tlb=resolve_tlb(tlb, self.manifest.tlb_presets),
             noise=noise,
+            noisy_share=noisy_share(mix, attenuation_limit_db),
         )
 
     def _check_noise(self, noise: object, settings: _Settings, n_samples: int) -> None:
@@ -467,7 +525,13 @@ class Enhancer:
         def process(wav: FloatArray, first_frame: int) -> FloatArray:
             # float64: 1 / peak overflows float32 for the faintest recordings.
             scaled = (wav.astype(np.float64) / peak).astype(np.float32)
-            out = self._enhance_window(scaled, first_frame, settings)
+            if os.getpid() != self._process_id:
+                raise BackendError(
+                    "this Enhancer was opened by another process, and its engine does not survive "
+                    "a fork: open one in each process"
+                )
+            with self._lock:  # engines hold one request, and features between their two graphs
+                out = self._enhance_window(scaled, first_frame, settings)
             return (out.astype(np.float64) * peak).astype(np.float32)
 
         return process
@@ -507,6 +571,75 @@ class Enhancer:
                 "backend or the fp32 engine, and report the recording"
             )
         return istft(spec, wav.size, signal)
+
+
+def noisy_share(mix: float, attenuation_limit_db: float | None) -> float:
+    """Share of the input in the output, 0 to 1.
+
+    What the network removes altogether keeps this share of its amplitude, so that
+    -20 log10(share) dB is the most by which it is lowered; what the network keeps is lowered by less.
+
+    Args:
+        mix: Share of the enhanced waveform that is asked for, 0 to 1.
+        attenuation_limit_db: Limit (dB), >= 0; None for none.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+    for name, value in (("mix", mix), ("attenuation_limit_db", attenuation_limit_db)):
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number, type(None))):
+            raise InputError(f"{name} is {value!r}; expected a number")
+    if mix is None or not 0.0 <= mix <= 1.0:
+        raise InputError(f"mix is {mix}; expected 0 (the input) to 1 (enhanced)")
+    if attenuation_limit_db is None:
+        return 1.0 - float(mix)
+    if not attenuation_limit_db >= 0.0:
+        raise InputError(f"attenuation_limit_db is {attenuation_limit_db}; expected dB, >= 0")
+    return float(max(1.0 - mix, 10.0 ** (-attenuation_limit_db / 20.0)))
+
+
+def _mixed(
+    enhanced: Iterable[FloatArray], noisy: Iterable[FloatArray], share: float
+) -> Iterator[FloatArray]:
+    """Mix two equally long streams of blocks [n, n_channels]; their blocks may be cut anywhere."""
+    if share == 0.0:
+        yield from enhanced
+        return
+    source, rest = iter(noisy), np.zeros((0, 0), np.float32)
+    for block in enhanced:
+        pieces, missing = [], len(block)
+        while missing:
+            if not len(rest):
+                rest = next(source)
+            pieces.append(rest[:missing])
+            missing -= len(pieces[-1])
+            rest = rest[len(pieces[-1]) :]
+        if not pieces:
+            continue
+        dry = np.concatenate(pieces)
+        yield dry if share == 1.0 else block * np.float32(1.0 - share) + dry * np.float32(share)
+
+
+def _open_output(
+    info: AudioInfo, target: str | Path, raw: Raw | None, overwrite: bool
+) -> tuple[AudioWriter | PipeWriter, tuple[str, ...]]:
+    """The output of a recording, and what of its extras it cannot carry."""
+    if str(target) == PIPE:
+        return PipeWriter(info, raw), ()
+    check_suffix(Path(target))
+    real = check_paths(info.path, Path(target), overwrite=overwrite)
+    extras = collect_extras(info, OUTPUT_FORMATS[real.suffix.lower()][0])
+    container, subtype = output_format(info, real, extras.n_bytes)
+    writer = AudioWriter(
+        real,
+        info.sample_rate,
+        info.n_channels,
+        container,
+        subtype,
+        extras=extras,
+        overwrite=overwrite,
+    )
+    return writer, extras.left
 
 
 def resolve_tlb(tlb: Tlb, presets: Mapping[str, TlbFactors]) -> TlbFactors:

@@ -20,21 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DvpdError
-from .plans import (
-    CudaDriver,
-    cuda_driver,
-    find_plans,
-    parse_version,
-    read_sidecar,
-    release,
-    rtx_misfit,
-)
+from .tensorrt.gpus import CudaDriver, cuda_driver, why_rtx_unfit
+from .tensorrt.plans import find_plans, read_sidecar
+from .tensorrt.versions import JETPACKS, parse_version, release, supported, supported_range
 
 IMPORT_TIMEOUT_S = 60
-# TensorRT's first two numbers -> the JetPack that brings it.
-JETPACKS = {"10.3": "JetPack 6.1/6.2", "10.13": "JetPack 7.0/7.1", "10.16": "JetPack 7.2"}
-OLDEST = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 4)}
-NEWER = {"tensorrt": (12,), "tensorrt-rtx": (2,)}
 TRTEXEC = ("/usr/src/tensorrt/bin/trtexec", "/opt/tensorrt/bin/trtexec")
 
 
@@ -154,10 +144,6 @@ def gather(board: str | None = None) -> Facts:
     )
 
 
-def _supported(builder: str, version: str) -> bool:
-    return OLDEST[builder] <= parse_version(version) < NEWER[builder]
-
-
 def diagnose(facts: Facts, engines: Sequence[Path] = ()) -> Diagnosis:
     """Conclude.
 
@@ -210,11 +196,9 @@ def _package_problems(facts: Facts) -> list[str]:
                     else f"pip install --force-reinstall {builder}"
                 )
             )
-        elif not _supported(builder, package.version):
+        elif not supported(builder, package.version):
             told.append(
-                f"{builder} {package.version} is not supported: install "
-                f"{'.'.join(map(str, OLDEST[builder]))} or newer, below "
-                f"{'.'.join(map(str, NEWER[builder]))}"
+                f"{builder} {package.version} is not supported: install {supported_range(builder)}"
             )
         need = package.cuda
         if need is not None and facts.driver is not None and facts.driver.version[0] < need:
@@ -239,7 +223,7 @@ def _board_problems(facts: Facts) -> list[str]:
             "install JetPack 6.2 (TensorRT 10.3) or 7.2 (10.16)"
         )
     if facts.rtx is not None and facts.rtx.version is not None and facts.tensorrt is None:
-        told += [why for gpu in gpus if (why := rtx_misfit(gpu))]
+        told += [why for gpu in gpus if (why := why_rtx_unfit(gpu))]
     return told
 
 
@@ -262,7 +246,7 @@ def plan_problems(folder: Path, installed: dict[str, str | None], facts: Facts) 
         if version is None:
             continue  # another builder's plan hurts nobody
         gpus = facts.driver.gpus if facts.driver else ()
-        reasons = [spec.target.misfit(gpu) for gpu in gpus]
+        reasons = [spec.target.why_unfit(gpu) for gpu in gpus]
         if release(version) != release(spec.version):
             told.append(
                 f"{path}: built by {spec.builder} {release(spec.version)}, here is "
@@ -307,7 +291,7 @@ def _advice(facts: Facts, version: str | None, rtx: str | None) -> str:
         return f"{advice}; {flags}" if flags else advice
     if rtx is not None:
         advice = "dvpd build NAME-fp16 builds portable plans of the fp16 graphs"
-        runs = facts.driver is not None and any(not rtx_misfit(g) for g in facts.driver.gpus)
+        runs = facts.driver is not None and any(not why_rtx_unfit(g) for g in facts.driver.gpus)
         return advice if runs else f"{advice}; nothing here can run them"
     if flags and gpu:
         return f"the fp16 graphs; {flags}"

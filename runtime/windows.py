@@ -11,12 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arrays import FloatArray
 from .errors import InputError
 from .spec import SignalSpec
-
-FloatArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

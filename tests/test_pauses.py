@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dvpd.benchmarks.recordings import continuous_noise, read_clip
+from dvpd.benchmarks.common.recordings import continuous_noise, read_clip
 from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.windows import WindowPlan
 

@@ -13,7 +13,6 @@ import logging
 import math
 import multiprocessing
 import os
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -26,6 +25,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from ..runtime.errors import InputError
+from ..runtime.files import WholeFile
 from .degrade import Wav, db_to_gain
 from .pool import SAMPLE_RATE
 
@@ -381,18 +381,15 @@ def _build_chunk(ranges: RoomRanges, seed: int, chunk: int) -> list[Room]:
 
 def _save_chunk(ranges: RoomRanges, seed: int, chunk: int, path: Path) -> None:
     rooms = _build_chunk(ranges, seed, chunk)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
-        with temporary.open("wb") as file:
+    with WholeFile(path) as whole:
+        with whole.open() as file:
             np.savez(
                 file,
                 samples=np.concatenate([r.response for r in rooms]),
                 lengths=np.array([len(r.response) for r in rooms]),
                 peaks=np.array([r.peak for r in rooms]),
             )
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        whole.commit()
 
 
 def _load_chunk(path: Path) -> list[Room]:

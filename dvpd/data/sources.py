@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..config import Config
-from ..data_config import DataConfig
+from ..config.data import DataConfig
 from ..runtime.errors import InputError
 from .mix import Mixer
 from .paired import PairedSource

@@ -14,8 +14,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..files import write_whole
 from ..runtime.errors import DvpdError, InputError
+from ..runtime.files import write_whole
 from .parts import MIB, SETUP_NAME, check_call, pack, receive
 from .plan import load_plan
 from .publish import RESULT, collect, deliver

@@ -25,11 +25,11 @@ import torch
 
 from ..config import Config, load_toml
 from ..data import open_source
-from ..files import write_whole
-from ..parallel import Team
 from ..runtime.errors import InputError
-from ..train_state import StateFiles, TrainingError
-from ..trainer import LAST_NAME, Trainer
+from ..runtime.files import write_whole
+from ..training.parallel import Team
+from ..training.state import StateFiles, TrainingError
+from ..training.trainer import LAST_NAME, Trainer
 from .parts import unpack
 from .plan import Model, Plan
 from .rows import Rows

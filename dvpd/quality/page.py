@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..metrics import MEASURES, SAMPLE_RATE
 from ..runtime.errors import BackendError
+from .metrics import MEASURES, SAMPLE_RATE
 from .pauses import block_levels
 from .report import Table, families, headline, ranked, settings, tables
 

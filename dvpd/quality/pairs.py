@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import soundfile as sf
-from numpy.typing import NDArray
 
-from ..metrics import SAMPLE_RATE
+from ..runtime.arrays import FloatArray
 from ..runtime.errors import InputError
+from .metrics import SAMPLE_RATE
 from .pauses import check_intervals
 
-FloatArray = NDArray[np.float32]
 AUDIO = (".flac", ".wav", ".ogg")
 SIDES = ("noisy", "clean")
 

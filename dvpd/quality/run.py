@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from ..metrics import Meter
 from ..runtime.enhancer import Enhancer
 from ..runtime.errors import DvpdError, InputError
+from .metrics import Meter
 from .models import System, enhance_systems, open_model
 from .pairs import PairFile, fingerprint, read_pair
 from .pauses import OUTPUT_RANGE_DB, find_speech

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from dvpd.benchmarks import gpu_check
-from dvpd.runtime import backend
+from dvpd.runtime.backends import choose
 from dvpd.runtime.errors import InputError
-from dvpd.runtime.spec import Manifest
+from dvpd.runtime.manifest import Manifest
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,8 @@ def test_an_engine_that_fails_is_a_row(monkeypatch):
     window = np.ones(4000, np.float32) * 0.1
     row = gpu_check.measure_engine(folder, "ort", "tensorrt", work, window, args)
     assert "asked for, but this ONNX Runtime has only" in row["error"]
-    real = backend.open_backend
-    monkeypatch.setattr(backend, "open_backend", lambda *a: Small(real(*a[:3], "cpu")))
+    real = choose.open_backend
+    monkeypatch.setattr(choose, "open_backend", lambda *a: Small(real(*a[:3], "cpu")))
     row = gpu_check.measure_engine(folder, "ort", "cuda", work, window, args)
     assert "error" not in row
     assert [r.get("error") for r in row["throughput"]] == [None, "batches up to 1"]

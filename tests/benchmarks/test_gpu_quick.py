@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dvpd.benchmarks import gpu_check, gpu_quick, reference
+from dvpd.benchmarks import gpu_check, gpu_quick
+from dvpd.benchmarks.common import reference
 from dvpd.benchmarks.gpu_check import Work
-from dvpd.runtime import backend
+from dvpd.runtime.backends import choose
 from dvpd.runtime.errors import BackendError, InputError
-from dvpd.runtime.spec import Manifest
+from dvpd.runtime.manifest import Manifest
 
 ENGINES = gpu_check.ROOT / "engines"
 TINY, HALF = ENGINES / "dvpd-tiny", ENGINES / "dvpd-tiny-fp16"
@@ -69,7 +70,7 @@ def quick(monkeypatch, answer, capsys):
         def stand_in(folder, manifest, name, where):
             return Exact(answer, change)
 
-        monkeypatch.setattr(backend, "open_backend", stand_in)
+        monkeypatch.setattr(choose, "open_backend", stand_in)
         words = [
             "--quick",
             *map(str, engines),
@@ -235,11 +236,11 @@ def test_tensorrt_eager_and_captured_on_the_stand_in(monkeypatch, tiny_engine, t
         spec.loader.exec_module(module)
     monkeypatch.setattr(gpu_check, "WINDOW_FRAMES", 32)
     rig = sys.modules["test_trt"].Rig(Path(shutil.copytree(tiny_engine, tmp_path / "e"))).build()
-    real = backend.open_backend
+    real = choose.open_backend
     subject = gpu_quick.Subject(rig.folder, "tensorrt", "cuda")
     want = subject.one.wav(subject.one.run(real(rig.folder, rig.manifest, "ort", "cpu", 1)))
     monkeypatch.setattr(gpu_quick, "reference_of", lambda s: (want, {"source": "stand-in"}))
-    monkeypatch.setattr(backend, "open_backend", lambda *a: rig.open())
+    monkeypatch.setattr(choose, "open_backend", lambda *a: rig.open())
     words = ["--quick", str(rig.folder), "--backend", "tensorrt", "--device", "cuda"]
     words += ["--batches", "1,2", "--rtf", "100", "--throughput", "0", "--seconds", "600"]
     assert gpu_check.main(words) == 0
@@ -268,7 +269,7 @@ def test_the_carried_waveforms_are_those_of_the_shipped_weights(name):
 def test_the_carried_waveform_is_what_the_shipped_graphs_say():
     pytest.importorskip("onnxruntime")
     subject = gpu_quick.Subject(TINY, "ort", "cpu")
-    opened = backend.open_backend(TINY, subject.manifest, "ort", "cpu", 1)
+    opened = choose.open_backend(TINY, subject.manifest, "ort", "cpu", 1)
     wav = subject.one.wav(subject.one.run(opened))
     opened.close()
     assert gpu_check.snr_db(reference.read_reference(subject.manifest), wav) > 60

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dvpd.benchmarks import machine, meters, report, rtf, tables
+from dvpd.benchmarks import rtf
+from dvpd.benchmarks.common import machine, meters, report, tables
 from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.errors import BackendError, InputError
 
@@ -514,7 +515,7 @@ def test_measuring_needs_neither_torch_nor_a_plotting_library(tmp_path):
         f"import sys; sys.path.insert(0, {str(root)!r})\n"
         "for name in ('torch', 'matplotlib', 'rich', 'onnx', 'jsonschema'):\n"
         "    sys.modules[name] = None\n"
-        "from dvpd.benchmarks import rtf, report\n"
+        "from dvpd.benchmarks import rtf\nfrom dvpd.benchmarks.common import report\n"
         "rtf.build_parser()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from dvpd.checkpoint import load_model
-from dvpd.runtime.backend import open_backend
+from dvpd.runtime.backends.choose import open_backend
 from dvpd.runtime.errors import BackendError, InputError, ManifestError
+from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.sampler import sample
 from dvpd.runtime.schedule import initial_state, sampler_steps
-from dvpd.runtime.spec import TLB_PRESETS, Manifest
-from dvpd.torch_backend import TorchBackend, find_checkpoint, prepare
+from dvpd.runtime.spec import TLB_PRESETS
+from dvpd.torch_backend import TorchBackend, need_checkpoint, prepare
 
 ENGINES = Path(__file__).resolve().parents[2] / "engines"
 TINY = ENGINES / "dvpd-tiny"
@@ -122,9 +123,9 @@ def test_full_memory_halves_the_batch(backend, manifest, monkeypatch, caplog):
 
 def test_missing_checkpoint_device_and_precision(tmp_path, backend, manifest):
     with pytest.raises(ManifestError, match="found: none"):
-        find_checkpoint(tmp_path / "e", manifest.checkpoint_sha256)
+        need_checkpoint(tmp_path / "e", manifest.checkpoint_sha256)
     with pytest.raises(ManifestError, match="exported from"):
-        find_checkpoint(TINY, "0" * 64)
+        need_checkpoint(TINY, "0" * 64)
     with pytest.raises(BackendError, match="no device 'tpu'"):
         open_backend(TINY, manifest, "torch", "tpu")
     with pytest.raises(InputError, match="bf16"):

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from dvpd.runtime import cli, doctor, engines, plans, tensorrt_doctor
-from dvpd.runtime.plans import CudaDriver, Gpu, PlanSpec, Profile, Target
-from dvpd.runtime.spec import Manifest
+from dvpd.runtime import cli, doctor, engines, tensorrt_doctor
+from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.tensorrt import plans, versions
+from dvpd.runtime.tensorrt.gpus import CudaDriver, Gpu, Target
+from dvpd.runtime.tensorrt.onnx_inputs import Profile
+from dvpd.runtime.tensorrt.plans import PlanSpec
 from dvpd.runtime.tensorrt_doctor import Facts, Package, diagnose
 
 ORIN, THOR = Gpu("Orin", "8.7"), Gpu("NVIDIA Thor", "11.0")
@@ -158,7 +161,7 @@ def test_thor_is_no_orin():
 
 
 def install(folder, version="10.3.0", target=None, builder="tensorrt"):
-    numbers = bytes([*plans.parse_version(version), 0][:4])
+    numbers = bytes([*versions.parse_version(version), 0][:4])
     head = plans.PLAN_MAGIC[builder].ljust(plans.PLAN_VERSION_AT, b"\0") + numbers
     target = target or Target(ORIN.name, ORIN.compute_capability)
     spec = PlanSpec("score", "0" * 64, builder, version, target, "fp16", Profile())

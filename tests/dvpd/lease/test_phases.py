@@ -12,8 +12,8 @@ import pytest
 import torch
 from lease_parts import CONFIG, PLAN, packed, started
 
-import dvpd.files
-import dvpd.trainer
+import dvpd.runtime.files
+import dvpd.training.trainer
 from dvpd.checkpoint import read_checkpoint, save_checkpoint
 from dvpd.config import load_toml
 from dvpd.lease import phases
@@ -90,7 +90,9 @@ def clock(monkeypatch):
 
     def restart() -> None:
         ticks, now = itertools.count().__next__, itertools.count(1000.0).__next__
-        monkeypatch.setattr(dvpd.trainer, "time", SimpleNamespace(monotonic=ticks, time=now))
+        monkeypatch.setattr(
+            dvpd.training.trainer, "time", SimpleNamespace(monotonic=ticks, time=now)
+        )
 
     return restart
 
@@ -136,7 +138,7 @@ def test_a_full_disk_does_not_end_the_training(work, monkeypatch):
     def full(handle):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(dvpd.files.os, "fsync", full)
+    monkeypatch.setattr(dvpd.runtime.files.os, "fsync", full)
     trainer.save()
     monkeypatch.undo()
     assert "No space left" in last_of(rows.read(), "train", "not saved")["why"]
