@@ -15,7 +15,6 @@ import shutil
 import signal
 import statistics
 import sys
-import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,7 +29,8 @@ from ..parallel import Team
 from ..runtime.errors import InputError
 from ..train_state import StateFiles, TrainingError
 from ..trainer import LAST_NAME, Trainer
-from .parts import unpack
+from .compiled import SUFFIX, count_hits, keep_compiled, load_compiled
+from .parts import MIB, unpack
 from .plan import Model, Plan
 from .rows import Rows
 from .work import Work
@@ -128,6 +128,7 @@ def probe(work: Work, plan: Plan, out: str, model: int, rung: int) -> None:
     config = _config(work, plan, chosen, rung)
     team = Team(find_device(work.lease["device"]))
     scratch = work.root / "probe"
+    _load_compiled(work, config)
     trainer = Trainer(config, _Nothing(), scratch, team=team)
     begin = time.perf_counter()
     _init(work, chosen, trainer)
@@ -162,7 +163,10 @@ def probe(work: Work, plan: Plan, out: str, model: int, rung: int) -> None:
     }
     if team.device.type == "cuda":
         figures["gpu_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    if config.train.compile:
+        figures |= count_hits()
     _leave(work, out, figures)
+    _keep_compiled(work, plan, chosen, config)
 
 
 class _Nothing:
@@ -190,8 +194,10 @@ def train(
     rows = Rows(work.rows, work.lease["started"])
     source = open_source(config, work.data, work.cache / "audio")
     folder = work.model(chosen.name)
+    _load_compiled(work, config)
     trainer = LeasedTrainer(config, source, folder, team=team)
     trainer.say = lambda event, **more: rows.add("train", event, model=chosen.name, **more)
+    trainer.saved = lambda: _keep_compiled(work, plan, chosen, config)
     signal.signal(signal.SIGTERM, lambda *_: trainer.stop())
     try:
         _start(work, chosen, trainer)
@@ -206,6 +212,7 @@ class LeasedTrainer(Trainer):
     """A trainer that a full disk does not stop: what cannot be saved now may be saved later."""
 
     say: Callable[..., None] = staticmethod(lambda event, **more: None)
+    saved: Callable[[], None] = staticmethod(lambda: None)
 
     def save(self) -> None:
         """State and weights; where the state finds no room, the weights alone."""
@@ -220,6 +227,7 @@ class LeasedTrainer(Trainer):
             except TrainingError:
                 return
         self.say("saved", **kept)
+        self.saved()
 
     def _write(self, record: dict[str, Any]) -> None:
         try:
@@ -266,21 +274,30 @@ def _config(work: Work, plan: Plan, model: Model, rung: int | None = None) -> Co
     return replace(config, train=replace(config.train, save_minutes=every, workers=workers))
 
 
-def pack_cache(work: Work, plan: Plan, out: str) -> None:
-    """The compile caches as one file, where they are small enough to come back."""
-    target = work.root / "cache.tgz"
-    scratch = target.with_suffix(".tmp")
-    with tarfile.open(scratch, "w:gz", compresslevel=1) as tar:
-        for path in sorted(work.compiled.rglob("*")):
-            if path.is_file():
-                tar.add(path, path.relative_to(work.compiled).as_posix())
-    limit = 2 * plan.piece_mib * (1 << 20)
-    size = scratch.stat().st_size
-    if size > limit:
-        scratch.unlink()
-        raise InputError(f"the compile caches have {size / 1e6:.1f} MB; they stay here")
-    scratch.replace(target)
-    _leave(work, out, {"mb": round(size / 1e6, 2)})
+def _load_compiled(work: Work, config: Config) -> None:
+    if config.train.compile:
+        begin = time.monotonic()
+        if count := load_compiled(work.setup / "cache", work.compiled):
+            rows = Rows(work.rows, work.lease["started"])
+            rows.add("compiled", "loaded", files=count, seconds=round(time.monotonic() - begin, 2))
+
+
+def _keep_compiled(work: Work, plan: Plan, model: Model, config: Config) -> None:
+    """Once for a model: by its probe, or by its training where that came to no end."""
+    path = work.kept / f"{model.name}{SUFFIX}"
+    mark = work.out / f"{path.name}.tried"
+    if not config.train.compile or mark.exists():
+        return
+    rows, begin = Rows(work.rows, work.lease["started"]), time.monotonic()
+    try:
+        mark.touch()
+        size = keep_compiled(path, int(2 * plan.piece_mib * MIB))
+    except Exception as error:  # the next lease compiles, this one goes on
+        rows.add("compiled", "not kept", model=model.name, why=str(error) or type(error).__name__)
+        return
+    if size:
+        seconds = round(time.monotonic() - begin, 2)
+        rows.add("compiled", "kept", model=model.name, mb=round(size / 1e6, 2), seconds=seconds)
 
 
 def _leave(work: Work, out: str, figures: dict[str, Any]) -> None:
@@ -290,6 +307,4 @@ def _leave(work: Work, out: str, figures: dict[str, Any]) -> None:
     write_whole(work.out / f"{out}.json", json.dumps(figures).encode())
 
 
-PHASES: dict[str, Callable[..., None]] = {
-    f.__name__: f for f in (smoke, data, probe, train, pack_cache)
-}
+PHASES: dict[str, Callable[..., None]] = {f.__name__: f for f in (smoke, data, probe, train)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -121,6 +122,22 @@ def test_training_ends_on_its_deadline_and_the_next_model_starts_from_it(work, c
     config, after, _ = read_checkpoint(folder / "last.safetensors")
     assert config.train.batch_size == 3
     assert all(torch.equal(after[k], one[k]) for k in one)
+
+
+def test_compile_caches_that_cannot_be_kept_are_a_row_and_no_second_try(work, monkeypatch):
+    plan = work.plan()
+    config = load_toml(work.setup / plan.models[0].config)
+    config = replace(config, train=replace(config.train, compile=True))
+
+    def refuse(path, limit):
+        assert limit == 2 * 0.125 * 2**20  # two pieces
+        raise InputError("too large")
+
+    monkeypatch.setattr(phases, "keep_compiled", refuse)
+    for _ in range(2):
+        phases._keep_compiled(work, plan, plan.models[0], config)
+    rows = Rows(work.rows, 0.0).read()
+    assert [(r["event"], r["why"]) for r in rows] == [("not kept", "too large")]
 
 
 def test_a_full_disk_does_not_end_the_training(work, monkeypatch):

@@ -120,8 +120,10 @@ def test_publications_follow_new_weights_and_states(supervisor):
     (work.model("one") / "last.safetensors").write_bytes(b"weights")
     assert numbers() == {("state-one", 1), ("result", 1)}
     assert numbers() == {("state-one", 1), ("result", 1)}
-    (work.root / "cache.tgz").write_bytes(b"cache")
+    (work.kept / "one.compiled.gz").write_bytes(b"cache")
     assert ("cache", 1) in numbers()
+    (work.kept / ".two.compiled.gz.tmp").write_bytes(b"not whole")
+    assert ("cache", 2) not in numbers()
 
 
 def test_phases_become_programs_of_their_own_where_forked_ones_fail(supervisor, monkeypatch):
