@@ -16,14 +16,16 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from .. import fast_kernels
 from ..config import Config, load_toml
-from ..data import open_source
+from ..data import limit_to_built, open_source
 from ..files import write_whole
 from ..parallel import Team
 from ..runtime.errors import InputError
@@ -81,7 +83,7 @@ def smoke(work: Work, plan: Plan, out: str) -> None:
     _leave(work, out, facts)
 
 
-def data(work: Work, plan: Plan, out: str, until: float) -> None:
+def data(work: Work, plan: Plan, out: str, until: float, again: bool = False) -> None:
     """Unpack the parts as they come, then decode them once for all models.
 
     Args:
@@ -89,6 +91,7 @@ def data(work: Work, plan: Plan, out: str, until: float) -> None:
         plan: Its plan.
         out: Name of the result.
         until: When to do with the parts that are there (s since 1970).
+        again: Whether an attempt failed; this one does with the rooms that it simulated.
 
     Raises:
         InputError: There is not one part, or it cannot be used.
@@ -113,6 +116,8 @@ def data(work: Work, plan: Plan, out: str, until: float) -> None:
     hours = {}
     for model in plan.models:
         config = _config(work, plan, model)
+        if again:
+            config = replace(config, data=limit_to_built(config.data, work.cache / "audio"))
         source = open_source(config, work.data, work.cache / "audio", report)
         hours = {k: round(p.hours, 3) for k in ("speech", "noise") if (p := getattr(source, k, 0))}
     _leave(work, out, {"parts": len(here), "missing": missing, "hours": hours})
@@ -129,7 +134,8 @@ def probe(work: Work, plan: Plan, out: str, model: int, rung: int) -> None:
     team = Team(find_device(work.lease["device"]))
     scratch = work.root / "probe"
     _load_compiled(work, config)
-    trainer = Trainer(config, _Nothing(), scratch, team=team)
+    with _same_forms(work) as forms:
+        trainer = Trainer(config, _Nothing(), scratch, team=team)
     begin = time.perf_counter()
     _init(work, chosen, trainer)
     draw = torch.Generator().manual_seed(0)
@@ -165,6 +171,8 @@ def probe(work: Work, plan: Plan, out: str, model: int, rung: int) -> None:
         figures["gpu_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
     if config.train.compile:
         figures |= count_hits()
+    if config.train.kernels == "fast":
+        figures["forms"] = forms
     _leave(work, out, figures)
     _keep_compiled(work, plan, chosen, config)
 
@@ -192,10 +200,12 @@ def train(
     config = _config(work, plan, chosen, rung)
     team = Team(find_device(work.lease["device"]))
     rows = Rows(work.rows, work.lease["started"])
+    config = _limit_rooms(work, rows, chosen, config)
     source = open_source(config, work.data, work.cache / "audio")
     folder = work.model(chosen.name)
     _load_compiled(work, config)
-    trainer = LeasedTrainer(config, source, folder, team=team)
+    with _same_forms(work):
+        trainer = LeasedTrainer(config, source, folder, team=team)
     trainer.say = lambda event, **more: rows.add("train", event, model=chosen.name, **more)
     trainer.saved = lambda: _keep_compiled(work, plan, chosen, config)
     signal.signal(signal.SIGTERM, lambda *_: trainer.stop())
@@ -206,6 +216,15 @@ def train(
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _leave(work, out, {"step": trainer.step})
+
+
+def _limit_rooms(work: Work, rows: Rows, model: Model, config: Config) -> Config:
+    """The time of training simulates no room that the data phase had no time for."""
+    limited = limit_to_built(config.data, work.cache / "audio")
+    if limited == config.data:
+        return config
+    rows.add("train", "fewer rooms", model=model.name, rooms=limited.room_bank)
+    return replace(config, data=limited)
 
 
 class LeasedTrainer(Trainer):
@@ -272,6 +291,24 @@ def _config(work: Work, plan: Plan, model: Model, rung: int | None = None) -> Co
     if not any(line.split("=")[0].strip() == "train.workers" for line in (*plan.set, *model.set)):
         workers = max(1, min((os.cpu_count() or 1) - 2, 14))
     return replace(config, train=replace(config.train, save_minutes=every, workers=workers))
+
+
+@contextmanager
+def _same_forms(work: Work) -> Iterator[dict[str, str]]:
+    """The layers' fast forms are measured once in a lease: what is compiled for them fits later."""
+    path = work.out / "forms.json"
+    try:
+        before = dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        before = {}
+    forms = fast_kernels.remembered = dict(before)
+    try:
+        yield forms
+        if forms != before:
+            with suppress(OSError):  # a full disk: measured again
+                write_whole(path, json.dumps(forms).encode())
+    finally:
+        fast_kernels.remembered = None
 
 
 def _load_compiled(work: Work, config: Config) -> None:

@@ -154,8 +154,9 @@ class Supervisor:
         seconds = self.plan.seconds
         until, failures = self.begun + seconds.parts, 0
         while not self._over():
-            limit = max(until - time.time(), 0.0) + seconds.data
-            how = yield self._phase("data", limit, until=until)
+            # a decoding that was killed begins anew: it needs more than it had
+            limit = max(until - time.time(), 0.0) + seconds.data * (1 + failures)
+            how = yield self._phase("data", limit, until=until, again=failures > 0)
             if how == "ok" or self._over():
                 return
             if not any(self.work.data.glob(".*.done")):  # nothing came: wait as long again
