@@ -158,8 +158,8 @@ def floor(device: str, manifest: Manifest, n_bytes: int, window_s: float) -> dic
         return min(times[2:])
 
     here = torch.ones(size // 4, device=device)
-    there = torch.empty_like(here)
-    bandwidth = 2 * size / best(lambda: there.copy_(here))
+    copy_of = torch.empty_like(here)
+    bandwidth = 2 * size / best(lambda: copy_of.copy_(here))
     rates = {}
     for name, dtype in (("fp32", torch.float32), ("fp16", torch.float16)):
         if on_gpu or name == "fp32":
@@ -425,13 +425,13 @@ def engines_at_hand(
         if installed("ort"):
             import onnxruntime
 
-            there = onnxruntime.get_available_providers()
+            available = onnxruntime.get_available_providers()
             if on_cpu:
                 found.append((each, "ort", "cpu"))
             for device, provider in (
                 ("cuda", "CUDAExecutionProvider"), ("tensorrt", "TensorrtExecutionProvider")
             ):  # fmt: skip
-                if on_gpu and provider in there:
+                if on_gpu and provider in available:
                     found.append((each, "ort", device))
         if on_cpu and installed("openvino"):
             found.append((each, "openvino", "cpu"))

@@ -1,6 +1,6 @@
 """Speed, memory and energy of every engine, backend and precision on this machine.
 
-    python benchmarks/rtf.py                                  # all engines and backends at hand
+    python benchmarks/rtf.py                                  # all engines and installed backends
     python benchmarks/rtf.py engines/dvpd-tiny --backend ort --json a.json --html a.html
     python benchmarks/rtf.py --compare a.json b.json          # what is significantly faster
     dvpd benchmark --report report.json                       # one file to send back; see board.py
@@ -333,7 +333,7 @@ def time_interleaved(
         rows: What to time; timings and failures are written into them.
         min_runs: Runs of each row after the warm-up.
         min_seconds: Seconds of each row after the warm-up.
-        watch: Told to look at the clocks every round.
+        watch: Looks at the clocks every round.
         progress: Called with (rows finished, rows in all) after every round.
     """
     inputs: dict[tuple[int, int], FloatArray] = {}
@@ -723,7 +723,7 @@ def run(args: argparse.Namespace, say: Say = lambda _: None) -> dict[str, Any]:
 def _open_all(
     paths: Sequence[Path], backend: str, device: str | None, threads: int, say: Say
 ) -> tuple[list[Loaded], list[dict[str, str]]]:
-    """Every engine on every backend; and the backends that are not installed, with the cure."""
+    """Every engine on every backend; and the backends that are not installed, with what installs them."""
     names = list(BACKENDS) if backend == "all" else backend.split(",")
     if unknown := sorted(set(names) - {*BACKENDS, "torch"}):
         raise InputError(

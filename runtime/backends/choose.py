@@ -163,10 +163,10 @@ def open_backend(
         raise InputError(f"threads is {threads!r}; expected a whole number >= 1")
     paths = manifest.verify_graphs(folder)
     if name != "auto" and not installed(name):
-        there = [n for n in _loaders() if installed(n)]
+        available = [n for n in _loaders() if installed(n)]
         raise BackendError(
             f"backend {name!r} needs the package {_loaders()[name][0]}: pip install "
-            f"'{_loaders()[name][1]}'; installed here: {', '.join(there) or 'none'}"
+            f"'{_loaders()[name][1]}'; installed here: {', '.join(available) or 'none'}"
         )
     failures: list[str] = []
     candidates = _candidates(name, device.lower(), Path(folder))
