@@ -21,6 +21,7 @@ from dvpd.config import Config
 from dvpd.macs import macs_per_second, parameter_counts
 from dvpd.model import DVPD
 from dvpd.runtime.backend import LoadOptions
+from dvpd.runtime.engines import VERIFICATION_NAME
 from dvpd.runtime.errors import InputError, ParityError
 from dvpd.runtime.ort import OrtBackend
 from dvpd.runtime.spec import (
@@ -220,3 +221,6 @@ def _install(source: Path, target: Path) -> None:
             else:
                 (target / name).unlink(missing_ok=True)
         raise
+    report = target / VERIFICATION_NAME  # of the graphs that were replaced
+    for path in (report, report.with_suffix(".md")):
+        path.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import BackendError, InputError, ManifestError
+from .errors import BackendError, InputError, ManifestError, raise_interrupt
 from .schedule import InitialState, SamplerStep
 from .spec import (
     FRAME_MULTIPLE,
@@ -505,6 +505,7 @@ def open_backend(
         try:
             backend = _loaders()[backend_name][2](options)
         except BackendError as error:
+            raise_interrupt(error)  # Ctrl-C while an engine loads is no reason to try the next
             failures.append(str(error))
             if len(candidates) > 1:
                 logger.warning("%s on %s is not usable: %s", backend_name, backend_device, error)

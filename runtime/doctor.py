@@ -19,7 +19,7 @@ from typing import Any
 from . import tensorrt_doctor
 from .backend import BACKENDS, cpu_quota, cuda_device_count, installed, ort_conflict
 from .engines import find_engines, verification_problem
-from .errors import DvpdError
+from .errors import DvpdError, raise_interrupt
 from .spec import Manifest
 
 # Import name -> distributions that may provide it, in order.
@@ -136,7 +136,8 @@ def _ort_providers() -> list[str]:
         import onnxruntime
 
         return list(onnxruntime.get_available_providers())
-    except Exception:  # a damaged install raises whatever it likes; reported as not usable
+    except Exception as error:  # a damaged install raises whatever it likes: not usable
+        raise_interrupt(error)
         return []
 
 
@@ -153,7 +154,8 @@ def _ort_starts(provider: str) -> bool:
         settings.log_severity_level = 4  # the failure is what we ask for
         session = onnxruntime.InferenceSession(_IDENTITY, settings, providers=[provider])
         return bool(session.get_providers()[0] == provider)
-    except Exception:  # likewise
+    except Exception as error:  # likewise
+        raise_interrupt(error)
         return False
 
 
@@ -162,7 +164,8 @@ def _openvino_devices() -> list[str]:
         from .ov import shared_core
 
         return [str(name).lower() for name in shared_core().available_devices]
-    except Exception:  # likewise
+    except Exception as error:  # likewise
+        raise_interrupt(error)
         return []
 
 
@@ -330,7 +333,7 @@ def render(report: dict[str, Any]) -> str:
         lines.append(f"  ONNX Runtime providers: {', '.join(report['ort_providers'])}")
     lines += ["", "Backends"]
     for row in report["backends"]:
-        label = f"  {row['backend']:10s}{row['device']:8s}"
+        label = f"  {row['backend']:10s} {row['device']:10s}"
         lines.append(
             label + ("can run" if row["usable"] else f"no: {row['missing']}; cure: {row['cure']}")
         )
