@@ -20,7 +20,7 @@ from . import tensorrt_doctor
 from .backends.choose import BACKENDS, cpu_quota, installed
 from .backends.ort import ort_conflict
 from .engines import find_engines, verification_problem
-from .errors import DvpdError
+from .errors import DvpdError, raise_interrupt
 from .manifest import Manifest
 from .tensorrt.gpus import cuda_device_count
 
@@ -138,7 +138,8 @@ def _ort_providers() -> list[str]:
         import onnxruntime
 
         return list(onnxruntime.get_available_providers())
-    except Exception:  # a damaged install raises whatever it likes; reported as not usable
+    except Exception as error:  # a damaged install raises whatever it likes: not usable
+        raise_interrupt(error)
         return []
 
 
@@ -155,7 +156,8 @@ def _ort_starts(provider: str) -> bool:
         settings.log_severity_level = 4  # the failure is what we ask for
         session = onnxruntime.InferenceSession(_IDENTITY, settings, providers=[provider])
         return bool(session.get_providers()[0] == provider)
-    except Exception:  # likewise
+    except Exception as error:  # likewise
+        raise_interrupt(error)
         return False
 
 
@@ -164,7 +166,8 @@ def _openvino_devices() -> list[str]:
         from .backends.openvino import shared_core
 
         return [str(name).lower() for name in shared_core().available_devices]
-    except Exception:  # likewise
+    except Exception as error:  # likewise
+        raise_interrupt(error)
         return []
 
 
@@ -332,7 +335,7 @@ def render(report: dict[str, Any]) -> str:
         lines.append(f"  ONNX Runtime providers: {', '.join(report['ort_providers'])}")
     lines += ["", "Backends"]
     for row in report["backends"]:
-        label = f"  {row['backend']:10s}{row['device']:8s}"
+        label = f"  {row['backend']:10s} {row['device']:10s}"
         lines.append(
             label + ("can run" if row["usable"] else f"no: {row['missing']}; fix: {row['fix']}")
         )
