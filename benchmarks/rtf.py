@@ -44,11 +44,10 @@ from dvpd.runtime.errors import DvpdError, InputError
 from dvpd.runtime.files import sha256_file, write_whole
 from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.noise import frame_noise
-from dvpd.runtime.sampler import sample
-from dvpd.runtime.schedule import initial_state, sampler_steps
-from dvpd.runtime.spec import FRAME_MULTIPLE, MIN_FRAMES, TlbFactors
-from dvpd.runtime.stft import compress, decompress, istft, stft
+from dvpd.runtime.schedule import sampler_steps
+from dvpd.runtime.spec import FRAME_MULTIPLE, MIN_FRAMES
 from dvpd.runtime.tensorrt.gpus import cuda_device_count
+from dvpd.runtime.window import decode, denoise, encode
 
 SCHEMA = "dvpd-rtf-1"
 SETTLE_S = 0.05  # idle threads of the engine before spin for a while and would share the cores
@@ -189,31 +188,21 @@ def enhance_windows(
     clock = StageClock(backend)
     begin = time.perf_counter()
     peaks = np.abs(wavs).max(axis=1)
-    features = [
-        compress(stft((wav.astype(np.float64) / float(peak)).astype(np.float32), signal), signal)
-        for wav, peak in zip(wavs, peaks, strict=True)
-    ]
-    n_frames = features[0].shape[1]
-    n_padded = max(MIN_FRAMES, -(-n_frames // FRAME_MULTIPLE) * FRAME_MULTIPLE)
-    noisy = np.zeros((len(wavs), 3, n_padded, signal.n_freqs), np.float32)
-    noisy[:, :, :n_frames] = features
+    scaled = (wavs.astype(np.float64) / peaks[:, None]).astype(np.float32)
+    noisy, n_frames = encode(scaled, signal)
+    n_padded = noisy.shape[2]
     ready = time.perf_counter()
     schedule = sampler_steps(manifest.sde, manifest.sampler.t_rs, steps) if steps else ()
-    clean_ri = sample(
+    clean_ri = denoise(
         clock,
+        manifest,
         noisy,
-        start=initial_state(manifest.sde, manifest.sampler.t_rs),
+        lambda index: frame_noise(seed, index, 0, n_padded),
         steps=schedule,
-        alpha=manifest.sampler.alpha,
-        tlb=TlbFactors(),
-        draw=lambda index: frame_noise(seed, index, 0, n_padded),
     )
     sampled = time.perf_counter()
-    out = np.stack([
-        (istft(decompress(x[:, :n_frames], signal), wavs.shape[1], signal).astype(np.float64)
-         * float(peak)).astype(np.float32)
-        for x, peak in zip(clean_ri, peaks, strict=True)
-    ])  # fmt: skip
+    decoded = decode(clean_ri, n_frames, wavs.shape[1], signal)
+    out = (decoded.astype(np.float64) * peaks[:, None]).astype(np.float32)
     end = time.perf_counter()
     networks = clock.predictive_s + sum(clock.score_s) + (clock.sampler_s or 0.0)
     return out, Timing(

@@ -39,10 +39,10 @@ from .errors import BackendError, InputError
 from .manifest import Manifest
 from .noise import check_seed, frame_noise
 from .pipes import PIPE, PipeWriter
-from .sampler import sample
-from .schedule import SamplerStep, initial_state, sampler_steps
-from .spec import TlbFactors, padded_frames
-from .stft import compress, decompress, istft, stft
+from .schedule import SamplerStep, sampler_steps
+from .spec import TlbFactors
+from .stft import decompress, istft
+from .window import denoise, encode
 from .windows import WindowedStream, WindowPlan
 
 Tlb = str | Mapping[str, Any] | TlbFactors | None
@@ -539,11 +539,8 @@ class Enhancer:
     def _enhance_window(self, wav: FloatArray, first_frame: int, settings: _Settings) -> FloatArray:
         """Enhance one window, [L] scaled to at most 1, whose first frame is ``first_frame``."""
         signal = self.manifest.signal
-        features = compress(stft(wav, signal), signal)  # [3, T, F]
-        n_frames = features.shape[1]
-        n_padded = padded_frames(n_frames)
-        noisy = np.zeros((1, 3, n_padded, signal.n_freqs), np.float32)
-        noisy[0, :, :n_frames] = features
+        noisy, n_frames = encode(wav[None], signal)
+        n_padded = noisy.shape[2]
 
         def draw(index: int) -> FloatArray:
             if settings.noise is None:
@@ -553,14 +550,14 @@ class Enhancer:
             given[: len(rows)] = rows
             return given
 
-        clean_ri = sample(
+        clean_ri = denoise(
             self.backend,
+            self.manifest,
             noisy,
-            start=initial_state(self.manifest.sde, self.manifest.sampler.t_rs),
+            draw,
             steps=settings.steps,
             alpha=settings.alpha,
             tlb=settings.tlb,
-            draw=draw,
         )
         spec = decompress(clean_ri[0, :, :n_frames], signal)
         # Finite before the power 1 / p, yet beyond it: no speech scaled to 1 comes near.
