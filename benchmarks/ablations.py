@@ -113,7 +113,7 @@ def measure(
     """
     from dvpd.quality.metrics import Meter
     from dvpd.quality.models import enhance_systems, open_model, sampler_grid
-    from dvpd.quality.pairs import every, find_pairs, read_pair
+    from dvpd.quality.pairs import find_pairs, read_pair, spread_sample
     from dvpd.runtime.enhancer import Enhancer
 
     meter = Meter(METRICS)
@@ -121,7 +121,7 @@ def measure(
     with open_model(checkpoint, threads=1) as enhancer:
         systems = sampler_grid(enhancer.manifest, alphas=(alpha,))
         other = Enhancer(enhancer.manifest, NoisyPhase(enhancer.backend), enhancer.window_plan)
-        for pair in every(find_pairs(folder), limit):
+        for pair in spread_sample(find_pairs(folder), limit):
             noisy, clean = read_pair(pair)
             heard = enhance_systems(enhancer, noisy, systems)
             if derived:

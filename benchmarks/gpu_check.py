@@ -34,10 +34,7 @@ from dvpd.runtime.doctor import processor_name
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.noise import frame_noise
-from dvpd.runtime.sampler import sample
-from dvpd.runtime.schedule import initial_state, sampler_steps
-from dvpd.runtime.spec import TlbFactors
-from dvpd.runtime.stft import compress, decompress, istft, stft
+from dvpd.runtime.window import decode, denoise, encode
 from dvpd.torch_backend import TorchBackend, need_checkpoint, prepare
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,12 +79,11 @@ class Work:
         signal = manifest.signal
         self.manifest, self.length = manifest, len(wav)
         self.peak = float(np.abs(wav).max())
-        features = compress(stft((wav / self.peak).astype(np.float32), signal), signal)
-        self.n_frames = features.shape[1]
-        padded = -(-self.n_frames // 4) * 4
-        self.noisy = np.zeros((batch, 3, padded, signal.n_freqs), np.float32)
-        self.noisy[:, :, : self.n_frames] = features
-        self.noise = [frame_noise(0, i, 0, padded) for i in range(manifest.sampler.n_steps)]
+        scaled = (wav / self.peak).astype(np.float32)
+        one, self.n_frames = encode(scaled[None], signal)
+        self.noisy = np.repeat(one, batch, 0)
+        n_padded = one.shape[2]
+        self.noise = [frame_noise(0, i, 0, n_padded) for i in range(manifest.sampler.n_steps)]
         self.audio_s = batch * len(wav) / signal.sample_rate
 
     def repeated(self, batch: int) -> Work:
@@ -99,24 +95,12 @@ class Work:
 
     def run(self, backend: Any) -> FloatArray:
         """One call of the whole sampler."""
-        spec = self.manifest
-        return sample(
-            backend,
-            self.noisy,
-            start=initial_state(spec.sde, spec.sampler.t_rs),
-            steps=sampler_steps(spec.sde, spec.sampler.t_rs, spec.sampler.n_steps),
-            alpha=spec.sampler.alpha,
-            tlb=TlbFactors(),
-            draw=lambda i: self.noise[i],
-        )
+        return denoise(backend, self.manifest, self.noisy, lambda i: self.noise[i])
 
     def wav(self, out: FloatArray) -> FloatArray:
         """Waveform [L] of the first of a batch."""
-        spec = decompress(out[0, :, : self.n_frames], self.manifest.signal)
-        wav: FloatArray = (istft(spec, self.length, self.manifest.signal) * self.peak).astype(
-            np.float32
-        )
-        return wav
+        wav = decode(out[:1], self.n_frames, self.length, self.manifest.signal)[0]
+        return (wav * self.peak).astype(np.float32)
 
 
 def pesq_of(clean: FloatArray, wav: FloatArray) -> float | None:
@@ -158,8 +142,8 @@ def floor(device: str, manifest: Manifest, n_bytes: int, window_s: float) -> dic
         return min(times[2:])
 
     here = torch.ones(size // 4, device=device)
-    there = torch.empty_like(here)
-    bandwidth = 2 * size / best(lambda: there.copy_(here))
+    copy_of = torch.empty_like(here)
+    bandwidth = 2 * size / best(lambda: copy_of.copy_(here))
     rates = {}
     for name, dtype in (("fp32", torch.float32), ("fp16", torch.float16)):
         if on_gpu or name == "fp32":
@@ -425,13 +409,13 @@ def engines_at_hand(
         if installed("ort"):
             import onnxruntime
 
-            there = onnxruntime.get_available_providers()
+            available = onnxruntime.get_available_providers()
             if on_cpu:
                 found.append((each, "ort", "cpu"))
             for device, provider in (
                 ("cuda", "CUDAExecutionProvider"), ("tensorrt", "TensorrtExecutionProvider")
             ):  # fmt: skip
-                if on_gpu and provider in there:
+                if on_gpu and provider in available:
                     found.append((each, "ort", device))
         if on_cpu and installed("openvino"):
             found.append((each, "openvino", "cpu"))

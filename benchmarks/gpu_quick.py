@@ -1,4 +1,4 @@
-"""The GPU check for a machine that is lent for minutes: ``gpu_check.py --quick [ENGINE ...]``.
+"""The GPU check for a machine that is lent for a short time: ``gpu_check.py --quick [ENGINE ...]``.
 
     python benchmarks/gpu_check.py --quick engines/dvpd-base engines/dvpd-base-fp16 --json rows.jsonl
     python benchmarks/gpu_check.py --make-reference        # after the shipped weights changed
@@ -184,8 +184,8 @@ class Check:
             except Exception as error:  # libraries raise types of their own: a row, never the end
                 self.journal.write(head | {"ok": False, "error": reason(error)})
                 return None
-        told = {"warnings": list(dict.fromkeys(said))} if said else {}
-        self.journal.write(head | {"ok": True} | values | told)
+        more = {"warnings": list(dict.fromkeys(said))} if said else {}
+        self.journal.write(head | {"ok": True} | values | more)
         return values if self.journal.rows[-1]["ok"] else None
 
     def repeat(
@@ -353,12 +353,12 @@ def measure(args: argparse.Namespace, check: Check, found: dict[str, Any]) -> No
             def start(f: Path = folder, n: str = name, to: list[Subject] = given) -> dict[str, Any]:
                 subject = Subject(f, n, device)
                 key = subject.manifest.checkpoint_sha256
-                told = {"source": "carried"}
+                origin = {"source": "carried"}
                 if key not in waves:
-                    waves[key], told = reference_of(subject)
+                    waves[key], origin = reference_of(subject)
                 to.append(subject)
                 found[f"precision {f.name} {n}"] = subject.manifest.precision
-                return told
+                return origin
 
             check.row("reference", about, start)
             for subject in given:

@@ -1,6 +1,6 @@
 """Parameters, multiply-accumulates, other arithmetic and bytes of a model, counted twice.
 
-    python benchmarks/macs.py                        # every engine folder at hand
+    python benchmarks/macs.py                        # every engine folder found
     python benchmarks/macs.py dvpd/configs/base.toml --depth 3 --json costs.json
 
 Three counters: (1) a dispatch counter sees every operator that reaches a kernel of the PyTorch
@@ -415,7 +415,7 @@ def render(models: Sequence[Counted], depth: int) -> str:
         agree = (
             "PyTorch counter and ONNX walk agree exactly, module by module and operator by operator"
             if m.calls
-            else "no checkpoint at hand: counted from the ONNX graphs alone"
+            else "no checkpoint found: counted from the ONNX graphs alone"
         )
         parts += [
             f"## {m.name}",
@@ -446,7 +446,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="macs.py", description=__doc__.split("\n")[0])
     parser.add_argument(
         "models", nargs="*", type=Path,
-        help="engine folders, checkpoints or configs (default: every engine folder at hand)",
+        help="engine folders, checkpoints or configs (default: every engine folder found)",
     )  # fmt: skip
     parser.add_argument("--frames", type=int, default=COUNT_FRAMES, help="T, a multiple of 4")
     parser.add_argument("--depth", type=int, default=2, help="parts of a module's name shown")
@@ -465,7 +465,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         paths = args.models or [p for p in find_engines() if (p / MANIFEST_NAME).is_file()]
         if not paths:
-            raise InputError("no engine folder is at hand; give a checkpoint or a config")
+            raise InputError("no engine folder is found; give a checkpoint or a config")
         models = [count(path, args.frames) for path in paths]
         if args.json:
             write_whole(args.json, json.dumps([to_json(m) for m in models], indent=1) + "\n")

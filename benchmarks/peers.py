@@ -327,9 +327,9 @@ def _main(args: argparse.Namespace, weights: dict[str, Path]) -> int:
     wav = np.ascontiguousarray(wav[: int((args.seconds or 1e9) * RATE_HZ), 0])
     pairs: Sequence[Any] = ()
     if args.folder:
-        from dvpd.quality.pairs import every, find_pairs
+        from dvpd.quality.pairs import find_pairs, spread_sample
 
-        pairs = every(find_pairs(args.folder), args.limit)
+        pairs = spread_sample(find_pairs(args.folder), args.limit)
 
     def say(text: str) -> None:
         if sys.stderr.isatty():

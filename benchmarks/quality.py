@@ -104,7 +104,7 @@ def measure_model(
         DvpdError: The model or a set cannot be used.
     """
     from dvpd.quality.models import sampler_grid
-    from dvpd.quality.pairs import every, find_pairs
+    from dvpd.quality.pairs import find_pairs, spread_sample
     from dvpd.quality.report import set_sha256, summarise_records
     from dvpd.quality.run import Task, measure_set
 
@@ -127,7 +127,7 @@ def measure_model(
     for i, folder in enumerate(sets):
         extra = [s for sweep in sweeps for s in sweep_systems(manifest, sweep)] if i == 0 else []
         systems = (*base, *extra)
-        pairs = every(find_pairs(folder), limit)
+        pairs = spread_sample(find_pairs(folder), limit)
         pauses = tuple(PAUSES) if any(pair.speech for pair in pairs) else ()
         say(f"{path.name} on {folder.name}: {len(pairs)} pairs, {len(systems)} samplers")
         records, failures = measure_set(

@@ -1,6 +1,6 @@
 """Speed, memory and energy of every engine, backend and precision on this machine.
 
-    python benchmarks/rtf.py                                  # all engines and backends at hand
+    python benchmarks/rtf.py                                  # all engines and installed backends
     python benchmarks/rtf.py engines/dvpd-tiny --backend ort --json a.json --html a.html
     python benchmarks/rtf.py --compare a.json b.json          # what is significantly faster
     dvpd benchmark --report report.json                       # one file to send back; see board.py
@@ -44,11 +44,10 @@ from dvpd.runtime.errors import DvpdError, InputError
 from dvpd.runtime.files import sha256_file, write_whole
 from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.noise import frame_noise
-from dvpd.runtime.sampler import sample
-from dvpd.runtime.schedule import initial_state, sampler_steps
-from dvpd.runtime.spec import FRAME_MULTIPLE, MIN_FRAMES, TlbFactors
-from dvpd.runtime.stft import compress, decompress, istft, stft
+from dvpd.runtime.schedule import sampler_steps
+from dvpd.runtime.spec import FRAME_MULTIPLE, MIN_FRAMES
 from dvpd.runtime.tensorrt.gpus import cuda_device_count
+from dvpd.runtime.window import decode, denoise, encode
 
 SCHEMA = "dvpd-rtf-1"
 SETTLE_S = 0.05  # idle threads of the engine before spin for a while and would share the cores
@@ -189,31 +188,21 @@ def enhance_windows(
     clock = StageClock(backend)
     begin = time.perf_counter()
     peaks = np.abs(wavs).max(axis=1)
-    features = [
-        compress(stft((wav.astype(np.float64) / float(peak)).astype(np.float32), signal), signal)
-        for wav, peak in zip(wavs, peaks, strict=True)
-    ]
-    n_frames = features[0].shape[1]
-    n_padded = max(MIN_FRAMES, -(-n_frames // FRAME_MULTIPLE) * FRAME_MULTIPLE)
-    noisy = np.zeros((len(wavs), 3, n_padded, signal.n_freqs), np.float32)
-    noisy[:, :, :n_frames] = features
+    scaled = (wavs.astype(np.float64) / peaks[:, None]).astype(np.float32)
+    noisy, n_frames = encode(scaled, signal)
+    n_padded = noisy.shape[2]
     ready = time.perf_counter()
     schedule = sampler_steps(manifest.sde, manifest.sampler.t_rs, steps) if steps else ()
-    clean_ri = sample(
+    clean_ri = denoise(
         clock,
+        manifest,
         noisy,
-        start=initial_state(manifest.sde, manifest.sampler.t_rs),
+        lambda index: frame_noise(seed, index, 0, n_padded),
         steps=schedule,
-        alpha=manifest.sampler.alpha,
-        tlb=TlbFactors(),
-        draw=lambda index: frame_noise(seed, index, 0, n_padded),
     )
     sampled = time.perf_counter()
-    out = np.stack([
-        (istft(decompress(x[:, :n_frames], signal), wavs.shape[1], signal).astype(np.float64)
-         * float(peak)).astype(np.float32)
-        for x, peak in zip(clean_ri, peaks, strict=True)
-    ])  # fmt: skip
+    decoded = decode(clean_ri, n_frames, wavs.shape[1], signal)
+    out = (decoded.astype(np.float64) * peaks[:, None]).astype(np.float32)
     end = time.perf_counter()
     networks = clock.predictive_s + sum(clock.score_s) + (clock.sampler_s or 0.0)
     return out, Timing(
@@ -333,7 +322,7 @@ def time_interleaved(
         rows: What to time; timings and failures are written into them.
         min_runs: Runs of each row after the warm-up.
         min_seconds: Seconds of each row after the warm-up.
-        watch: Told to look at the clocks every round.
+        watch: Looks at the clocks every round.
         progress: Called with (rows finished, rows in all) after every round.
     """
     inputs: dict[tuple[int, int], FloatArray] = {}
@@ -723,7 +712,7 @@ def run(args: argparse.Namespace, say: Say = lambda _: None) -> dict[str, Any]:
 def _open_all(
     paths: Sequence[Path], backend: str, device: str | None, threads: int, say: Say
 ) -> tuple[list[Loaded], list[dict[str, str]]]:
-    """Every engine on every backend; and the backends that are not installed, with the cure."""
+    """Every engine on every backend; and the backends that are not installed, with what installs them."""
     names = list(BACKENDS) if backend == "all" else backend.split(",")
     if unknown := sorted(set(names) - {*BACKENDS, "torch"}):
         raise InputError(

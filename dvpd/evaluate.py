@@ -28,7 +28,7 @@ from .quality.models import (
     torch_enhancer,
 )
 from .quality.page import check_plots, render_page
-from .quality.pairs import PairFile, every, find_pairs, read_pair
+from .quality.pairs import PairFile, find_pairs, read_pair, spread_sample
 from .quality.report import (
     FORMAT,
     REPORT_FILES,
@@ -115,7 +115,7 @@ def quick_evaluation(folder: str | Path, n_files: int) -> Callable[[Any, Any], d
     Raises:
         InputError: The folder is not a test set.
     """
-    chosen = every(find_pairs(folder), max(n_files, 1))
+    chosen = spread_sample(find_pairs(folder), max(n_files, 1))
 
     def run(model: Any, config: Any) -> dict[str, float]:
         device = str(next(model.parameters()).device)
@@ -279,7 +279,7 @@ def _bar() -> Iterator[Progress | None]:
 
 def _run(args: argparse.Namespace) -> int:
     # What can be refused is refused before time is spent.
-    pairs = every(find_pairs(args.folder, alone=True), args.limit)
+    pairs = spread_sample(find_pairs(args.folder, alone=True), args.limit)
     reference = pairs[0].clean is not None
     metrics = choose_metrics(
         args.metrics,

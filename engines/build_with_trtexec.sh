@@ -121,14 +121,14 @@ for graph in predictive score; do
   fi
   : 2>/dev/null >"$log" ||
     fail "$dir: plans go beside their graphs, but the folder cannot be written to: copy it to one of yours"
-  begin=$SECONDS told=$SECONDS
+  begin=$SECONDS shown=$SECONDS
   say "$graph: building; minutes on a Jetson"
   "${command[@]}" >"$log" 2>&1 &
   child=$!
   while kill -0 "$child" 2>/dev/null; do
     sleep 0.2 9<&-
-    if ((SECONDS - told >= 10)); then
-      told=$SECONDS
+    if ((SECONDS - shown >= 10)); then
+      shown=$SECONDS
       say "$graph: building for $((SECONDS - begin)) s: $(tail -n 1 "$log" | cut -c 1-100)"
     fi
   done

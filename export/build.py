@@ -22,6 +22,7 @@ from dvpd.macs import macs_per_second, parameter_counts
 from dvpd.model import DVPD
 from dvpd.runtime.backends.base import LoadOptions
 from dvpd.runtime.backends.ort import OrtBackend
+from dvpd.runtime.engines import VERIFICATION_NAME
 from dvpd.runtime.errors import InputError, ParityError
 from dvpd.runtime.files import sha256_file
 from dvpd.runtime.manifest import MANIFEST_NAME, GraphFile, Manifest, manifest_to_metadata
@@ -213,3 +214,6 @@ def _install(source: Path, target: Path) -> None:
             else:
                 (target / name).unlink(missing_ok=True)
         raise
+    report = target / VERIFICATION_NAME  # of the graphs that were replaced
+    for path in (report, report.with_suffix(".md")):
+        path.unlink(missing_ok=True)

@@ -34,7 +34,7 @@ from dvpd.runtime.tensorrt.versions import (
     supported_range,
 )
 
-WAIT_S = 0.2  # how often the caller is told that a build goes on, and an interrupt is noticed
+WAIT_S = 0.2  # how often the caller hears that a build goes on, and an interrupt is noticed
 logger = logging.getLogger("dvpd")
 # Called every WAIT_S during a build with the phase that TensorRT is in and its part done, 0 to 1.
 Progress = Callable[[str, float], None]
@@ -142,10 +142,10 @@ class TrtApi:
             return Target.parse(text)
         driver = cuda_driver()
         if driver is None or not driver.gpus:
-            cure = "run this on the machine that has one"
+            fix = "run this on the machine that has one"
             if self.name == "tensorrt-rtx":
-                cure += ", or name a target: " + ", ".join(self.targets()[:-1])
-            raise BackendError(f"target local needs an NVIDIA GPU with a working driver: {cure}")
+                fix += ", or name a target: " + ", ".join(self.targets()[:-1])
+            raise BackendError(f"target local needs an NVIDIA GPU with a working driver: {fix}")
         gpu = driver.gpus[0]
         if self.name == "tensorrt-rtx":
             if why := why_rtx_unfit(gpu):
@@ -178,14 +178,14 @@ class TrtApi:
         network = builder.create_network(0 if flag is None else 1 << int(flag))
         parser = trt.OnnxParser(network, self._log)
         if not parser.parse_from_file(str(path)):
-            told = []
+            problems = []
             for i in range(parser.num_errors):
                 error = parser.get_error(i)
                 node = f"node {error.node_name()} ({error.node_operator()}): "
-                told.append((node if error.node_operator() else "") + error.desc())
+                problems.append((node if error.node_operator() else "") + error.desc())
             raise BackendError(
                 f"{path}: {self.name} {self.version} cannot parse it: "
-                f"{'; '.join(told[:3]) or 'it gave no reason'}: update TensorRT, or export the "
+                f"{'; '.join(problems[:3]) or 'it gave no reason'}: update TensorRT, or export the "
                 "engine again"
             )
         return Parsed(network, builder, parser)
@@ -224,7 +224,7 @@ class TrtApi:
     ) -> tuple[bytes, bytes | None]:
         """Compile a parsed graph.
 
-        Runs in a thread of its own, so that progress is told and an interrupt ends it.
+        Runs in a thread of its own, so that progress is reported and an interrupt ends it.
 
         Args:
             parsed: From ``parse``.
@@ -263,10 +263,10 @@ class TrtApi:
         def work() -> None:
             try:
                 result.append(builder.build_serialized_network(parsed.network, config))
-            except Exception as error:  # pybind's own types; told with TensorRT's messages
+            except Exception as error:  # pybind's own types; reported with TensorRT's messages
                 self._errors.append(str(error))
 
-        # A daemon: if TensorRT does not heed the monitor, the process still ends when told to.
+        # A daemon: if TensorRT does not heed the monitor, the process still ends when asked to.
         thread = threading.Thread(target=work, name="tensorrt-build", daemon=True)
         thread.start()
         try:

@@ -268,7 +268,9 @@ class _Window:
     """The bytes of one segment as a file; libsndfile's callbacks cannot pass exceptions on."""
 
     def __init__(self, stream: BinaryIO, segment: Segment) -> None:
-        self._stream, self._first, self._size = stream, segment.first, segment.size
+        self._stream, self._prefix = stream, segment.prefix
+        self._first = segment.first - len(segment.prefix)
+        self._size = segment.size + len(segment.prefix)
         self._place = 0
         self.error: BaseException | None = None
 
@@ -282,6 +284,10 @@ class _Window:
 
     def read(self, count: int) -> bytes:
         count = max(0, min(count, self._size - self._place))
+        if self._place < len(self._prefix):
+            data = self._prefix[self._place : self._place + count]
+            self._place += len(data)
+            return data
         try:
             self._stream.seek(self._first + self._place)
             data = self._stream.read(count)
@@ -325,7 +331,7 @@ def _opened(path: Path, segment: Segment, kind: type = _Sequential) -> Iterator[
                     "subtype": raw.subtype,
                     "endian": raw.endian,
                 }
-            elif os.name == "posix" and (segment.first, segment.size) == (0, _size(stream)):
+            elif os.name == "posix" and segment == Segment(0, _size(stream), segment.n_samples):
                 source = stream.fileno()  # without callbacks it is faster, and no signal gets lost
                 options = {"closefd": False}
             try:

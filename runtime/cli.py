@@ -33,7 +33,7 @@ _BENCHMARKS = {
     "benchmark": ("dvpd.benchmarks.rtf", "measure speed, memory and energy on this machine"),
     "predict-device": (
         "dvpd.benchmarks.predict_device",
-        "estimate speed and memory on a device that is not at hand",
+        "estimate speed and memory on a device that is not available",
     ),
 }
 
@@ -186,7 +186,7 @@ def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
     doctor = commands.add_parser(
         "doctor",
         help="say what this machine can run and what is missing",
-        description="Say what this machine can run, what is missing, and the cure. Exits with 1 "
+        description="Say what this machine can run, what is missing, and the fix. Exits with 1 "
         "when no backend can run or no engine folder is usable.",
     )
     doctor.add_argument("--json", action="store_true", help="print one JSON object")

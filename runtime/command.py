@@ -136,7 +136,7 @@ def run(
             args = parser.parse_args(argv)
             code = body(args) or EXIT_DONE
             raise_interrupt()
-        sys.stdout.flush()  # here a full disk can still be told
+        sys.stdout.flush()  # here a full disk can still be reported
         return code
     except SystemExit as stop:  # argparse has said why, or has shown its help
         if stop.code is None or isinstance(stop.code, int):

@@ -68,12 +68,14 @@ class Segment:
         size: Its bytes.
         n_samples: Samples in each channel that it promises; None where it promises nothing.
         raw: How to decode the bytes without a header; None: libsndfile reads their own.
+        prefix: Bytes that the decoder is to find before them.
     """
 
     first: int
     size: int
     n_samples: int | None = None
     raw: Raw | None = None
+    prefix: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -246,7 +248,14 @@ def _chunks(
 
 
 def _data(
-    part: _Part, view: View, first: int, claimed: int, raw: Raw | None, streamed: int, follows: bool
+    part: _Part,
+    view: View,
+    first: int,
+    claimed: int,
+    raw: Raw | None,
+    streamed: int,
+    follows: bool,
+    block: int = 1,
 ) -> int:
     """Add the segment of a data chunk; return the first byte after what it holds.
 
@@ -258,6 +267,7 @@ def _data(
         raw: How the samples are coded, if that is simple.
         streamed: Sizes from here on are placeholders if the file is shorter.
         follows: Whether a chunk follows that an empty data chunk would be followed by.
+        block: Bytes that are decoded together: of half a block nothing comes out but noise.
     """
     there = view.size - first
     start = part.end  # where the file's own header begins
@@ -281,9 +291,13 @@ def _data(
             part.faults.append(
                 f"promises {claimed} bytes of samples, {there} are there: the file is truncated"
             )
+        if raw is not None:  # some headers that promise more than there is are refused
+            part.segments.append(Segment(first, there, there // raw.frame_bytes, raw))
+            return first + there
     size = min(claimed, there)
     n_samples = None if raw is None else size // raw.frame_bytes
-    part.segments.append(Segment(start, first + size - start, n_samples))
+    whole = size - (size % block if claimed > there else 0)
+    part.segments.append(Segment(start, first + whole - start, n_samples))
     return first + size
 
 
@@ -310,7 +324,7 @@ def _wav(view: View, offset: int) -> _Part:
     order = ">" if view.at(offset, 4) == b"RIFX" else "<"
     long = view.at(offset, 4) in (b"RF64", b"BW64")
     part = _Part("WAV", offset)
-    raw, sizes, data_seen, end = None, (0, 0), False, offset + 12
+    raw, sizes, data_seen, end, block = None, (0, 0), False, offset + 12, 1
     for name, first, size in _chunks(view, offset + 12, order):
         if name in (b"RIFF", b"RF64", b"RIFX", b"FORM", b"OggS", b"fLaC", b"BW64"):
             break  # the next recording
@@ -319,6 +333,9 @@ def _wav(view: View, offset: int) -> _Part:
             sizes = struct.unpack("<QQ", table) if len(table) == 16 else (0, 0)
         elif name == b"fmt ":
             raw = _wav_raw(view.at(first, min(size, 64)), order)
+            block = max(
+                1, int.from_bytes(view.at(first + 12, 2), "big" if order == ">" else "little")
+            )
         elif name == b"data":
             if data_seen:
                 part.faults.append(f"a second data chunk begins at byte {first - 8}")
@@ -328,7 +345,7 @@ def _wav(view: View, offset: int) -> _Part:
             claimed = sizes[1] if wide else size
             streamed = _STREAMED_64 if wide else _STREAMED_32
             follows = _is_chunk_id(view.at(first, 4)) and _fits(view, first, order)
-            end = _data(part, view, first, claimed, raw, streamed, follows)
+            end = _data(part, view, first, claimed, raw, streamed, follows, block)
             if claimed != size or end - first != size:  # the walk cannot go on by its own sizes
                 end += end & 1 if claimed < _STREAMED_32 else 0
                 rest = _Part("WAV", end)
@@ -338,6 +355,8 @@ def _wav(view: View, offset: int) -> _Part:
                 break
         else:
             if data_seen and first + size > view.size:
+                if view.at(first - 8, 11).startswith(_TAGS):
+                    break
                 part.notes.append(f"ends inside its {name.decode().strip()} chunk (no samples)")
             else:
                 part.chunks.append((name, first, size))
@@ -410,7 +429,7 @@ def _aiff(view: View, offset: int) -> _Part:
     part = _Part(kind, offset)
     # The description may follow the samples: it is looked for first.
     found = list(_chunks(view, offset + 12, ">"))
-    comm = next((view.at(first, 22) for name, first, _ in found if name == b"COMM"), b"")
+    comm = next((view.at(at, min(n, 22)) for name, at, n in found if name == b"COMM"), b"")
     raw, end = _comm_raw(comm), offset + 12
     for name, first, size in found:
         if name in (b"FORM", b"RIFF"):
@@ -442,6 +461,8 @@ def _caf(view: View, offset: int) -> _Part:
     part = _Part("CAF", offset)
     raw, end = None, offset + 8
     for name, first, size in _chunks(view, offset + 8, ">", wide=True):
+        if name == b"caff":
+            break
         end = min(first + max(size, 0), view.size)
         if name == b"desc" and size >= 32 and len(head := view.at(first, 32)) == 32:
             rate, code, flags, _, _, channels, bits = struct.unpack(">d4sIIIII", head)
@@ -502,18 +523,20 @@ def _nist(view: View, offset: int) -> _Part:
         part.faults.append(
             f"promises {claimed} bytes of samples, {there} are there: the file is truncated"
         )
-    part.segments.append(Segment(offset, view.size - offset))
+    elif claimed and found.get("sample_coding", "pcm") == "pcm":
+        part.end = offset + skip + claimed
+    part.segments.append(Segment(offset, part.end - offset))
     return part
 
 
 def _voc(view: View, offset: int) -> _Part:
     part = _Part("VOC", view.size)
-    part.segments.append(Segment(offset, view.size - offset))
     place = offset + int.from_bytes(view.at(offset + 20, 2), "little")
     for _ in range(_MAX_CHUNKS):
         head = view.at(place, 4)
         if not head or head[0] == 0:
-            break  # the terminator is optional
+            part.end = min(place + 1, view.size)  # the terminator is optional
+            break
         size = int.from_bytes(head[1:], "little")
         if len(head) < 4 or place + 4 + size > view.size:
             part.faults.append(
@@ -522,13 +545,13 @@ def _voc(view: View, offset: int) -> _Part:
             )
             break
         place += 4 + size
+    part.segments.append(Segment(offset, part.end - offset))
     return part
 
 
 def _avr(view: View, offset: int) -> _Part:
     head = view.at(offset, 30)
     part = _Part("AVR", view.size)
-    part.segments.append(Segment(offset, view.size - offset))
     if len(head) == 30:
         stereo, bits = struct.unpack(">hH", head[12:16])
         n_samples = struct.unpack(">I", head[26:30])[0]
@@ -537,15 +560,20 @@ def _avr(view: View, offset: int) -> _Part:
             part.faults.append(
                 f"promises {claimed} bytes of samples, {there} are there: the file is truncated"
             )
+        elif claimed:
+            part.end = offset + 128 + claimed
+    part.segments.append(Segment(offset, part.end - offset))
     return part
 
 
 def _wve(view: View, offset: int) -> _Part:
     part = _Part("WVE", view.size)
-    part.segments.append(Segment(offset, view.size - offset))
     claimed = int.from_bytes(view.at(offset + 18, 4), "big")
     if claimed > (there := view.size - offset - 32):
         part.faults.append(f"promises {claimed} samples, {there} are there: the file is truncated")
+    elif claimed:
+        part.end = offset + 32 + claimed
+    part.segments.append(Segment(offset, part.end - offset))
     return part
 
 
@@ -760,12 +788,26 @@ def _mpeg(view: View, offset: int) -> _Part | None:
         place = after
     if promised is not None and promised > count:
         part.faults.append(f"promises {promised} frames, {count} are there: the file is truncated")
-    if promised is not None and 0 < promised < count:
-        start = begin  # its header would make the decoder stop early
+    prefix = b""
+    if not promised or promised < count:
+        # The decoder estimates a length without a Xing header, and stops there.
+        start, prefix = begin, _xing_frame(view.at(begin, 4), count)
     part.end = place
     part.rate_bytes = first.size * 40
-    part.segments.append(Segment(start, place - start))
+    part.segments.append(Segment(start, place - start, prefix=prefix))
     return part
+
+
+def _xing_frame(header: bytes, count: int) -> bytes:
+    """A silent frame that says how many follow, like the one of a header; empty for layers 1, 2."""
+    for index in range(8, 15):  # the first size that it fits in
+        frame = _mpeg_frame(
+            head := header[:2] + bytes([index << 4 | header[2] & 0x0C]) + header[3:4]
+        )
+        if frame is not None and frame.layer == 3 and frame.size >= frame.xing + 12:
+            body = head + bytes(frame.xing - 4) + b"Xing" + struct.pack(">II", 1, count)
+            return body.ljust(frame.size, b"\0")
+    return b""
 
 
 def _xing(view: View, place: int, frame: _Frame) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -43,9 +44,9 @@ def engine_roots() -> list[Path]:
     checkout = Path(__file__).resolve().parent.parent
     if (checkout / "pyproject.toml").is_file():
         roots.append(checkout / "engines")
-    here = Path.cwd() / "engines"
-    if here not in roots:
-        roots.append(here)
+    with contextlib.suppress(FileNotFoundError):  # the working folder was deleted
+        if (here := Path.cwd() / "engines") not in roots:
+            roots.append(here)
     return [root for root in roots if root.is_dir()]
 
 
@@ -84,6 +85,9 @@ def default_engine() -> Path:
 def verification_problem(folder: str | Path, manifest: Manifest) -> str | None:
     """Why an engine folder does not count as verified, or None.
 
+    An export compares its graphs with the model before they appear, and keeps the figures in the
+    manifest: that counts, until a report of the same graphs says otherwise.
+
     Args:
         folder: The engine folder.
         manifest: Its manifest.
@@ -93,7 +97,7 @@ def verification_problem(folder: str | Path, manifest: Manifest) -> str | None:
         table = json.loads(path.read_text(encoding="utf-8"))
         known, passed, graphs = table["format"], table["passed"], table["graphs"]
     except FileNotFoundError:
-        return "has no verification report"
+        return None if manifest.parity else "has no verification report"
     except (OSError, KeyError, TypeError, ValueError, RecursionError):
         return "has a verification report that cannot be read"
     if known != VERIFICATION_FORMAT:

@@ -39,10 +39,10 @@ from .errors import BackendError, InputError
 from .manifest import Manifest
 from .noise import check_seed, frame_noise
 from .pipes import PIPE, PipeWriter
-from .sampler import sample
-from .schedule import SamplerStep, initial_state, sampler_steps
-from .spec import TlbFactors, padded_frames
+from .schedule import SamplerStep, sampler_steps
+from .spec import TlbFactors
 from .stft import compress, decompress, istft, stft
+from .window import denoise, pad
 from .windows import LoudestStretch, Reminder, WindowedStream, WindowPlan
 
 Tlb = str | Mapping[str, Any] | TlbFactors | None
@@ -574,12 +574,10 @@ class Enhancer:
             where, own = (0, count) if first_frame else (1, 0)
             parts.insert(where, compress(stft(reminder.wav, signal)[:count], signal))
             places.insert(where, (reminder.first_frame, count))
-        shown = np.concatenate(parts, axis=1)
-        n_padded = padded_frames(shown.shape[1])
-        noisy = np.zeros((1, 3, n_padded, signal.n_freqs), np.float32)
-        noisy[0, :, : shown.shape[1]] = shown
+        shown = np.concatenate(parts, axis=1)[None]
+        noisy = pad(shown)
         first, count = places.pop()
-        places.append((first, count + n_padded - shown.shape[1]))
+        places.append((first, count + noisy.shape[2] - shown.shape[2]))
 
         def rows(index: int, first: int, n_rows: int) -> FloatArray:
             if settings.noise is None:
@@ -592,14 +590,14 @@ class Enhancer:
         def draw(index: int) -> FloatArray:
             return np.concatenate([rows(index, *place) for place in places])
 
-        clean_ri = sample(
+        clean_ri = denoise(
             self.backend,
+            self.manifest,
             noisy,
-            start=initial_state(self.manifest.sde, self.manifest.sampler.t_rs),
+            draw,
             steps=settings.steps,
             alpha=settings.alpha,
             tlb=settings.tlb,
-            draw=draw,
         )
         spec = decompress(clean_ri[0, :, own : own + n_frames], signal)
         # Finite before the power 1 / p, yet beyond it: no speech scaled to 1 comes near.

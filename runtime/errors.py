@@ -1,4 +1,4 @@
-"""The errors that DVPD raises on purpose; each message is one line that names the cure."""
+"""The errors that DVPD raises on purpose; each message is one line that names the fix."""
 
 from __future__ import annotations
 

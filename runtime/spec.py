@@ -1,6 +1,6 @@
 """What the exported graphs promise: signal constants, tensors and presets.
 
-Training and export import this module, the runtime enforces it; every constant is written here
+Training and export import this module, the runtime enforces it; spread_sample constant is written here
 once. Tensors are [B, channels, T frames, F bins].
 """
 

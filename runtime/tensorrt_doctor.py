@@ -76,7 +76,7 @@ class Diagnosis:
 
     Attributes:
         line: Everything that decides, and what to do, in one line.
-        problems: What is wrong, each with its cure.
+        problems: What is wrong, each with its fix.
     """
 
     line: str
@@ -163,24 +163,24 @@ def diagnose(facts: Facts, engines: Sequence[Path] = ()) -> Diagnosis:
 
 def _package_problems(facts: Facts) -> list[str]:
     """TensorRT that is not there, does not load, or is of a version that is not supported."""
-    told = []
+    problems = []
     if facts.tensorrt is None and facts.system_tensorrt:
         versions = [re.search(r"python(3[.\d]*)", path) for path in facts.system_tensorrt]
         pythons = [match[1] for match in versions if match]
         where = facts.system_tensorrt[0]
         if facts.in_venv and not facts.sees_system:
-            told.append(
+            problems.append(
                 f"TensorRT is on this system ({where}), but this virtual environment does not see "
                 "the system's packages: python3 -m venv --system-site-packages DIR, and install "
                 "dvpd there"
             )
         else:
-            told.append(
+            problems.append(
                 f"TensorRT is on this system ({where}), but not for Python {facts.python}: use "
                 f"the system's Python ({', '.join(pythons) or 'python3'})"
             )
     elif facts.tensorrt is None and facts.board is not None:
-        told.append(
+        problems.append(
             f"{facts.board} has no TensorRT for Python: apt install tensorrt python3-libnvinfer "
             "(JetPack), then a virtual environment with --system-site-packages"
         )
@@ -188,7 +188,7 @@ def _package_problems(facts: Facts) -> list[str]:
         if package is None:
             continue
         if package.version is None:
-            told.append(
+            problems.append(
                 f"{builder} is installed but does not load ({package.error}): "
                 + (
                     "apt install --reinstall python3-libnvinfer"
@@ -197,34 +197,34 @@ def _package_problems(facts: Facts) -> list[str]:
                 )
             )
         elif not supported(builder, package.version):
-            told.append(
+            problems.append(
                 f"{builder} {package.version} is not supported: install {supported_range(builder)}"
             )
         need = package.cuda
         if need is not None and facts.driver is not None and facts.driver.version[0] < need:
             have = ".".join(map(str, facts.driver.version))
-            told.append(
+            problems.append(
                 f"the NVIDIA driver is too old: it knows CUDA {have}, this {builder} needs CUDA "
                 f"{need}: update the driver ({'R580' if need >= 13 else 'R525'} or newer), or pip "
                 f"install {builder}-cu{need - 1} instead of -cu{need}"
             )
-    return told
+    return problems
 
 
 def _board_problems(facts: Facts) -> list[str]:
     """Versions and GPUs that are known not to go together."""
-    told = []
+    problems = []
     gpus = facts.driver.gpus if facts.driver else ()
     version = facts.tensorrt.version if facts.tensorrt else None
     orin = any(gpu.compute_capability == "8.7" for gpu in gpus)
     if version is not None and parse_version(version)[:2] == (10, 13) and orin:
-        told.append(
+        problems.append(
             f"TensorRT {release(version)} (JetPack 7.0/7.1) has no kernels for Orin (compute 8.7): "
             "install JetPack 6.2 (TensorRT 10.3) or 7.2 (10.16)"
         )
     if facts.rtx is not None and facts.rtx.version is not None and facts.tensorrt is None:
-        told += [why for gpu in gpus if (why := why_rtx_unfit(gpu))]
-    return told
+        problems += [why for gpu in gpus if (why := why_rtx_unfit(gpu))]
+    return problems
 
 
 def plan_problems(folder: Path, installed: dict[str, str | None], facts: Facts) -> list[str]:
@@ -235,12 +235,12 @@ def plan_problems(folder: Path, installed: dict[str, str | None], facts: Facts) 
         installed: Builder -> its version, None where it is not there.
         facts: For the GPU.
     """
-    told = []
+    problems = []
     for path in find_plans(folder):
         try:
             spec = read_sidecar(path).spec
         except DvpdError as error:
-            told.append(f"{path}: {error}: dvpd build {folder}")
+            problems.append(f"{path}: {error}: dvpd build {folder}")
             continue
         version = installed[spec.builder]
         if version is None:
@@ -248,13 +248,13 @@ def plan_problems(folder: Path, installed: dict[str, str | None], facts: Facts) 
         gpus = facts.driver.gpus if facts.driver else ()
         reasons = [spec.target.why_unfit(gpu) for gpu in gpus]
         if release(version) != release(spec.version):
-            told.append(
+            problems.append(
                 f"{path}: built by {spec.builder} {release(spec.version)}, here is "
                 f"{release(version)}: delete it and run dvpd build {folder}"
             )
         elif reasons and all(reasons):
-            told.append(f"{path}: {reasons[0]}: run dvpd build {folder}")
-    return told
+            problems.append(f"{path}: {reasons[0]}: run dvpd build {folder}")
+    return problems
 
 
 def _line(facts: Facts) -> str:

@@ -1,4 +1,4 @@
-"""The CPU's float32 waveforms of the shipped weights, carried along for machines lent for minutes.
+"""The CPU's float32 waveforms of the shipped weights, carried along for machines that are lent for a short time.
 
 ``gpu_reference.npz`` holds them, each under a key made of everything that decides it, so that one of
 other weights is not found. Needs NumPy alone.
@@ -21,7 +21,7 @@ CLIP = Path(__file__).with_name("gpu_clip.npz")
 REFERENCE = Path(__file__).with_name("gpu_reference.npz")
 FORMAT = 1
 WINDOW_FRAMES = 256  # 255 hops of 128 samples at 16 kHz: 2.04 s
-CURE = "python benchmarks/gpu_check.py --make-reference"
+FIX = "python benchmarks/gpu_check.py --make-reference"
 
 
 def clip_window(manifest: Manifest, n_frames: int = WINDOW_FRAMES) -> FloatArray:
@@ -65,8 +65,8 @@ def read_reference(
                 wav: FloatArray = found[key]
                 return wav
     except FileNotFoundError:
-        raise InputError(f"{path.name} is missing: {CURE}") from None
+        raise InputError(f"{path.name} is missing: {FIX}") from None
     except Exception as error:  # zip and npy readers raise types of their own
-        raise InputError(f"{path.name} cannot be read ({error}): {CURE}") from None
+        raise InputError(f"{path.name} cannot be read ({error}): {FIX}") from None
     known = "of other weights" if manifest.name in names else "of another model"
-    raise InputError(f"{path.name} is stale: {known} than {manifest.name} has now: {CURE}")
+    raise InputError(f"{path.name} is stale: {known} than {manifest.name} has now: {FIX}")

@@ -125,7 +125,7 @@ def report_files(folder: Path | None = None) -> list[Path]:
 def measured(paths: Iterable[Path], engines: Iterable[Path] = ()) -> Measured:
     """Compare measured reports with predictions for the same machines, with their own peaks.
 
-    A row counts if its graphs are those of an engine folder at hand (by hash). CPU rows are
+    A row counts if its graphs are those of an engine folder that is found (by hash). CPU rows are
     predicted from the report's measured peak, CUDA rows from the data sheet of the GPU that the
     report names.
 

@@ -254,7 +254,7 @@ def rehearse(args: argparse.Namespace) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="dvpd.lease", description="Train on a machine that is lent for minutes."
+        prog="dvpd.lease", description="Train on a machine that is lent for a short time."
     )
     commands = parser.add_subparsers(dest="command", required=True)
 

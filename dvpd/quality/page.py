@@ -132,7 +132,7 @@ def _label(metric: str) -> str:
 
 
 def _shown(report: Mapping[str, Any]) -> list[str]:
-    """Noisy, predictive and what stands for the model: more would not be told apart."""
+    """Noisy, predictive and what stands for the model: more could not be distinguished."""
     return list(dict.fromkeys(("noisy", "predictive", report["primary"])))
 
 

@@ -122,7 +122,7 @@ def _intervals(text: str, where: str) -> tuple[tuple[int, int], ...]:
         ) from None
 
 
-def every(pairs: Sequence[PairFile], count: int) -> list[PairFile]:
+def spread_sample(pairs: Sequence[PairFile], count: int) -> list[PairFile]:
     """At most ``count`` pairs from all over the set, in its order; all of them for 0.
 
     Those with the smallest fractional parts of i * golden ratio: nearly even, and in step with no

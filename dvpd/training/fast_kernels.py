@@ -130,8 +130,8 @@ def fastest(forms: dict[str, nn.Module], x: Tensor, config: TrainConfig) -> str:
         except Exception as error:  # a compiler that is not there
             logger.warning("%s: %s", name, (str(error) or type(error).__name__).splitlines()[0])
     best = min(times, key=times.__getitem__) if times else next(iter(forms))
-    told = ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in times.items())
-    logger.info("measured: %s; taken: %s", told or "none", best)
+    measured = ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in times.items())
+    logger.info("measured: %s; taken: %s", measured or "none", best)
     return best
 
 

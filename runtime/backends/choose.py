@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..errors import BackendError, InputError
+from ..errors import BackendError, InputError, raise_interrupt
 from ..manifest import Manifest
 from ..tensorrt.gpus import cuda_device_count
 from .base import Backend, LoadOptions
@@ -163,10 +163,10 @@ def open_backend(
         raise InputError(f"threads is {threads!r}; expected a whole number >= 1")
     paths = manifest.verify_graphs(folder)
     if name != "auto" and not installed(name):
-        there = [n for n in _loaders() if installed(n)]
+        available = [n for n in _loaders() if installed(n)]
         raise BackendError(
             f"backend {name!r} needs the package {_loaders()[name][0]}: pip install "
-            f"'{_loaders()[name][1]}'; installed here: {', '.join(there) or 'none'}"
+            f"'{_loaders()[name][1]}'; installed here: {', '.join(available) or 'none'}"
         )
     failures: list[str] = []
     candidates = _candidates(name, device.lower(), Path(folder))
@@ -182,6 +182,7 @@ def open_backend(
         try:
             backend = _loaders()[backend_name][2](options)
         except BackendError as error:
+            raise_interrupt(error)  # Ctrl-C while an engine loads is no reason to try the next
             failures.append(str(error))
             if len(candidates) > 1:
                 logger.warning("%s on %s is not usable: %s", backend_name, backend_device, error)

@@ -140,17 +140,17 @@ class Cuda:
         code = int(status)
         if code == 0:
             return
-        told = f"{name} failed with {getattr(status, 'name', 'error')} ({code})"
+        problem = f"{name} failed with {getattr(status, 'name', 'error')} ({code})"
         if code == _MEMORY_ALLOCATION:
-            raise DeviceMemoryError(f"GPU memory is full: {told}")
+            raise DeviceMemoryError(f"GPU memory is full: {problem}")
         if code == _BUSY:
-            raise BackendError(f"another process holds the GPU alone: {told}")
+            raise BackendError(f"another process holds the GPU alone: {problem}")
         if code in _CAPTURE:
-            raise CaptureError(told)
+            raise CaptureError(problem)
         if code in _LOST:
             self.lost = True
-            raise DeviceLostError(f"the GPU was lost: {told}; start a new process")
-        raise BackendError(told)
+            raise DeviceLostError(f"the GPU was lost: {problem}; start a new process")
+        raise BackendError(problem)
 
     def call(self, name: str, *args: Any) -> Any:
         """Call a function of the runtime API and check its status.

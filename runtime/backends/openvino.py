@@ -85,13 +85,13 @@ class OpenVinoBackend:
                 f"openvino does not import ({_first_line(error)}): pip install --force-reinstall "
                 "openvino"
             ) from None
-        there: list[str] = core.available_devices
+        available: list[str] = core.available_devices
         device = options.device.upper()
         # "GPU" stands for GPU.0, GPU.1, ...
-        if not any(name == device or name.startswith(device + ".") for name in there):
+        if not any(name == device or name.startswith(device + ".") for name in available):
             raise BackendError(
                 f"backend openvino has no device {options.device!r} here; available: "
-                f"{', '.join(name.lower() for name in there) or 'none'}"
+                f"{', '.join(name.lower() for name in available) or 'none'}"
             )
         self.device = options.device
         config: dict[str, Any] = {

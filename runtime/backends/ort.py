@@ -204,12 +204,12 @@ class OrtBackend:
                 "onnxruntime"
             ) from None
         self._ort = onnxruntime
-        there: list[str] = onnxruntime.get_available_providers()
+        available: list[str] = onnxruntime.get_available_providers()
         match = re.fullmatch(r"(cpu|cuda|tensorrt)(?::(\d+))?", options.device)
         if match is None or (match[1] == "cpu" and match[2]):
             raise BackendError(
                 f"backend ort has no device {options.device!r}; it knows cpu, cuda, cuda:N, "
-                f"tensorrt and tensorrt:N (providers here: {', '.join(there)})"
+                f"tensorrt and tensorrt:N (providers here: {', '.join(available)})"
             )
         self._index = int(match[2] or 0)
         self._on_gpu = match[1] != "cpu"
@@ -220,10 +220,10 @@ class OrtBackend:
             "cuda": "CUDAExecutionProvider",
             "tensorrt": "TensorrtExecutionProvider",
         }[match[1]]
-        if self._wanted not in there:
+        if self._wanted not in available:
             raise BackendError(
                 f"device {options.device} asked for, but this ONNX Runtime has only "
-                f"{', '.join(there)}: pip uninstall -y onnxruntime, then pip install "
+                f"{', '.join(available)}: pip uninstall -y onnxruntime, then pip install "
                 "'dvpd[gpu]'; or use device cpu"
             )
         if self._on_gpu:

@@ -145,7 +145,7 @@ class TrtBackend:
             gpu: What the device is; None to ask the driver.
 
         Raises:
-            BackendError: No package, driver, device or usable plan; the message has the cure.
+            BackendError: No package, driver, device or usable plan; the message has the fix.
             ManifestError: A plan does not fit the contract.
         """
         match = re.fullmatch(r"cuda(?::(\d+))?", options.device)
@@ -244,9 +244,9 @@ class TrtBackend:
                 return data, sidecar.spec.profile
             except PlanError as error:
                 reasons.append(f"{name}: {error.reason}")
-        told = "; ".join(reasons) or "there is none"
+        problems = "; ".join(reasons) or "there is none"
         raise BackendError(
-            f"{folder}: no usable {self.name} plan of the {graph} graph ({told}): build it: dvpd "
+            f"{folder}: no usable {self.name} plan of the {graph} graph ({problems}): build it: dvpd "
             f"build {folder} --backend {self.name}"
         )
 

@@ -144,7 +144,7 @@ def set_builder_flags(trt: Any, config: Any, builder: str, exact: bool) -> None:
         config: Its ``IBuilderConfig``.
         builder: "tensorrt" or "tensorrt-rtx".
         exact: Whether float32 products must not be rounded to TF32, which both packages do unless
-            told not to.
+            the flag is cleared.
     """
     if builder == "tensorrt-rtx":
         # Else an execution context may allocate for itself, and no stream can capture it.
@@ -270,26 +270,26 @@ def read_sidecar(plan: Path) -> Sidecar:
 
 
 def _differences(have: PlanSpec, want: PlanSpec) -> list[str]:
-    """Why a plan of ``have`` is not one of ``want``, the most telling first."""
-    told = []
+    """Why a plan of ``have`` is not one of ``want``, the most decisive first."""
+    differences = []
     if have.builder != want.builder or release(have.version) != release(want.version):
-        told.append(
+        differences.append(
             f"built by {have.builder} {release(have.version)}, here is {want.builder} "
             f"{release(want.version)}"
         )
     if have.target != want.target:
-        told.append(f"built for {have.target.name} ({have.target.compute_capability})")
+        differences.append(f"built for {have.target.name} ({have.target.compute_capability})")
     if have.onnx_sha256 != want.onnx_sha256:
-        told.append("built from another export of the graph")
+        differences.append("built from another export of the graph")
     for name in ("graph", "precision", "tf32"):
         if getattr(have, name) != getattr(want, name):
-            told.append(f"{name} is {getattr(have, name)}, wanted {getattr(want, name)}")
+            differences.append(f"{name} is {getattr(have, name)}, wanted {getattr(want, name)}")
     if have.profile != want.profile:
-        told.append(
+        differences.append(
             f"profile frames {have.profile.frames}, batch {have.profile.batch}; wanted "
             f"{want.profile.frames}, {want.profile.batch}"
         )
-    return told
+    return differences
 
 
 def _check_header(data: bytes, spec: PlanSpec) -> None:
@@ -379,7 +379,7 @@ def folder_lock(folder: Path, waiting: Callable[[float], None] | None = None) ->
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}; give an engine folder") from None
     try:
-        begin = told = time.monotonic()
+        begin = shown = time.monotonic()
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -387,9 +387,9 @@ def folder_lock(folder: Path, waiting: Callable[[float], None] | None = None) ->
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.EACCES):
                     raise InputError(f"{folder}: cannot be locked ({error.strerror})") from None
-            if waiting is not None and time.monotonic() - told >= 1.0:
-                told = time.monotonic()
-                waiting(told - begin)
+            if waiting is not None and time.monotonic() - shown >= 1.0:
+                shown = time.monotonic()
+                waiting(shown - begin)
             time.sleep(0.05)
         yield
     finally:

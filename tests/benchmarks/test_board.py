@@ -150,7 +150,7 @@ def test_a_half_precision_engine_alone_asks_for_its_exact_one(tiny_engine_fp16, 
     assert "measure the fp32 engine of the same weights beside it" in row["error"]
     (row,) = board.parity([tiny_engine_fp16, tiny_engine], pairs)
     assert row["snr_db"] > 35
-    assert reference.CURE in row["reference"]
+    assert reference.FIX in row["reference"]
 
 
 def test_a_report_needs_a_measurement_and_a_folder(tmp_path, capsys):

@@ -38,7 +38,7 @@ def _quick_rows_and_no_watchdog(monkeypatch):
 
 
 class Exact:
-    """A backend that knows the answer, and may be told to misbehave."""
+    """A backend that knows the answer, and may be asked to misbehave."""
 
     capture = True
 
@@ -229,8 +229,8 @@ def test_wrong_usage(capsys):
 def test_tensorrt_eager_and_captured_on_the_stand_in(monkeypatch, tiny_engine, tmp_path, capsys):
     """The plans' whole path: one capture, then replays, and a capture that fails is a row."""
     pytest.importorskip("onnxruntime")
-    for name in ("fake_cuda", "test_trt"):
-        spec = importlib.util.spec_from_file_location(name, RUNTIME_TESTS / f"{name}.py")
+    for name, path in (("fake_cuda", "fake_cuda.py"), ("test_trt", "backends/test_trt.py")):
+        spec = importlib.util.spec_from_file_location(name, RUNTIME_TESTS / path)
         module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, name, module)
         spec.loader.exec_module(module)

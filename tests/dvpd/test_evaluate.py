@@ -289,7 +289,7 @@ def test_quick_evaluation(pair_set, config, small_model):
 
 
 def test_same_model_same_figures_as_in_process(pair_set, config, small_model, tmp_path):
-    """A checkpoint measured in another process, against the model at hand."""
+    """A checkpoint measured in another process, against the model in this one."""
     path = tmp_path / "m.safetensors"
     save_checkpoint(path, small_model.state_dict(), config)
     enhancer = torch_enhancer(small_model, config)

@@ -172,7 +172,7 @@ def test_doctor(capsys, monkeypatch, engine_shared):
     assert report["packages"]["numpy"] == np.__version__
     assert report["libsndfile"]
     assert report["system"]["cpu"]["usable_cores"] >= 1
-    assert {"backend": "ort", "device": "cpu", "usable": True, "missing": None, "cure": None} in (
+    assert {"backend": "ort", "device": "cpu", "usable": True, "missing": None, "fix": None} in (
         report["backends"]
     )
     assert any(e["folder"] == str(engine_shared) and e["usable"] for e in report["engines"])

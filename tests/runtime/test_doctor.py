@@ -1,4 +1,4 @@
-"""TensorRT on simulated machines: the line that is told, and each known failure with its cure."""
+"""TensorRT on simulated machines: the line that is shown, and each known failure with its fix."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_trtexec_alone():
 
 
 @pytest.mark.parametrize(
-    ("facts", "wrong", "cure"),
+    ("facts", "wrong", "fix"),
     [
         (
             changed(JETPACK62, tensorrt=None, sees_system=False),
@@ -142,10 +142,10 @@ def test_trtexec_alone():
         ),
     ],
 )
-def test_known_failures(facts, wrong, cure):
+def test_known_failures(facts, wrong, fix):
     (problem,) = diagnose(facts).problems
     assert problem.startswith(wrong) or wrong in problem
-    assert cure in problem.partition(wrong)[2]
+    assert fix in problem.partition(wrong)[2]
     assert "\n" not in problem
 
 
@@ -294,7 +294,7 @@ def test_unverified_engine_is_told_once(engine, caplog):
     (engine / engines.VERIFICATION_NAME).unlink(missing_ok=True)
     for _ in range(2):
         Enhancer.open(engine, backend="ort", device="cpu").close()
-    told = [r for r in caplog.records if "verification" in r.getMessage()]
-    assert len(told) == 1
-    assert told[0].levelname == "WARNING"
-    assert "python export/verify.py" in told[0].getMessage()
+    warnings = [r for r in caplog.records if "verification" in r.getMessage()]
+    assert len(warnings) == 1
+    assert warnings[0].levelname == "WARNING"
+    assert "python export/verify.py" in warnings[0].getMessage()

@@ -147,7 +147,7 @@ def test_batch_norm_over_two_processes(tmp_path):
 
 def test_two_processes_agree(tmp_path):
     errors = run_ranks(TRAINING, tmp_path)
-    assert errors.count("skipped") == 1  # told once
+    assert errors.count("skipped") == 1  # reported once
     assert "step 0 (seed 0, epoch 0, crops 0 to 3)" in errors
     assert [r["step"] for r in log_of(tmp_path)] == [2, 3]
     assert sorted(p.name for p in tmp_path.iterdir()) == [

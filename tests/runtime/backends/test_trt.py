@@ -282,9 +282,9 @@ def test_full_memory_halves_the_batch_and_says_so_once(rig, caplog):
     with caplog.at_level(logging.WARNING, "dvpd"):
         for _ in range(3):
             np.testing.assert_allclose(run(backend, noisy, noise), want, rtol=0, atol=1e-5)
-    told = [r.message for r in caplog.records if "going on with batches of" in r.message]
-    assert len(told) == 1
-    assert told[0].endswith("of 2")
+    messages = [r.message for r in caplog.records if "going on with batches of" in r.message]
+    assert len(messages) == 1
+    assert messages[0].endswith("of 2")
     rig.gpu.capacity = 0
     for key in list(backend._slots):
         backend._drop(key)
