@@ -134,7 +134,7 @@ class _Levels:
     Attributes:
         offsets: Constant to be taken away, [n_channels]; 0 where there is none to speak of.
         peaks: Largest magnitude at the model's rate without it, [n_channels].
-        reminders: What stands before the windows, [n_channels]; None where one window holds all.
+        reminders: What stands beside the windows, [n_channels]; None where one window holds all.
     """
 
     offsets: FloatArray

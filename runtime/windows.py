@@ -5,7 +5,7 @@ contaminated ends of each window (reflect padding, missing context of the networ
 away; neighbours meet in a short cross-fade in the middle of what both know well.
 
 A network tells noise by comparing it with speech, and a window in which nobody speaks has none: its
-noise comes back. So the loudest second of the recording stands before each window of several.
+noise comes back. So the loudest second of the recording stands beside each window of several.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ class WindowPlan:
         fade_samples: Length of the cross-fade, centred at the cut.
         least_samples: The last window of several reaches back to be as long as this, or as the
             others if they are shorter.
-        reminder_samples: How much stands before each window of several, a multiple of 0.128 s; 0
-            for nothing. 1 s costs 17 % more frames in recordings longer than a window.
+        reminder_samples: How much of the recording's loudest stretch stands beside each window of
+            several, a multiple of 0.128 s; 0 for nothing. 1 s makes 17 % more frames in recordings
+            longer than a window.
     """
 
     window_samples: int = 1023 * 128  # 8.184 s: 1024 frames, a multiple of 4
@@ -92,7 +93,7 @@ class WindowPlan:
 
 @dataclass(frozen=True)
 class Reminder:
-    """A stretch of the recording that stands before its windows.
+    """A stretch of the recording that stands beside its windows.
 
     Attributes:
         wav: [n] samples.
