@@ -5,8 +5,8 @@ import pytest
 from tiny_graphs import write_engine
 
 from dvpd.runtime import BackendError, Enhancer, InputError, ManifestError, TlbFactors
+from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.noise import frame_noise
-from dvpd.runtime.spec import Manifest
 from dvpd.runtime.stft import compress, stft
 from dvpd.runtime.windows import LoudestStretch, WindowPlan
 

@@ -17,13 +17,13 @@ import dvpd.runtime.files
 import dvpd.training.trainer
 from dvpd.checkpoint import read_checkpoint, save_checkpoint
 from dvpd.config import load_toml
+from dvpd.config.train import TrainConfig
 from dvpd.data import sources
 from dvpd.lease import phases
 from dvpd.lease.rows import Rows, last_of
 from dvpd.lease.work import Work
 from dvpd.model import DVPD
 from dvpd.runtime.errors import InputError
-from dvpd.train_config import TrainConfig
 from dvpd.training import fast_kernels
 from dvpd.training.fast_kernels import use_fast_kernels
 
