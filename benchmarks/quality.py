@@ -27,7 +27,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dvpd.benchmarks import rtf
-from dvpd.benchmarks.common import machine, report, tables
+from dvpd.benchmarks.common import machine, report, tables, timing
 from dvpd.benchmarks.guard import shipped_engines
 from dvpd.runtime.backends.choose import cpu_quota
 from dvpd.runtime.errors import DvpdError, InputError
@@ -167,11 +167,11 @@ def measure_rtf(path: Path, backend: str, steps: Sequence[int]) -> dict[str, flo
     Raises:
         DvpdError: The model fails.
     """
-    item = rtf.load(path, backend, "cpu", cpu_quota())
+    item = timing.load(path, backend, "cpu", cpu_quota())
     if item.backend is None:
         raise InputError(item.error or f"{path} cannot be opened")
     rows = rtf.make_cases([item], [RTF_WINDOW_S], [1], list(steps), grid=False)
-    rtf.time_interleaved(rows, min_runs=RTF_RUNS, min_seconds=0)
+    timing.time_interleaved(rows, min_runs=RTF_RUNS, min_seconds=0)
     item.backend.close()
     done = [rtf.summarise(row) for row in rows]
     if failed := [row["error"] for row in done if row["status"] == "failed"]:
@@ -455,9 +455,9 @@ def _main(args: argparse.Namespace) -> int:
 
     result: dict[str, Any] = {
         "format": FORMAT,
-        "created": rtf.now(),
+        "created": machine.now(),
         "machine": machine.machine(),
-        "versions": rtf.versions(),
+        "versions": machine.versions(),
         "load_before": machine.load_average(),
         "models": [
             measure_model(
