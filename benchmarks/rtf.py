@@ -499,13 +499,13 @@ def main(argv: Sequence[str] | None = None, prog: str = "rtf.py") -> int:
 
 
 def _main(args: argparse.Namespace) -> int:
-    from dvpd.benchmarks.common import report
+    from dvpd.benchmarks.common import comparison, report, report_html
 
     if args.compare:
         a, b = (report.read(path) for path in args.compare)
-        print(report.render_comparison(report.compare(a, b), *map(str, args.compare)))
+        print(comparison.render_comparison(comparison.compare(a, b), *map(str, args.compare)))
         return 0
-    conditions = [report.parse_condition(text) for text in args.conditions]
+    conditions = [comparison.parse_condition(text) for text in args.conditions]
     if args.report and args.from_json:
         raise InputError("--report measures; it cannot be made from --from-json")
     for path in (args.json, args.markdown, args.html, args.report):
@@ -521,7 +521,7 @@ def _main(args: argparse.Namespace) -> int:
     if args.markdown:
         write_whole(args.markdown, report.to_markdown(result))
     if args.html:
-        write_whole(args.html, report.to_html(result))
+        write_whole(args.html, report_html.to_html(result))
     report.show(result)
     if args.report:
         from dvpd.benchmarks import board
@@ -529,7 +529,7 @@ def _main(args: argparse.Namespace) -> int:
         _say("parity with the CPU's waveform")
         table = board.make(result, [Path(p) for p in args.engines] or find_engines())
         print(f"\n{board.write(args.report, table)}: send this file; nothing in it is private")
-    missed = [line for condition in conditions for line in report.check(condition, result)]
+    missed = [line for condition in conditions for line in comparison.check(condition, result)]
     for line in missed:
         print(f"not met: {line}", file=sys.stderr)
     every_failed = all(row["status"] == "failed" for row in result["rows"])

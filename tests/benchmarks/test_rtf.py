@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dvpd.benchmarks import rtf
-from dvpd.benchmarks.common import machine, meters, report, tables
+from dvpd.benchmarks.common import comparison, machine, meters, report, report_html, tables
 from dvpd.benchmarks.common import timing as time_cases
 from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.errors import BackendError, InputError
@@ -189,7 +189,7 @@ def test_the_page_is_one_file_with_four_plots(measured):
     assert "prefers-color-scheme: dark" in text
     for outside in ("<script", "<link", 'src="http', "url(http", "@import"):
         assert outside not in text
-    assert report.INK not in text  # every line and letter takes the page's colour
+    assert report_html.INK not in text  # every line and letter takes the page's colour
     for svg in text.split("<svg")[1:]:
         ET.fromstring("<svg" + svg.split("</svg>")[0] + "</svg>")
     assert "| engine | backend |" in markdown.read_text()
@@ -326,7 +326,7 @@ def row(**change):
 def test_conditions(text, n_missed):
     process = {"engine": "e", "backend": "ort", "device": "cpu", "status": "ok", "error": None,
                "peak_rss_mib": 150.0, "gpu_mib": None}  # fmt: skip
-    missed = report.check(report.parse_condition(text), fake([row()], [process]))
+    missed = comparison.check(comparison.parse_condition(text), fake([row()], [process]))
     assert len(missed) == n_missed, missed
 
 
@@ -336,7 +336,7 @@ def test_conditions(text, n_missed):
 ])  # fmt: skip
 def test_conditions_of_another_form_are_refused(text):
     with pytest.raises(InputError):
-        report.parse_condition(text)
+        comparison.parse_condition(text)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -351,7 +351,7 @@ def compared(before, after):
             "warnings": [], "machine": {"cpu": "c"},
         }  # fmt: skip
 
-    return report.compare(one(before), one(after))[0]
+    return comparison.compare(one(before), one(after))[0]
 
 
 def test_comparison_finds_a_real_difference_and_no_other():
@@ -386,7 +386,7 @@ def test_comparison_names_what_cannot_be_compared(measured, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "only in the first report" in text
     assert "failed in the second report" in text
-    changes = report.compare(result, other)
+    changes = comparison.compare(result, other)
     assert all(c.ratio == pytest.approx(3, rel=0.01) for c in changes if c.ratio is not None)
 
 
