@@ -24,7 +24,6 @@ import numpy as np
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvpd.benchmarks import rtf
 from dvpd.benchmarks.common import machine, tables
 from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.errors import DvpdError, InputError
@@ -293,8 +292,8 @@ def _run(args: argparse.Namespace) -> int:
             runs.append(run_one(args, variant, seed))
             if args.json:
                 result = {
-                    "format": FORMAT, "created": rtf.now(), "machine": machine.machine(),
-                    "versions": rtf.versions(), "runs": runs,
+                    "format": FORMAT, "created": machine.now(), "machine": machine.machine(),
+                    "versions": machine.versions(), "runs": runs,
                 }  # fmt: skip
                 write_whole(args.json, json.dumps(result, indent=1) + "\n")
     print(to_markdown(runs))

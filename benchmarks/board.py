@@ -25,7 +25,7 @@ import numpy as np
 from dvpd.benchmarks.common import reference
 from dvpd.export.figures import snr_db
 from dvpd.runtime.backends.choose import open_backend
-from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.errors import DvpdError, InputError, one_line
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.tensorrt.plans import find_plans, read_sidecar
@@ -159,7 +159,7 @@ def parity(folders: Sequence[Path], pairs: Sequence[tuple[str, str, str]]) -> li
         folders: Engine folders.
         pairs: (engine's name, backend, device) of what was measured.
     """
-    from dvpd.benchmarks.rtf import _one_line, enhance_windows
+    from dvpd.benchmarks.common.timing import enhance_windows
 
     by_name = {folder.name: folder for folder in folders}
     rows = []
@@ -182,14 +182,14 @@ def parity(folders: Sequence[Path], pairs: Sequence[tuple[str, str, str]]) -> li
                 raise InputError("the waveform is not finite")
             row |= {"snr_db": round(snr, 2), "reference": source, "error": None}
         except Exception as error:  # engines raise types of their own: a row, never the end
-            row |= {"snr_db": None, "error": _one_line(error)}
+            row |= {"snr_db": None, "error": one_line(error)}
         rows.append(row)
     return rows
 
 
 def _reference(folders: Sequence[Path], manifest: Manifest) -> tuple[str, reference.FloatArray]:
     """The carried waveform of these weights, else what ONNX Runtime says on the CPU."""
-    from dvpd.benchmarks.rtf import enhance_windows
+    from dvpd.benchmarks.common.timing import enhance_windows
 
     try:
         return "carried", reference.read_reference(manifest)

@@ -19,7 +19,7 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvpd.benchmarks.common import report
+from dvpd.benchmarks.common import report_html
 from dvpd.runtime.errors import DvpdError, InputError
 from dvpd.runtime.files import write_whole
 
@@ -94,11 +94,13 @@ def plot(runs: Sequence[Sequence[dict[str, Any]]]) -> str:
         for i, term in enumerate(present):
             part = figure.add_subplot(1, len(present), i + 1)
             for k, (hours, values) in enumerate(series(runs, term)):
-                part.plot(hours, values, color=report.COLOURS[k % len(report.COLOURS)], lw=1.2)
+                part.plot(
+                    hours, values, color=report_html.COLOURS[k % len(report_html.COLOURS)], lw=1.2
+                )
             part.set(title=TERMS[term], xlabel="hours of audio")
             part.title.set_fontsize(9.5)
 
-    svg = report.figure(draw, "curves", (3.1 * len(present), 2.8))
+    svg = report_html.figure(draw, "curves", (3.1 * len(present), 2.8))
     return svg.replace("currentColor", "#666666")
 
 

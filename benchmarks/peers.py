@@ -34,8 +34,7 @@ import numpy as np
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvpd.benchmarks import rtf
-from dvpd.benchmarks.common import machine, tables
+from dvpd.benchmarks.common import machine, tables, timing
 from dvpd.benchmarks.guard import CLIP, ROOT, shipped_engines
 from dvpd.benchmarks.peer_adapters.base import RATE_HZ
 from dvpd.benchmarks.peer_adapters.serve import ADAPTERS, CLONES, TITLES, serve
@@ -150,7 +149,7 @@ def measure(
                 if child.error is not None or slow:
                     continue
                 say(f"{name}: run {i} of {runs}")
-                time.sleep(rtf.SETTLE_S)
+                time.sleep(timing.SETTLE_S)
                 answer = child.ask(do="time", wav=str(path))
                 if answer:
                     if i or answer["seconds"] > SLOW_S:
@@ -372,13 +371,13 @@ def _main(args: argparse.Namespace, weights: dict[str, Path]) -> int:
         noisy = _quality(None, pairs, Path(scratch)) if pairs else None
     result = {
         "format": FORMAT,
-        "created": rtf.now(),
+        "created": machine.now(),
         "machine": machine.machine(),
         "protocol": {
             "threads": threads,
             "runs": args.runs,
             "audio_s": len(wav) / RATE_HZ,
-            "versions": rtf.versions(),
+            "versions": machine.versions(),
             "load_after": machine.load_average(),
             "load_before": load_before,
             # the systems have ended by now: what they used counts as this process's own

@@ -27,12 +27,13 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dvpd.benchmarks.common.graph_costs import engine_costs
+from dvpd.benchmarks.common.timing import frames_of
 from dvpd.benchmarks.predict.calibration import measured, report_files
 from dvpd.benchmarks.predict.devices import DEVICES, THIS_MACHINE, device_name, find_device
 from dvpd.benchmarks.predict.display import show, show_devices, to_json
 from dvpd.benchmarks.predict.estimate import Case, predict
 from dvpd.benchmarks.predict.roofline import CALLS, GRAPH
-from dvpd.benchmarks.rtf import _say, frames_of
+from dvpd.benchmarks.rtf import _say
 from dvpd.runtime.engines import default_engine
 from dvpd.runtime.errors import DvpdError, InputError
 from dvpd.runtime.files import write_whole

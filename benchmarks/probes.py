@@ -25,7 +25,6 @@ import numpy as np
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvpd.benchmarks import rtf
 from dvpd.benchmarks.common import machine, recordings, tables
 from dvpd.benchmarks.common.recordings import ASSETS, RATE_HZ
 from dvpd.benchmarks.common.scenes import FLOOR_DB, Scene, at_level, level_db, make_scenes
@@ -368,8 +367,8 @@ def _main(args: argparse.Namespace) -> int:
     if args.markdown:
         write_whole(args.markdown, text + "\n")
     if args.json:
-        report = {"format": FORMAT, "created": rtf.now(), "machine": machine.machine(),
-                  "versions": rtf.versions(), "engines": result, "scenes": result_scenes}  # fmt: skip
+        report = {"format": FORMAT, "created": machine.now(), "machine": machine.machine(),
+                  "versions": machine.versions(), "engines": result, "scenes": result_scenes}  # fmt: skip
         write_whole(args.json, json.dumps(report, indent=1) + "\n")
     return 0
 

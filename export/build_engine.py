@@ -27,6 +27,7 @@ from dvpd.runtime.errors import BackendError, DvpdError
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.spec import GRAPH_NAMES
+from dvpd.runtime.tensorrt.caches import timing_cache_path
 from dvpd.runtime.tensorrt.onnx_inputs import Profile, graph_inputs
 from dvpd.runtime.tensorrt.options import add_build_options
 from dvpd.runtime.tensorrt.plans import (
@@ -38,7 +39,6 @@ from dvpd.runtime.tensorrt.plans import (
     load_plan,
     plan_spec,
     remove_leftovers,
-    timing_cache_path,
 )
 from dvpd.runtime.tensorrt.versions import INSTALL, MODULES
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import platform
@@ -12,8 +13,14 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+PACKAGES = (
+    "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13", "torch",
+)  # fmt: skip
+
 
 CLOCK_CHANGE = 0.05  # clocks that differ by more than this are worth a warning
 BUSY_SHARE = 0.05  # so much of the CPU in other hands is worth a warning
@@ -232,3 +239,19 @@ def nvpmodel() -> str | None:
     """Power mode of a Jetson board; None elsewhere."""
     text = _command("nvpmodel", "-q")
     return None if text is None else " ".join(text.split())
+
+
+def now() -> str:
+    """Date and time, ISO 8601, UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that matter, where they are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

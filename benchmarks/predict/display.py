@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dvpd.benchmarks.common import tables
+from dvpd.benchmarks.common.machine import now
 from dvpd.benchmarks.predict.calibration import Measured
 from dvpd.benchmarks.predict.devices import (
     CPU_US,
@@ -24,7 +25,6 @@ from dvpd.benchmarks.predict.roofline import (
     GRAPH,
     MOVEMENT,
 )
-from dvpd.benchmarks.rtf import now
 
 SCHEMA = "dvpd-predict-1"
 DETAILED = 3  # stages and operators are shown of so many devices at most

@@ -25,18 +25,16 @@ from ..arrays import FloatArray
 from ..errors import BackendError, InputError
 from ..schedule import InitialState, SamplerStep
 from ..spec import FRAME_MULTIPLE, GRAPH_NAMES, MIN_FRAMES, N_FEATS, N_FREQS, TlbFactors
+from ..tensorrt.caches import kernel_cache_path, read_kernel_cache, write_kernel_cache
 from ..tensorrt.gpus import Gpu, cuda_driver, why_rtx_unfit
 from ..tensorrt.onnx_inputs import Profile, graph_inputs
 from ..tensorrt.plans import (
     PlanError,
     find_plans,
-    kernel_cache_path,
     load_plan,
     plan_spec,
-    read_kernel_cache,
     read_sidecar,
     set_builder_flags,
-    write_kernel_cache,
 )
 from ..tensorrt.versions import MODULES, release
 from .base import (

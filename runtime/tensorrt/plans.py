@@ -22,7 +22,7 @@ from typing import Any
 from ..errors import BackendError, InputError
 from ..manifest import Manifest
 from ..spec import GRAPH_NAMES
-from .gpus import Gpu, Target
+from .gpus import Target
 from .onnx_inputs import Profile
 from .versions import BUILDERS, parse_version, release
 
@@ -221,7 +221,7 @@ def sidecar_path(plan: Path) -> Path:
     return plan.with_name(plan.name + ".json")
 
 
-def _owned(path: Path, limit: int | None) -> bytes:
+def read_owned(path: Path, limit: int | None) -> bytes:
     """Bytes of a file that only its owner, this user or root, can have written.
 
     Everything is read through one handle: what was checked is what is used.
@@ -262,7 +262,7 @@ def read_sidecar(plan: Path) -> Sidecar:
     Raises:
         PlanError: It is missing, unreadable, not this user's, or damaged.
     """
-    text = _owned(sidecar_path(plan), SIDECAR_MAX_BYTES)
+    text = read_owned(sidecar_path(plan), SIDECAR_MAX_BYTES)
     try:
         return Sidecar.from_json(text.decode("utf-8"))
     except UnicodeDecodeError:
@@ -323,7 +323,7 @@ def load_plan(
     """
     path = folder / spec.file
     try:
-        data = _owned(path, None)
+        data = read_owned(path, None)
         sidecar = read_sidecar(path)
         have = sidecar.spec
         wanted = PlanSpec(
@@ -422,8 +422,8 @@ def check_writable(folder: Path) -> None:
         ) from None
 
 
-def _write(path: Path, data: bytes) -> None:
-    # Readable by all and writable by the owner alone, whatever the umask: see _owned.
+def write_owned(path: Path, data: bytes) -> None:
+    """Write a file that all can read and its owner alone can write, whatever the umask."""
     path.unlink(missing_ok=True)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     with os.fdopen(handle, "wb") as stream:
@@ -461,7 +461,7 @@ def install_plan(
     temporaries = [folder / f".{target.name}{TEMPORARY_SUFFIX}" for target, _ in pairs]
     try:
         for temporary, (_, content) in zip(temporaries, pairs, strict=True):
-            _write(temporary, content)
+            write_owned(temporary, content)
         for temporary, (target, _) in zip(temporaries, pairs, strict=True):
             temporary.replace(target)
     except OSError as error:
@@ -470,55 +470,3 @@ def install_plan(
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)
     return path
-
-
-def _cache(name: str) -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "dvpd" / name
-
-
-def timing_cache_path(spec: PlanSpec) -> Path:
-    """Where TensorRT's measurements of this machine are kept, shared by all engine folders."""
-    return _cache(f"{spec.builder}-{release(spec.version)}.{spec.target.slug}.timing")
-
-
-def kernel_cache_path(version: str, gpu: Gpu) -> Path:
-    """Where the kernels that TensorRT-RTX compiled for a GPU are kept.
-
-    Args:
-        version: Of the package.
-        gpu: The GPU.
-    """
-    slug = Target(gpu.name, gpu.compute_capability).slug
-    return _cache(f"tensorrt-rtx-{release(version)}.{slug}.kernels")
-
-
-def read_kernel_cache(path: Path) -> bytes | None:
-    """The kernels kept there, or None where there are none; they are executable code, as plans are.
-
-    Args:
-        path: From ``kernel_cache_path``.
-
-    Raises:
-        PlanError: Somebody else could have written them.
-    """
-    return _owned(path, None) if path.is_file() else None
-
-
-def write_kernel_cache(path: Path, data: bytes) -> None:
-    """Keep compiled kernels, whole or not at all.
-
-    Args:
-        path: From ``kernel_cache_path``.
-        data: The serialised cache.
-
-    Raises:
-        OSError: They cannot be kept.
-    """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        _write(temporary, data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

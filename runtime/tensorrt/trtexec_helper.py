@@ -13,10 +13,11 @@ from ..errors import BackendError, DvpdError, InputError, ManifestError
 from ..files import sha256_file
 from ..manifest import Manifest
 from ..spec import GRAPH_NAMES
+from .caches import timing_cache_path
 from .gpus import Target, cuda_driver
 from .onnx_inputs import Profile, graph_inputs
 from .options import add_profile_options
-from .plans import install_plan, load_plan, plan_spec, timing_cache_path
+from .plans import install_plan, load_plan, plan_spec
 
 
 def build_parser() -> argparse.ArgumentParser:

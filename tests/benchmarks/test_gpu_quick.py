@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from dvpd.benchmarks import gpu_check, gpu_quick
-from dvpd.benchmarks.common import reference
-from dvpd.benchmarks.gpu_check import Work
+from dvpd.benchmarks.common import gpu_work, reference
+from dvpd.benchmarks.common.gpu_work import Work
 from dvpd.runtime.backends import choose
 from dvpd.runtime.errors import BackendError, InputError
 from dvpd.runtime.manifest import Manifest
@@ -53,7 +53,7 @@ class Exact:
 def answer():
     """Output of dvpd-tiny for a short window."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu_check, "WINDOW_FRAMES", 32)
+        patch.setattr(gpu_quick, "WINDOW_FRAMES", 32)
         subject = gpu_quick.Subject(TINY, "torch", "cpu")
         subject.open()
         return subject.one.run(subject.backend)
@@ -62,7 +62,7 @@ def answer():
 @pytest.fixture
 def quick(monkeypatch, answer, capsys):
     """A function that runs the check on a stand-in; returns the exit status and the rows."""
-    monkeypatch.setattr(gpu_check, "WINDOW_FRAMES", 32)
+    monkeypatch.setattr(gpu_quick, "WINDOW_FRAMES", 32)
     wav = Work(Manifest.load(TINY), gpu_quick.clip_window(Manifest.load(TINY))).wav(answer)
     monkeypatch.setattr(gpu_quick, "reference_of", lambda s: (wav, {"source": "carried"}))
 
@@ -92,7 +92,7 @@ def only(rows, kind, **about):
 
 
 def test_on_a_cpu_the_rows_come_and_only_parity_counts(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(gpu_check, "WINDOW_FRAMES", 32)
+    monkeypatch.setattr(gpu_quick, "WINDOW_FRAMES", 32)
     path = tmp_path / "rows.jsonl"
     words = ["--quick", str(TINY), "--device", "cpu", "--seconds", "600"]
     status = gpu_check.main([*words, "--batches", "1", "--json", str(path)])
@@ -174,11 +174,11 @@ def test_a_profiler_that_fails_or_sees_nothing_costs_its_row_alone(monkeypatch, 
     def fails(*args):
         raise RuntimeError("CUPTI_ERROR_INSUFFICIENT_PRIVILEGES")
 
-    monkeypatch.setattr(gpu_check, "kernels", fails)
+    monkeypatch.setattr(gpu_work, "kernels", fails)
     status, rows = quick(*words, device="cpu")
     assert status == 0
     assert only(rows, "kernels")[0]["error"] == "CUPTI_ERROR_INSUFFICIENT_PRIVILEGES"
-    monkeypatch.setattr(gpu_check, "kernels", lambda *args: {"count": 0, "longest": []})
+    monkeypatch.setattr(gpu_work, "kernels", lambda *args: {"count": 0, "longest": []})
     status, rows = quick(*words, device="cpu")
     assert status == 0
     assert "saw no kernel" in only(rows, "kernels")[0]["error"]
@@ -234,7 +234,7 @@ def test_tensorrt_eager_and_captured_on_the_stand_in(monkeypatch, tiny_engine, t
         module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, name, module)
         spec.loader.exec_module(module)
-    monkeypatch.setattr(gpu_check, "WINDOW_FRAMES", 32)
+    monkeypatch.setattr(gpu_quick, "WINDOW_FRAMES", 32)
     rig = sys.modules["test_trt"].Rig(Path(shutil.copytree(tiny_engine, tmp_path / "e"))).build()
     real = choose.open_backend
     subject = gpu_quick.Subject(rig.folder, "tensorrt", "cuda")
@@ -276,7 +276,7 @@ def test_the_carried_waveform_is_what_the_shipped_graphs_say():
 
 
 def test_a_stale_missing_or_damaged_reference_names_the_command(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(gpu_check, "WINDOW_FRAMES", 32)
+    monkeypatch.setattr(gpu_quick, "WINDOW_FRAMES", 32)
     manifest, path = Manifest.load(TINY), tmp_path / "r.npz"
     for change, message in (
         (None, "is missing: python"),
@@ -305,7 +305,7 @@ for name in {(*lacks, "scipy", "pesq", "openvino", "rich", "matplotlib")!r}:
     sys.modules[name] = None
 from pathlib import Path
 from dvpd.benchmarks import gpu_check, gpu_quick
-gpu_check.WINDOW_FRAMES = 32
+gpu_quick.WINDOW_FRAMES = 32
 subject = gpu_quick.Subject(Path({str(TINY)!r}), "torch", "cpu")
 assert subject.parity(gpu_quick.reference_of(subject)[0], 60.0)["met"]
 """

@@ -357,14 +357,14 @@ def test_installing_ignores_the_umask(tmp_path):
 
 def test_full_disk_leaves_the_old_plan(installed, monkeypatch):
     folder, path = installed
-    real = plans._write
+    real = plans.write_owned
 
     def full(target, data):
         if target.name.endswith(".json" + plans.TEMPORARY_SUFFIX):
             raise OSError(28, "No space left on device")
         real(target, data)
 
-    monkeypatch.setattr(plans, "_write", full)
+    monkeypatch.setattr(plans, "write_owned", full)
     with pytest.raises(InputError, match="No space left"):
         plans.install_plan(folder, SPEC, plan_bytes(size=8192))
     assert sorted(os.listdir(folder)) == [path.name, path.name + ".json"]
