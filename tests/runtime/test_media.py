@@ -9,7 +9,7 @@ from dvpd.runtime import InputError, audio, media
 
 av = pytest.importorskip("av", reason="PyAV is not installed: dvpd[media]")
 RATE = 48000
-CODECS = {"m4a": "aac", "mp4": "aac", "aac": "aac", "webm": "libopus", "mkv": "flac"}
+CODECS = {"m4a": "aac", "mp4": "aac", "aac": "aac", "webm": "libopus", "mkv": "libopus"}
 
 
 def tone(seconds=2.0):
