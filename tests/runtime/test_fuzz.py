@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import fuzz_containers
 
+CORPUS = sorted((Path(__file__).resolve().parents[1] / "assets" / "fuzz").iterdir())
 SEEDS = dict(fuzz_containers.seeds())
 MUTATIONS = 15  # of each format: a few seconds in all
 
@@ -26,3 +27,8 @@ def test_mutated_headers_are_answered(name, tmp_path):
         assert path.read_bytes() == data
         path.unlink()
     assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.name)
+def test_what_once_went_wrong(path):
+    assert fuzz_containers.judge(path) in ("read", "refused", "salvaged")
