@@ -19,7 +19,7 @@ $(VENV)/.runtime: pyproject.toml .ci/constraints.txt
 $(VENV)/.full: $(VENV)/.runtime
 	$(PIP) torch==2.13.0
 	$(PIP) -e ".[cpu,openvino,export,train,bench,demo,dev]"
-	$(PIP) tensorrt-rtx-cu13 cuda-python || echo "TensorRT-RTX is not to be had here: its checks will be skipped"
+	$(PIP) tensorrt-rtx-cu13 cuda-python || echo "TensorRT-RTX is not available here: its checks will be skipped"
 	touch $@
 
 demo: $(VENV)/.runtime

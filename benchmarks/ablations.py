@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvpd.benchmarks import machine, rtf, tables
+from dvpd.benchmarks.common import machine, tables
+from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.files import write_whole
 
 FORMAT = "dvpd-ablations-1"
 REFERENCE = "reference"
@@ -43,8 +44,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 DERIVED = ("predictive-alone", "degraded-phase")  # other outputs of the reference
 METRICS = ("pesq", "estoi", "si_sdr")
 TITLES = {"pesq": "PESQ", "estoi": "ESTOI", "si_sdr": "SI-SDR, dB"}
-
-FloatArray = NDArray[np.float32]
 
 
 class NoisyPhase:
@@ -111,9 +110,9 @@ def measure(
     Raises:
         DvpdError: The set or the checkpoint cannot be used.
     """
-    from dvpd.metrics import Meter
+    from dvpd.quality.metrics import Meter
     from dvpd.quality.models import enhance_systems, open_model, sampler_grid
-    from dvpd.quality.pairs import every, find_pairs, read_pair
+    from dvpd.quality.pairs import find_pairs, read_pair, spread_sample
     from dvpd.runtime.enhancer import Enhancer
 
     meter = Meter(METRICS)
@@ -121,7 +120,7 @@ def measure(
     with open_model(checkpoint, threads=1) as enhancer:
         systems = sampler_grid(enhancer.manifest, alphas=(alpha,))
         other = Enhancer(enhancer.manifest, NoisyPhase(enhancer.backend), enhancer.window_plan)
-        for pair in every(find_pairs(folder), limit):
+        for pair in spread_sample(find_pairs(folder), limit):
             noisy, clean = read_pair(pair)
             heard = enhance_systems(enhancer, noisy, systems)
             if derived:
@@ -163,7 +162,7 @@ def run_one(args: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]
         "variant": variant, "seed": seed, "budget": budget, "figures": figures,
         "minutes": float(extra["minutes"]), "audio_hours": float(extra["audio_hours"]),
     }  # fmt: skip
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(result, indent=1) + "\n")
     return result
 
 
@@ -293,10 +292,10 @@ def _run(args: argparse.Namespace) -> int:
             runs.append(run_one(args, variant, seed))
             if args.json:
                 result = {
-                    "format": FORMAT, "created": rtf.now(), "machine": machine.machine(),
-                    "versions": rtf.versions(), "runs": runs,
+                    "format": FORMAT, "created": machine.now(), "machine": machine.machine(),
+                    "versions": machine.versions(), "runs": runs,
                 }  # fmt: skip
-                args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+                write_whole(args.json, json.dumps(result, indent=1) + "\n")
     print(to_markdown(runs))
     return 0
 

@@ -22,12 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from dvpd.benchmarks import reference
+from dvpd.benchmarks.common import reference
 from dvpd.export.figures import snr_db
-from dvpd.runtime.backend import open_backend
-from dvpd.runtime.errors import DvpdError, InputError
-from dvpd.runtime.plans import find_plans, read_sidecar
-from dvpd.runtime.spec import Manifest
+from dvpd.runtime.backends.choose import open_backend
+from dvpd.runtime.errors import DvpdError, InputError, one_line
+from dvpd.runtime.files import write_whole
+from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.tensorrt.plans import find_plans, read_sidecar
 
 SCHEMA = "dvpd-board-1"
 FILE_NAME = "report.json"
@@ -158,7 +159,7 @@ def parity(folders: Sequence[Path], pairs: Sequence[tuple[str, str, str]]) -> li
         folders: Engine folders.
         pairs: (engine's name, backend, device) of what was measured.
     """
-    from dvpd.benchmarks.rtf import _one_line, enhance_windows
+    from dvpd.benchmarks.common.timing import enhance_windows
 
     by_name = {folder.name: folder for folder in folders}
     rows = []
@@ -181,14 +182,14 @@ def parity(folders: Sequence[Path], pairs: Sequence[tuple[str, str, str]]) -> li
                 raise InputError("the waveform is not finite")
             row |= {"snr_db": round(snr, 2), "reference": source, "error": None}
         except Exception as error:  # engines raise types of their own: a row, never the end
-            row |= {"snr_db": None, "error": _one_line(error)}
+            row |= {"snr_db": None, "error": one_line(error)}
         rows.append(row)
     return rows
 
 
 def _reference(folders: Sequence[Path], manifest: Manifest) -> tuple[str, reference.FloatArray]:
     """The carried waveform of these weights, else what ONNX Runtime says on the CPU."""
-    from dvpd.benchmarks.rtf import enhance_windows
+    from dvpd.benchmarks.common.timing import enhance_windows
 
     try:
         return "carried", reference.read_reference(manifest)
@@ -247,10 +248,5 @@ def write(path: Path, table: dict[str, Any]) -> Path:
         OSError: It cannot be written.
     """
     target = path / FILE_NAME if path.is_dir() else path
-    temporary = target.with_name(f".{target.name}.tmp")
-    try:
-        temporary.write_text(json.dumps(table, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(target, json.dumps(table, indent=1, allow_nan=False) + "\n")
     return target

@@ -19,8 +19,9 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvpd.benchmarks import report
+from dvpd.benchmarks.common import report_html
 from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.files import write_whole
 
 LOG_NAMES = ("training.jsonl", "log.jsonl")
 # Term of the log -> title.
@@ -93,11 +94,13 @@ def plot(runs: Sequence[Sequence[dict[str, Any]]]) -> str:
         for i, term in enumerate(present):
             part = figure.add_subplot(1, len(present), i + 1)
             for k, (hours, values) in enumerate(series(runs, term)):
-                part.plot(hours, values, color=report.COLOURS[k % len(report.COLOURS)], lw=1.2)
+                part.plot(
+                    hours, values, color=report_html.COLOURS[k % len(report_html.COLOURS)], lw=1.2
+                )
             part.set(title=TERMS[term], xlabel="hours of audio")
             part.title.set_fontsize(9.5)
 
-    svg = report.figure(draw, "curves", (3.1 * len(present), 2.8))
+    svg = report_html.figure(draw, "curves", (3.1 * len(present), 2.8))
     return svg.replace("currentColor", "#666666")
 
 
@@ -120,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise InputError(f"{path} has neither {' nor '.join(LOG_NAMES)}")
             path = found[0]
         out = args.out or path.with_name("curves.svg")
-        out.write_text(plot(read_log(path)) + "\n", encoding="utf-8")
+        write_whole(out, plot(read_log(path)) + "\n")
     except (DvpdError, OSError) as error:
         print(f"curves.py: {error}", file=sys.stderr)
         return 1

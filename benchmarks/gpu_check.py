@@ -9,11 +9,7 @@ measured here is null with its reason. It runs on a CPU, too, with what applies 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
-import math
-import os
-import platform
 import statistics
 import sys
 import time
@@ -23,100 +19,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 if not __package__:  # run as a plain script: the checkout is not installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from dvpd.benchmarks.reference import CLIP, WINDOW_FRAMES
+from dvpd.benchmarks.common.gpu_work import (
+    BATCHES,
+    COPY_BYTES,
+    Work,
+    describe,
+    finite,
+    kernels,
+    read_model,
+    reason,
+)
+from dvpd.benchmarks.common.reference import CLIP, WINDOW_FRAMES
 from dvpd.export.figures import snr_db
-from dvpd.model import DVPD
-from dvpd.runtime.doctor import processor_name
-from dvpd.runtime.noise import frame_noise
-from dvpd.runtime.sampler import sample
-from dvpd.runtime.schedule import initial_state, sampler_steps
-from dvpd.runtime.spec import Manifest, TlbFactors
-from dvpd.runtime.stft import compress, decompress, istft, stft
-from dvpd.torch_backend import TorchBackend, find_checkpoint, prepare
+from dvpd.runtime.arrays import FloatArray
+from dvpd.runtime.files import write_whole
+from dvpd.runtime.manifest import Manifest
+from dvpd.torch_backend import TorchBackend, prepare
 
-FloatArray = NDArray[np.float32]
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1
-BATCHES = (1, 2, 4, 8, 16, 32, 64)
-COPY_BYTES, MATRIX = 1 << 30, 8192
-
-
-def read_model(folder: Path) -> tuple[Manifest, DVPD]:
-    """Manifest and model of an engine folder; its checkpoint may lie in the folder beside it.
-
-    The package safetensors is optional.
-    """
-    manifest = Manifest.load(folder)
-    path = find_checkpoint(folder, manifest.checkpoint_sha256)
-    try:
-        from dvpd.checkpoint import load_model
-    except ModuleNotFoundError:  # the format: length, JSON header, little-endian tensors
-        from dvpd.config import complete_from_dict
-
-        data = path.read_bytes()
-        size = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + size])
-        config = complete_from_dict(json.loads(header.pop("__metadata__")["config"]))
-        types = {"F32": np.float32, "I64": np.int64, "F64": np.float64, "F16": np.float16}
-        state = {}
-        for name, entry in header.items():
-            first, end = (8 + size + at for at in entry["data_offsets"])
-            array = np.frombuffer(data[first:end], types[entry["dtype"]]).copy()
-            state[name] = torch.from_numpy(array.reshape(entry["shape"]))
-        model = DVPD(config.model)
-        model.load_state_dict(state)
-        return manifest, model.eval()
-    return manifest, load_model(path)[1]
-
-
-class Work:
-    """Inputs of one call of the sampler, and the waveform that comes of it."""
-
-    def __init__(self, manifest: Manifest, wav: FloatArray, batch: int = 1) -> None:
-        """Prepare ``wav`` [L], the same for the whole ``batch``."""
-        signal = manifest.signal
-        self.manifest, self.length = manifest, len(wav)
-        self.peak = float(np.abs(wav).max())
-        features = compress(stft((wav / self.peak).astype(np.float32), signal), signal)
-        self.n_frames = features.shape[1]
-        padded = -(-self.n_frames // 4) * 4
-        self.noisy = np.zeros((batch, 3, padded, signal.n_freqs), np.float32)
-        self.noisy[:, :, : self.n_frames] = features
-        self.noise = [frame_noise(0, i, 0, padded) for i in range(manifest.sampler.n_steps)]
-        self.audio_s = batch * len(wav) / signal.sample_rate
-
-    def repeated(self, batch: int) -> Work:
-        """The first recording ``batch`` times."""
-        many = copy.copy(self)
-        many.noisy = np.repeat(self.noisy[:1], batch, 0)
-        many.audio_s = batch * self.length / self.manifest.signal.sample_rate
-        return many
-
-    def run(self, backend: Any) -> FloatArray:
-        """One call of the whole sampler."""
-        spec = self.manifest
-        return sample(
-            backend,
-            self.noisy,
-            start=initial_state(spec.sde, spec.sampler.t_rs),
-            steps=sampler_steps(spec.sde, spec.sampler.t_rs, spec.sampler.n_steps),
-            alpha=spec.sampler.alpha,
-            tlb=TlbFactors(),
-            draw=lambda i: self.noise[i],
-        )
-
-    def wav(self, out: FloatArray) -> FloatArray:
-        """Waveform [L] of the first of a batch."""
-        spec = decompress(out[0, :, : self.n_frames], self.manifest.signal)
-        wav: FloatArray = (istft(spec, self.length, self.manifest.signal) * self.peak).astype(
-            np.float32
-        )
-        return wav
+MATRIX = 8192
 
 
 def pesq_of(clean: FloatArray, wav: FloatArray) -> float | None:
@@ -158,8 +84,8 @@ def floor(device: str, manifest: Manifest, n_bytes: int, window_s: float) -> dic
         return min(times[2:])
 
     here = torch.ones(size // 4, device=device)
-    there = torch.empty_like(here)
-    bandwidth = 2 * size / best(lambda: there.copy_(here))
+    copy_of = torch.empty_like(here)
+    bandwidth = 2 * size / best(lambda: copy_of.copy_(here))
     rates = {}
     for name, dtype in (("fp32", torch.float32), ("fp16", torch.float16)):
         if on_gpu or name == "fp32":
@@ -191,39 +117,12 @@ def compulsory_bytes(backend: TorchBackend, work: Work, n_steps: int) -> int:
     return predictive + n_steps * (branches["score"] + 2 * plane + kept)
 
 
-def kernels(backend: TorchBackend, work: Work) -> dict[str, Any]:
-    """Operations (CPU) or kernels (CUDA) of one window run call by call, and the longest ones."""
-    from torch.profiler import ProfilerActivity, profile
-
-    on_gpu = torch.device(backend.device).type == "cuda"
-    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
-    before, backend.capture = backend.capture, False
-    work.run(backend)
-    with profile(activities=kinds) as found:
-        work.run(backend)
-    backend.capture = before
-    rows: dict[str, list[float]] = {}
-    for event in found.events():
-        is_kernel = event.device_type == torch.autograd.DeviceType.CUDA
-        if is_kernel != on_gpu:
-            continue
-        took = event.device_time_total if on_gpu else event.self_cpu_time_total
-        rows.setdefault(event.name, []).append(float(took))
-    top = sorted(rows.items(), key=lambda item: -sum(item[1]))[:25]
-    return {
-        "kind": "kernels and copies" if on_gpu else "operations",
-        "count": sum(map(len, rows.values())),
-        "busy_ms": sum(map(sum, rows.values())) / 1e3,
-        "longest": [{"name": n[:120], "count": len(t), "ms": sum(t) / 1e3} for n, t in top],
-    }
-
-
 class Energy:
     """Energy of an NVIDIA card by NVML, or the reason why there is none."""
 
     def __init__(self) -> None:
         """Look for a meter."""
-        from dvpd.benchmarks.meters import find_meters
+        from dvpd.benchmarks.common.meters import find_meters
 
         meters, absent = find_meters()
         self.meter = next((m for m in meters if m.name.startswith("NVML")), None)
@@ -239,22 +138,6 @@ class Energy:
             n += 1
         used, took = self.meter.joules() - joules, time.perf_counter() - begin
         return {"joules_per_call": used / n, "watts": used / took, "calls": n}
-
-
-def finite(value: Any) -> Any:
-    """``value`` for JSON: numbers that are not finite, which JSON has not, become null."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def reason(error: BaseException) -> str:
-    """What an exception says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 class Report:
@@ -287,13 +170,8 @@ class Report:
         """Write the file, whole or not at all."""
         if self.path is None:
             return
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
         try:
-            with open(temporary, "w", encoding="utf-8") as stream:
-                stream.write(self.text())
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(self.path)
+            write_whole(self.path, self.text())
             self.unwritten = None
         except OSError as error:
             self.unwritten = f"{self.path}: {error.strerror or error}"
@@ -345,7 +223,7 @@ def measure(args: argparse.Namespace) -> Report:
         table |= report.part(parity, "parity", heard)
         measure_precision(report, table, backend, Work(manifest, window), energy, args)
         backend.close()
-    for folder, name, where in engines_at_hand(args.engine, on_gpu, args.cpu_engines):
+    for folder, name, where in engines_available(args.engine, on_gpu, args.cpu_engines):
         row = measure_engine(folder, name, where, Work(manifest, noisy), window, args)
         wav = row.pop("wav", None)
         report.table["engines"].append(row)
@@ -357,20 +235,6 @@ def measure(args: argparse.Namespace) -> Report:
     if args.waveforms:
         np.savez_compressed(args.waveforms, **waves)
     return report
-
-
-def describe(device: str) -> dict[str, Any]:
-    """The machine and the versions that decide its figures."""
-    on_gpu = device != "cpu"
-    return {
-        "device": torch.cuda.get_device_name(device) if on_gpu else processor_name(),
-        "kind": "cuda" if on_gpu else "cpu",
-        "system": platform.platform(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version() if on_gpu else None,
-        "threads": torch.get_num_threads(),
-    }
 
 
 def measure_precision(
@@ -413,7 +277,7 @@ def measure_precision(
     report.save()
 
 
-def engines_at_hand(
+def engines_available(
     folder: Path, on_gpu: bool, on_cpu: bool = False
 ) -> list[tuple[Path, str, str]]:
     """Engine folder (fp32 and fp16), backend and device of each graph engine that could run.
@@ -421,7 +285,7 @@ def engines_at_hand(
     On a GPU those of the CPU are left out unless ``on_cpu``: the GPU would wait for them.
     """
     on_cpu = on_cpu or not on_gpu
-    from dvpd.runtime.backend import GPU_ONLY, installed
+    from dvpd.runtime.backends.choose import GPU_ONLY, installed
 
     found = []
     for each in (folder, folder.with_name(folder.name + "-fp16")):
@@ -430,13 +294,13 @@ def engines_at_hand(
         if installed("ort"):
             import onnxruntime
 
-            there = onnxruntime.get_available_providers()
+            available = onnxruntime.get_available_providers()
             if on_cpu:
                 found.append((each, "ort", "cpu"))
             for device, provider in (
                 ("cuda", "CUDAExecutionProvider"), ("tensorrt", "TensorrtExecutionProvider")
             ):  # fmt: skip
-                if on_gpu and provider in there:
+                if on_gpu and provider in available:
                     found.append((each, "ort", device))
         if on_cpu and installed("openvino"):
             found.append((each, "openvino", "cpu"))
@@ -452,7 +316,7 @@ def measure_engine(
     folder: Path, name: str, device: str, work: Work, window: FloatArray, args: argparse.Namespace
 ) -> dict[str, Any]:
     """One engine's waveform ("wav"), latency and throughput; a failure is its row's "error"."""
-    from dvpd.runtime.backend import open_backend
+    from dvpd.runtime.backends.choose import open_backend
     from dvpd.runtime.errors import DvpdError
 
     row: dict[str, Any] = {"engine": folder.name, "backend": name, "device": device}
@@ -541,7 +405,7 @@ def main(argv: list[str] | None = None) -> int:
 
     args = build_parser().parse_args(argv)
     if args.quick or args.make_reference:
-        from dvpd.benchmarks import gpu_quick  # which imports this module
+        from dvpd.benchmarks import gpu_quick
 
         return gpu_quick.run(args, gpu_quick.process_age() if argv is None else 0.0)
     if len(args.engines) > 1:

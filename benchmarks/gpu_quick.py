@@ -1,4 +1,4 @@
-"""The GPU check for a machine that is lent for minutes: ``gpu_check.py --quick [ENGINE ...]``.
+"""The GPU check for a machine that is lent for a short time: ``gpu_check.py --quick [ENGINE ...]``.
 
     python benchmarks/gpu_check.py --quick engines/dvpd-base engines/dvpd-base-fp16 --json rows.jsonl
     python benchmarks/gpu_check.py --make-reference        # after the shipped weights changed
@@ -32,15 +32,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from dvpd.benchmarks import gpu_check, reference
-from dvpd.benchmarks.gpu_check import ROOT, FloatArray, Work, finite, reason
-from dvpd.benchmarks.reference import REFERENCE
+from dvpd.benchmarks.common import gpu_work, reference
+from dvpd.benchmarks.common.gpu_work import Work, finite, reason
+from dvpd.benchmarks.common.reference import REFERENCE, WINDOW_FRAMES
 from dvpd.export.figures import snr_db
 from dvpd.model import DVPD
+from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.errors import BackendError, DvpdError, InputError
-from dvpd.runtime.spec import Manifest
+from dvpd.runtime.files import WholeFile
+from dvpd.runtime.manifest import Manifest
 from dvpd.torch_backend import TorchBackend, prepare
 
+ROOT = Path(__file__).resolve().parent.parent
 ENGINES = ("dvpd-base", "dvpd-base-fp16", "dvpd-tiny", "dvpd-tiny-fp16")
 SECONDS = 120.0
 WORKING_PART = 0.9  # of the time; the rest is for the row under way and the verdict
@@ -54,7 +57,7 @@ EACH_S = 1.0  # of one measurement, where the time allows
 
 def clip_window(manifest: Manifest) -> FloatArray:
     """The noisy window that every row works on, float32 [L]."""
-    return reference.clip_window(manifest, gpu_check.WINDOW_FRAMES)
+    return reference.clip_window(manifest, WINDOW_FRAMES)
 
 
 def compute_reference(manifest: Manifest, model: DVPD) -> FloatArray:
@@ -78,15 +81,13 @@ def make_reference(folders: Sequence[Path], path: Path) -> list[str]:
     """
     names, waves = [], {}
     for folder in folders:
-        manifest, model = gpu_check.read_model(folder)
+        manifest, model = gpu_work.read_model(folder)
         names.append(manifest.name)
-        waves[reference.reference_key(manifest, gpu_check.WINDOW_FRAMES)] = compute_reference(
-            manifest, model
-        )
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as stream:
-        np.savez_compressed(stream, names=np.array(names), keys=np.array(list(waves)), **waves)
-    temporary.replace(path)
+        waves[reference.reference_key(manifest, WINDOW_FRAMES)] = compute_reference(manifest, model)
+    with WholeFile(path) as whole:
+        with whole.open() as stream:
+            np.savez_compressed(stream, names=np.array(names), keys=np.array(list(waves)), **waves)
+        whole.commit()
     return names
 
 
@@ -181,8 +182,8 @@ class Check:
             except Exception as error:  # libraries raise types of their own: a row, never the end
                 self.journal.write(head | {"ok": False, "error": reason(error)})
                 return None
-        told = {"warnings": list(dict.fromkeys(said))} if said else {}
-        self.journal.write(head | {"ok": True} | values | told)
+        more = {"warnings": list(dict.fromkeys(said))} if said else {}
+        self.journal.write(head | {"ok": True} | values | more)
         return values if self.journal.rows[-1]["ok"] else None
 
     def repeat(
@@ -249,10 +250,10 @@ class Subject:
             DvpdError: It cannot be loaded.
         """
         if self.name == "torch":
-            model = gpu_check.read_model(self.folder)[1]
+            model = gpu_work.read_model(self.folder)[1]
             self.backend = TorchBackend(prepare(model, self.manifest.precision), self.device)
             return
-        from dvpd.runtime.backend import open_backend
+        from dvpd.runtime.backends.choose import open_backend
 
         self.backend = open_backend(self.folder, self.manifest, self.name, self.device)
 
@@ -311,7 +312,7 @@ def replay_seconds(backend: TorchBackend, batch: int, runs: int = 10) -> float |
 def bandwidth(device: str) -> dict[str, Any]:
     """Bytes read and written a second by a copy on the device, the best of eight."""
     on_gpu = device != "cpu"
-    size = gpu_check.COPY_BYTES if on_gpu else gpu_check.COPY_BYTES >> 4
+    size = gpu_work.COPY_BYTES if on_gpu else gpu_work.COPY_BYTES >> 4
     here = torch.ones(size // 4, device=device)
     there, times = torch.empty_like(here), []
     for _ in range(10):
@@ -329,7 +330,7 @@ def count_kernels(subject: Subject) -> dict[str, Any]:
     Raises:
         BackendError: The profiler saw none.
     """
-    found = gpu_check.kernels(subject.backend, subject.one)
+    found = gpu_work.kernels(subject.backend, subject.one)
     if not found["count"]:
         raise BackendError("the profiler saw no kernel: CUPTI is missing or not permitted")
     return found | {"longest": found["longest"][:10]}
@@ -350,12 +351,12 @@ def measure(args: argparse.Namespace, check: Check, found: dict[str, Any]) -> No
             def start(f: Path = folder, n: str = name, to: list[Subject] = given) -> dict[str, Any]:
                 subject = Subject(f, n, device)
                 key = subject.manifest.checkpoint_sha256
-                told = {"source": "carried"}
+                origin = {"source": "carried"}
                 if key not in waves:
-                    waves[key], told = reference_of(subject)
+                    waves[key], origin = reference_of(subject)
                 to.append(subject)
                 found[f"precision {f.name} {n}"] = subject.manifest.precision
-                return told
+                return origin
 
             check.row("reference", about, start)
             for subject in given:
@@ -395,7 +396,7 @@ def measure(args: argparse.Namespace, check: Check, found: dict[str, Any]) -> No
 
 def describe(device: str) -> dict[str, Any]:
     """The machine, the versions, and the GPU's memory (MiB)."""
-    table = gpu_check.describe(device)
+    table = gpu_work.describe(device)
     if device != "cpu":
         free, total = torch.cuda.mem_get_info(device)
         table |= {"memory_free_mib": free / 2**20, "memory_mib": total / 2**20}
@@ -405,10 +406,10 @@ def describe(device: str) -> dict[str, Any]:
 def reference_of(subject: Subject) -> tuple[FloatArray, dict[str, Any]]:
     """The CPU's waveform: the one that is carried, else one computed now, and why."""
     try:
-        wav = reference.read_reference(subject.manifest, gpu_check.WINDOW_FRAMES)
+        wav = reference.read_reference(subject.manifest, WINDOW_FRAMES)
         return wav, {"source": "carried"}
     except InputError as error:
-        manifest, model = gpu_check.read_model(subject.folder)
+        manifest, model = gpu_work.read_model(subject.folder)
         return compute_reference(manifest, model), {"source": "computed now", "why": str(error)}
 
 
@@ -492,7 +493,7 @@ def run(args: argparse.Namespace, spent: float = 0.0) -> int:
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     args.engines = args.engines or [ROOT / "engines" / name for name in ENGINES]
-    args.batches = args.batches or ((1, 2) if args.device == "cpu" else gpu_check.BATCHES)
+    args.batches = args.batches or ((1, 2) if args.device == "cpu" else gpu_work.BATCHES)
     journal = Journal(args.json)
     left = max(0.0, args.seconds - spent)
     check = Check(journal, left)

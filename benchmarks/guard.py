@@ -28,12 +28,14 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvpd.benchmarks import recordings
-from dvpd.benchmarks.graph_costs import engine_costs
-from dvpd.benchmarks.tables import markdown
-from dvpd.runtime.backend import BACKENDS, installed
+from dvpd.benchmarks.common import recordings
+from dvpd.benchmarks.common.graph_costs import engine_costs
+from dvpd.benchmarks.common.tables import markdown
+from dvpd.runtime.backends.choose import BACKENDS, installed
 from dvpd.runtime.errors import DvpdError, InputError
-from dvpd.runtime.spec import MANIFEST_NAME, Manifest
+from dvpd.runtime.files import write_whole
+from dvpd.runtime.manifest import MANIFEST_NAME, Manifest
+from dvpd.runtime.spec import SAMPLE_RATE
 
 ROOT = Path(__file__).resolve().parent.parent
 PINS = Path(__file__).resolve().parent / "costs.json"
@@ -42,7 +44,7 @@ N_FRAMES = 256  # 2.048 s
 CLIP = ("examples/noisy.flac", "examples/clean.flac")
 CLIP_SAMPLES = 80000  # 5 s of it; all 11.5 s would only take longer
 SEED = 0
-RATE_HZ = 16000
+RATE_HZ = SAMPLE_RATE
 
 # How far above its pin a cost may lie (fraction). Counts are exact; a file's size moves a little
 # with the figures in its metadata.
@@ -172,7 +174,7 @@ def measure_quality(
     """
     import soundfile
 
-    from dvpd import metrics
+    from dvpd.quality import metrics
     from dvpd.quality.models import open_model
 
     measures = {"pesq": metrics.pesq_wb, "estoi": metrics.estoi, "si_sdr": metrics.si_sdr}
@@ -335,7 +337,7 @@ def _run_rounds(folder: Path, rounds: int) -> None:
     """The counted child: ``rounds`` calls of both graphs on 32 frames."""
     import numpy as np
 
-    from dvpd.runtime.backend import open_backend
+    from dvpd.runtime.backends.choose import open_backend
     from dvpd.runtime.spec import N_FREQS, TlbFactors
 
     backend = open_backend(folder, Manifest.load(folder), "ort", "cpu", 1)
@@ -428,7 +430,7 @@ def _run(args: argparse.Namespace) -> int:
             kept = {k: v for k, v in before.get(part, {}).items() if k in got["costs"]}
             new = {k: v for k, v in got.get(part, {}).items() if v is not None}
             got[part] = {**kept, **new}
-        args.pins.write_text(json.dumps(got, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        write_whole(args.pins, json.dumps(got, indent=1, sort_keys=True) + "\n")
         print(f"{args.pins}: pinned {', '.join(got['costs'])}")
         return 0
     pins = read_pins(args.pins)

@@ -29,17 +29,18 @@ import soundfile as sf
 import torch
 from torch import Tensor
 
-from dvpd.benchmarks.machine import machine
-from dvpd.benchmarks.tables import show
+from dvpd.benchmarks.common.machine import machine
+from dvpd.benchmarks.common.tables import show
 from dvpd.config import Config, load_toml
 from dvpd.data import open_source
 from dvpd.data.loader import PairSource, batches
 from dvpd.data.mix import Mixer
 from dvpd.data.pool import SAMPLE_RATE, Pool
-from dvpd.parallel import Team
 from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.files import write_whole
 from dvpd.train import override
-from dvpd.trainer import Trainer
+from dvpd.training.parallel import Team
+from dvpd.training.trainer import Trainer
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -183,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         report = _run(args)
         if args.json:
-            Path(args.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            write_whole(Path(args.json), json.dumps(report, indent=2) + "\n")
     except (DvpdError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

@@ -1,6 +1,6 @@
 """Parameters, multiply-accumulates, other arithmetic and bytes of a model, counted twice.
 
-    python benchmarks/macs.py                        # every engine folder at hand
+    python benchmarks/macs.py                        # every engine folder found
     python benchmarks/macs.py dvpd/configs/base.toml --depth 3 --json costs.json
 
 Three counters: (1) a dispatch counter sees every operator that reaches a kernel of the PyTorch
@@ -25,18 +25,13 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvpd.benchmarks.graph_costs import GraphCosts, engine_costs
-from dvpd.benchmarks.tables import markdown
-from dvpd.runtime.engines import find_engines
+from dvpd.benchmarks.common.graph_costs import GraphCosts, engine_costs
+from dvpd.benchmarks.common.tables import markdown
+from dvpd.runtime.engines import find_checkpoint, find_engines
 from dvpd.runtime.errors import DvpdError, InputError, ParityError
-from dvpd.runtime.spec import (
-    GRAPH_NAMES,
-    MANIFEST_NAME,
-    N_FREQS,
-    Manifest,
-    SamplerSpec,
-    SignalSpec,
-)
+from dvpd.runtime.files import write_whole
+from dvpd.runtime.manifest import MANIFEST_NAME, Manifest
+from dvpd.runtime.spec import GRAPH_NAMES, N_FREQS, SamplerSpec, SignalSpec
 
 COUNT_FRAMES = 1000  # 8 s: what does not grow with time is lost in it
 PTFLOPS_FRAMES = 256  # ptflops really runs the model: 2 s are enough
@@ -234,7 +229,7 @@ def _exported_costs(prepared: Any, n_frames: int) -> dict[str, GraphCosts]:
     """Graphs of a model that has none yet, written to a temporary folder and counted."""
     import onnx
 
-    from dvpd.benchmarks.graph_costs import graph_costs, score_shapes
+    from dvpd.benchmarks.common.graph_costs import graph_costs, score_shapes
     from dvpd.export.graphs import build_graph
 
     with tempfile.TemporaryDirectory() as folder:
@@ -256,7 +251,7 @@ def count(path: Path, n_frames: int = COUNT_FRAMES) -> Counted:
     """
     if path.is_dir():
         manifest = Manifest.load(path)
-        checkpoint = _checkpoint_of(path, manifest)
+        checkpoint = find_checkpoint(path, manifest.checkpoint_sha256)
         if checkpoint is None:
             return Counted(
                 manifest.name, n_frames, engine_costs(path, n_frames), {},
@@ -274,16 +269,6 @@ def count(path: Path, n_frames: int = COUNT_FRAMES) -> Counted:
     from dvpd.checkpoint import load_model
 
     return count_model(*load_model(path), n_frames, None)
-
-
-def _checkpoint_of(folder: Path, manifest: Manifest) -> Path | None:
-    """The checkpoint that an engine folder was exported from, if it lies in or beside it."""
-    from dvpd.runtime.spec import sha256_of
-
-    for path in sorted(folder.parent.glob("*/*.safetensors")):
-        if sha256_of(path) == manifest.checkpoint_sha256:
-            return path
-    return None
 
 
 def per_second(value: float, n_frames: int) -> float:
@@ -430,7 +415,7 @@ def render(models: Sequence[Counted], depth: int) -> str:
         agree = (
             "PyTorch counter and ONNX walk agree exactly, module by module and operator by operator"
             if m.calls
-            else "no checkpoint at hand: counted from the ONNX graphs alone"
+            else "no checkpoint found: counted from the ONNX graphs alone"
         )
         parts += [
             f"## {m.name}",
@@ -461,7 +446,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="macs.py", description=__doc__.split("\n")[0])
     parser.add_argument(
         "models", nargs="*", type=Path,
-        help="engine folders, checkpoints or configs (default: every engine folder at hand)",
+        help="engine folders, checkpoints or configs (default: every engine folder found)",
     )  # fmt: skip
     parser.add_argument("--frames", type=int, default=COUNT_FRAMES, help="T, a multiple of 4")
     parser.add_argument("--depth", type=int, default=2, help="parts of a module's name shown")
@@ -480,10 +465,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         paths = args.models or [p for p in find_engines() if (p / MANIFEST_NAME).is_file()]
         if not paths:
-            raise InputError("no engine folder is at hand; give a checkpoint or a config")
+            raise InputError("no engine folder is found; give a checkpoint or a config")
         models = [count(path, args.frames) for path in paths]
         if args.json:
-            args.json.write_text(json.dumps([to_json(m) for m in models], indent=1) + "\n")
+            write_whole(args.json, json.dumps([to_json(m) for m in models], indent=1) + "\n")
     except (DvpdError, OSError) as error:
         print(f"macs.py: {error}", file=sys.stderr)
         return 1

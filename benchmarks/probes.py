@@ -25,12 +25,14 @@ import numpy as np
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvpd.benchmarks import machine, recordings, rtf, tables
-from dvpd.benchmarks.recordings import ASSETS, RATE_HZ, FloatArray
-from dvpd.benchmarks.scenes import FLOOR_DB, Scene, at_level, level_db, make_scenes
+from dvpd.benchmarks.common import machine, recordings, tables
+from dvpd.benchmarks.common.recordings import ASSETS, RATE_HZ
+from dvpd.benchmarks.common.scenes import FLOOR_DB, Scene, at_level, level_db, make_scenes
+from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.engines import default_engine
 from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.files import write_whole
 
 FORMAT = "dvpd-probes-1"
 SECONDS = 3.0
@@ -203,7 +205,7 @@ def measure(probe: Probe, out: FloatArray) -> dict[str, Any]:
         "in_db", "gain_db" (None for silence in), "loudest_gain_db" of the loudest tenth of 20 ms
         blocks, "dc", "clicks", and for speech "pesq" and "si_sdr".
     """
-    from dvpd.metrics import pesq_wb, si_sdr
+    from dvpd.quality.metrics import pesq_wb, si_sdr
 
     wanted = probe.wav if probe.wanted is None else probe.wanted
     level = level_db(probe.wav)
@@ -363,11 +365,11 @@ def _main(args: argparse.Namespace) -> int:
     text = "\n\n".join(parts)
     print(text)
     if args.markdown:
-        args.markdown.write_text(text + "\n", encoding="utf-8")
+        write_whole(args.markdown, text + "\n")
     if args.json:
-        report = {"format": FORMAT, "created": rtf.now(), "machine": machine.machine(),
-                  "versions": rtf.versions(), "engines": result, "scenes": result_scenes}  # fmt: skip
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        report = {"format": FORMAT, "created": machine.now(), "machine": machine.machine(),
+                  "versions": machine.versions(), "engines": result, "scenes": result_scenes}  # fmt: skip
+        write_whole(args.json, json.dumps(report, indent=1) + "\n")
     return 0
 
 

@@ -28,10 +28,12 @@ from numpy.typing import NDArray
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from dvpd.runtime.backends.openvino import shared_core
 from dvpd.runtime.errors import DvpdError, InputError
-from dvpd.runtime.ov import shared_core
+from dvpd.runtime.files import write_whole
+from dvpd.runtime.spec import N_FREQS, SignalSpec
 
-SAMPLE_RATE, HOP, N_FREQS, SCORE_CALLS = 16000, 128, 257, 3
+SCORE_CALLS = 3
 ENGINES = ("onnxruntime", "openvino")
 WARM_UP_ROUNDS = 3
 SETTLE_S = 0.05  # idle threads of the engine before spin for a while and would share the cores
@@ -113,7 +115,7 @@ def time_engines(
                 call()
                 if i >= WARM_UP_ROUNDS:
                     values.append(1e3 * (time.perf_counter() - start))
-    audio_s = batch * n_frames * HOP / SAMPLE_RATE
+    audio_s = batch * n_frames / SignalSpec().frame_rate_hz
     out = []
     for (engine, folder, _), (predictive, score) in zip(rows, times, strict=True):
         p, s = statistics.median(predictive), statistics.median(score)
@@ -179,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     print(to_markdown(report, args.top))
     if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_whole(args.json, json.dumps(report, indent=1) + "\n")
     return 0
 
 

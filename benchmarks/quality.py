@@ -26,11 +26,13 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvpd.benchmarks import machine, report, rtf, tables
+from dvpd.benchmarks import rtf
+from dvpd.benchmarks.common import machine, report_html, tables, timing
 from dvpd.benchmarks.guard import shipped_engines
-from dvpd.runtime.backend import cpu_quota
+from dvpd.runtime.backends.choose import cpu_quota
 from dvpd.runtime.errors import DvpdError, InputError
-from dvpd.runtime.spec import Manifest
+from dvpd.runtime.files import write_whole
+from dvpd.runtime.manifest import Manifest
 
 FORMAT = "dvpd-quality-1"
 METRICS = ("pesq", "estoi", "si_sdr")
@@ -102,7 +104,7 @@ def measure_model(
         DvpdError: The model or a set cannot be used.
     """
     from dvpd.quality.models import sampler_grid
-    from dvpd.quality.pairs import every, find_pairs
+    from dvpd.quality.pairs import find_pairs, spread_sample
     from dvpd.quality.report import set_sha256, summarise_records
     from dvpd.quality.run import Task, measure_set
 
@@ -125,7 +127,7 @@ def measure_model(
     for i, folder in enumerate(sets):
         extra = [s for sweep in sweeps for s in sweep_systems(manifest, sweep)] if i == 0 else []
         systems = (*base, *extra)
-        pairs = every(find_pairs(folder), limit)
+        pairs = spread_sample(find_pairs(folder), limit)
         pauses = tuple(PAUSES) if any(pair.speech for pair in pairs) else ()
         say(f"{path.name} on {folder.name}: {len(pairs)} pairs, {len(systems)} samplers")
         records, failures = measure_set(
@@ -165,11 +167,11 @@ def measure_rtf(path: Path, backend: str, steps: Sequence[int]) -> dict[str, flo
     Raises:
         DvpdError: The model fails.
     """
-    item = rtf.load(path, backend, "cpu", cpu_quota())
+    item = timing.load(path, backend, "cpu", cpu_quota())
     if item.backend is None:
         raise InputError(item.error or f"{path} cannot be opened")
     rows = rtf.make_cases([item], [RTF_WINDOW_S], [1], list(steps), grid=False)
-    rtf.time_interleaved(rows, min_runs=RTF_RUNS, min_seconds=0)
+    timing.time_interleaved(rows, min_runs=RTF_RUNS, min_seconds=0)
     item.backend.close()
     done = [rtf.summarise(row) for row in rows]
     if failed := [row["error"] for row in done if row["status"] == "failed"]:
@@ -280,11 +282,11 @@ def _plot_sweep(model: dict[str, Any], sweep: str, metric: str, x: str) -> Calla
     def draw(axes: Any) -> None:
         mean, low, high = ([p["figures"][metric][k] for p in points] for k in
                            ("mean", "low", "high"))  # fmt: skip
-        axes.fill_between(values, low, high, color=report.COLOURS[0], alpha=0.12, lw=0)
-        axes.plot(values, mean, "o-", color=report.COLOURS[0], ms=4)
+        axes.fill_between(values, low, high, color=report_html.COLOURS[0], alpha=0.12, lw=0)
+        axes.plot(values, mean, "o-", color=report_html.COLOURS[0], ms=4)
         first = model["sets"][points[0]["set"]]["systems"]
         for system, style in (("noisy", ":"), ("predictive", "--")):
-            axes.axhline(first[system][metric]["mean"], color=report.INK, lw=0.9, ls=style)
+            axes.axhline(first[system][metric]["mean"], color=report_html.INK, lw=0.9, ls=style)
             axes.text(1.0, first[system][metric]["mean"], f" {system}", va="center", fontsize=8,
                       transform=axes.get_yaxis_transform())  # fmt: skip
         axes.set(xlabel=labels[x], ylabel=TITLES[metric])
@@ -334,13 +336,13 @@ def pareto_points(result: dict[str, Any], peers: dict[str, Any] | None) -> list[
 def _plot_pareto(points: Sequence[dict[str, Any]]) -> Callable[[Any], None]:
     def draw(axes: Any) -> None:
         for p in points:
-            colour = report.COLOURS[0 if p["ours"] else 1]
+            colour = report_html.COLOURS[0 if p["ours"] else 1]
             axes.plot([p["gmacs"]] * 2, [p["low"], p["high"]], color=colour, lw=1, alpha=0.4)
             axes.plot(p["gmacs"], p["pesq"], "o" if p["ours"] else "s", color=colour, ms=6)
             axes.annotate(p.get("label", p["name"]), (p["gmacs"], p["pesq"]), xytext=(6, 5), fontsize=8,
                           textcoords="offset points")  # fmt: skip
         axes.set_xscale("log")
-        report.plain_log(axes.xaxis)
+        report_html.plain_log(axes.xaxis)
         axes.margins(x=0.25)
         axes.set(xlabel="GMAC per second of audio", ylabel="PESQ (95 % interval)")
 
@@ -361,11 +363,11 @@ def to_html(result: dict[str, Any], peers: dict[str, Any] | None) -> str:
             for metric in METRICS:
                 for x in axes:
                     salt = f"{model['model']}-{sweep}-{metric}-{x}"
-                    svg = report.figure(_plot_sweep(model, sweep, metric, x), salt, size)
+                    svg = report_html.figure(_plot_sweep(model, sweep, metric, x), salt, size)
                     figures.append((svg, f"{model['model']}, {sweep}: {TITLES[metric]}"))
     points = pareto_points(result, peers)
     if points:
-        svg = report.figure(_plot_pareto(points), "pareto", (8.0, 4.6))
+        svg = report_html.figure(_plot_pareto(points), "pareto", (8.0, 4.6))
         figures.insert(0, (svg, "Quality against arithmetic, the same recordings for all."))
     plots = "".join(
         f"<figure>{svg}<figcaption>{html.escape(text)}</figcaption></figure>"
@@ -374,7 +376,7 @@ def to_html(result: dict[str, Any], peers: dict[str, Any] | None) -> str:
     text = html.escape(set_tables(result) + "\n\n" + sweep_tables(result))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>Quality of DVPD models</title><style>{report.STYLE}</style></head><body>"
+        f"<title>Quality of DVPD models</title><style>{report_html.STYLE}</style></head><body>"
         f'<h1>Quality of DVPD models</h1><p class="lead">{result["created"][:10]}</p>'
         f'<div class="plots">{plots}</div><pre class="scroll">{text}</pre></body></html>\n'
     )
@@ -453,9 +455,9 @@ def _main(args: argparse.Namespace) -> int:
 
     result: dict[str, Any] = {
         "format": FORMAT,
-        "created": rtf.now(),
+        "created": machine.now(),
         "machine": machine.machine(),
-        "versions": rtf.versions(),
+        "versions": machine.versions(),
         "load_before": machine.load_average(),
         "models": [
             measure_model(
@@ -471,14 +473,14 @@ def _main(args: argparse.Namespace) -> int:
     for failure in failures:
         print(f"failed: {failure['set']} {failure['name']}: {failure['error']}", file=sys.stderr)
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_whole(args.json, json.dumps(result, indent=1) + "\n")
     if args.markdown:
-        args.markdown.write_text(text + "\n", encoding="utf-8")
+        write_whole(args.markdown, text + "\n")
     if args.html:
-        args.html.write_text(to_html(result, peers), encoding="utf-8")
+        write_whole(args.html, to_html(result, peers))
     if args.readme:
         readme = args.readme.read_text(encoding="utf-8")
-        args.readme.write_text(replace_block(readme, set_tables(result)), encoding="utf-8")
+        write_whole(args.readme, replace_block(readme, set_tables(result)))
     return 1 if failures else 0
 
 

@@ -20,9 +20,11 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvpd.benchmarks import ablations, peers, quality, report, tables
+from dvpd.benchmarks import ablations, peers, quality
+from dvpd.benchmarks.common import report, tables
 from dvpd.runtime.errors import DvpdError, InputError
-from dvpd.runtime.spec import MANIFEST_NAME
+from dvpd.runtime.files import write_whole
+from dvpd.runtime.manifest import MANIFEST_NAME
 
 BOARD = "report.json"  # what dvpd benchmark --report calls its file
 ROOT = Path(__file__).resolve().parent.parent
@@ -277,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     for page, after in filled.items():
         if not args.check:
-            page.write_text(after, encoding="utf-8")
+            write_whole(page, after)
         elif after != pages[page]:
             print(
                 f"{page} has other figures than {', '.join(map(str, args.results))}: run readme.py"

@@ -1,6 +1,6 @@
 """Speed, memory and energy of every engine, backend and precision on this machine.
 
-    python benchmarks/rtf.py                                  # all engines and backends at hand
+    python benchmarks/rtf.py                                  # all engines and installed backends
     python benchmarks/rtf.py engines/dvpd-tiny --backend ort --json a.json --html a.html
     python benchmarks/rtf.py --compare a.json b.json          # what is significantly faster
     dvpd benchmark --report report.json                       # one file to send back; see board.py
@@ -15,406 +15,54 @@ that fails is a row that says why. Also ``dvpd benchmark``.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
-import random
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dvpd.benchmarks import machine, meters
-from dvpd.runtime.backend import (
-    BACKENDS,
-    Backend,
-    cpu_quota,
-    cuda_device_count,
-    installed,
-    open_backend,
+from dvpd.benchmarks.common import machine, meters
+from dvpd.benchmarks.common.machine import now, versions
+from dvpd.benchmarks.common.timing import (
+    SETTLE_S,
+    WARM_UP_ROUNDS,
+    Case,
+    Loaded,
+    Row,
+    audio_s_of,
+    enhance_windows,
+    frames_of,
+    load,
+    make_audio,
+    measure_energy,
+    time_interleaved,
+    variants,
 )
+from dvpd.runtime.backends.choose import BACKENDS, cpu_quota, installed
 from dvpd.runtime.engines import find_engines
-from dvpd.runtime.errors import DvpdError, InputError
-from dvpd.runtime.noise import frame_noise
-from dvpd.runtime.sampler import sample
-from dvpd.runtime.schedule import initial_state, sampler_steps
-from dvpd.runtime.spec import FRAME_MULTIPLE, MIN_FRAMES, Manifest, TlbFactors, sha256_of
-from dvpd.runtime.stft import compress, decompress, istft, stft
+from dvpd.runtime.errors import DvpdError, InputError, one_line
+from dvpd.runtime.files import sha256_file, write_whole
 
 SCHEMA = "dvpd-rtf-1"
-SETTLE_S = 0.05  # idle threads of the engine before spin for a while and would share the cores
-WARM_UP_ROUNDS = 2
 PERCENTILES = (50, 90, 95, 99)
 COLD_WINDOW_S = 2.048
-ENERGY_S = 1.0  # a case runs at least so long under the meters
-PACKAGES = (
-    "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13", "torch",
-)  # fmt: skip
 TIMED = (
     "one window of audio at 16 kHz, waveform in memory to waveform in memory: STFT and "
     "compression, the predictive call, the score calls, noise and fusion, inverse STFT; no file, "
     "no resampling, no window overlap"
 )
 
-FloatArray = NDArray[np.float32]
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is timed as one row.
-
-    Attributes:
-        engine: Name of the engine folder or checkpoint.
-        backend: Backend name; "torch" for a checkpoint.
-        device: Device asked for.
-        frames: T.
-        batch: Windows in one call.
-        steps: Calls of the score network.
-    """
-
-    engine: str
-    backend: str
-    device: str
-    frames: int
-    batch: int
-    steps: int
-
-
-@dataclass
-class Loaded:
-    """An open backend, or why it is not."""
-
-    path: Path
-    backend_name: str
-    device: str
-    backend: Backend | None = None
-    manifest: Manifest | None = None
-    error: str | None = None
-
-    @property
-    def name(self) -> str:
-        """Name in the report."""
-        return self.path.name if self.path.is_dir() else self.path.stem
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """Engine, backend and device."""
-        return self.name, self.backend_name, self.device
-
-
-class StageClock:
-    """A backend that notes how long each call took (s).
-
-    One that runs the whole sampler on its device (one CUDA graph) is let do so.
-    """
-
-    def __init__(self, inner: Backend) -> None:
-        """Wrap ``inner``."""
-        self.inner = inner
-        self.name, self.device = inner.name, inner.device
-        self.predictive_s = 0.0
-        self.score_s: list[float] = []
-        self.sampler_s: float | None = None
-        if hasattr(inner, "run_sampler"):
-            self.run_sampler = self._run_sampler
-
-    def _run_sampler(self, *arrays: Any, **settings: Any) -> FloatArray:
-        start = time.perf_counter()
-        result: FloatArray = self.inner.run_sampler(*arrays, **settings)  # type: ignore[attr-defined]
-        self.sampler_s = time.perf_counter() - start
-        return result
-
-    def predict(self, noisy: FloatArray) -> tuple[FloatArray, Sequence[Any]]:
-        """See ``Backend.predict``."""
-        start = time.perf_counter()
-        result = self.inner.predict(noisy)
-        self.predictive_s += time.perf_counter() - start
-        return result
-
-    def score(self, *arrays: Any) -> FloatArray:
-        """See ``Backend.score``."""
-        start = time.perf_counter()
-        result = self.inner.score(*arrays)
-        self.score_s.append(time.perf_counter() - start)
-        return result
-
-    def close(self) -> None:
-        """Left to the owner of the inner backend."""
-
-
-@dataclass
-class Timing:
-    """Seconds of one run: in all and by stage.
-
-    Where the device ran the whole sampler at once, ``sampler`` is its time and the calls have none.
-    """
-
-    total: float
-    stft: float
-    predictive: float
-    score: list[float]
-    sampler: float | None
-    fusion: float
-    istft: float
-
-
-def enhance_windows(
-    backend: Backend, manifest: Manifest, wavs: FloatArray, steps: int, seed: int = 0
-) -> tuple[FloatArray, Timing]:
-    """Enhance a batch of windows as ``Enhancer`` does each of them, and time the stages.
-
-    Args:
-        backend: The two networks.
-        manifest: Front end and sampler.
-        wavs: float32 [B, L] at the model's rate, none silent.
-        steps: Calls of the score network.
-        seed: Seed of the noise, shared by the batch.
-
-    Returns:
-        float32 [B, L], and the seconds that it took.
-
-    Raises:
-        BackendError: A network failed.
-    """
-    signal = manifest.signal
-    clock = StageClock(backend)
-    begin = time.perf_counter()
-    peaks = np.abs(wavs).max(axis=1)
-    features = [
-        compress(stft((wav.astype(np.float64) / float(peak)).astype(np.float32), signal), signal)
-        for wav, peak in zip(wavs, peaks, strict=True)
-    ]
-    n_frames = features[0].shape[1]
-    n_padded = max(MIN_FRAMES, -(-n_frames // FRAME_MULTIPLE) * FRAME_MULTIPLE)
-    noisy = np.zeros((len(wavs), 3, n_padded, signal.n_freqs), np.float32)
-    noisy[:, :, :n_frames] = features
-    ready = time.perf_counter()
-    schedule = sampler_steps(manifest.sde, manifest.sampler.t_rs, steps) if steps else ()
-    clean_ri = sample(
-        clock,
-        noisy,
-        start=initial_state(manifest.sde, manifest.sampler.t_rs),
-        steps=schedule,
-        alpha=manifest.sampler.alpha,
-        tlb=TlbFactors(),
-        draw=lambda index: frame_noise(seed, index, 0, n_padded),
-    )
-    sampled = time.perf_counter()
-    out = np.stack([
-        (istft(decompress(x[:, :n_frames], signal), wavs.shape[1], signal).astype(np.float64)
-         * float(peak)).astype(np.float32)
-        for x, peak in zip(clean_ri, peaks, strict=True)
-    ])  # fmt: skip
-    end = time.perf_counter()
-    networks = clock.predictive_s + sum(clock.score_s) + (clock.sampler_s or 0.0)
-    return out, Timing(
-        total=end - begin,
-        stft=ready - begin,
-        predictive=clock.predictive_s,
-        score=clock.score_s,
-        sampler=clock.sampler_s,
-        fusion=sampled - ready - networks,
-        istft=end - sampled,
-    )
-
-
-def frames_of(window_s: float, manifest: Manifest) -> int:
-    """Frames of a window of about ``window_s`` seconds that need no padding.
-
-    Raises:
-        InputError: It is shorter than the shortest window or longer than a minute.
-    """
-    frames = round(window_s * manifest.signal.frame_rate_hz / FRAME_MULTIPLE) * FRAME_MULTIPLE
-    if not (window_s <= 60 and frames >= MIN_FRAMES):
-        raise InputError(
-            f"window is {window_s} s; expected {MIN_FRAMES / manifest.signal.frame_rate_hz:.3f} "
-            "to 60 s"
-        )
-    return frames
-
-
-def make_audio(manifest: Manifest, frames: int, batch: int) -> FloatArray:
-    """Noise with the syllable rate of speech, [B, L]; speed does not depend on the content."""
-    signal = manifest.signal
-    n_samples = (frames - 1) * signal.hop_length
-    rng = np.random.default_rng(0)
-    t = np.arange(n_samples) / signal.sample_rate
-    wavs = 0.1 * rng.standard_normal((batch, n_samples)) * (0.6 + 0.4 * np.sin(2 * np.pi * 4 * t))
-    return wavs.astype(np.float32)
-
-
-# ------------------------------------------------------------------------------------------------
-# Opening
-
-
-def variants(name: str, only_device: str | None) -> list[tuple[str, str]]:
-    """Backend and device pairs to measure for a backend's name."""
-    if only_device is not None:
-        return [(name, only_device)]
-    if name == "ort":
-        if cuda_device_count() == 0:
-            return [("ort", "cpu")]
-        tensorrt = "TensorrtExecutionProvider" in _ort_providers()
-        return [("ort", "cpu"), ("ort", "cuda")] + [("ort", "tensorrt")] * tensorrt
-    return [(name, "cpu" if name == "openvino" else "auto")]
-
-
-def _ort_providers() -> list[str]:
-    try:
-        import onnxruntime
-    except ImportError:
-        return []
-    return list(onnxruntime.get_available_providers())
-
-
-def load(path: Path, backend: str, device: str, threads: int) -> Loaded:
-    """Open one engine on one backend; a failure is kept as its text."""
-    loaded = Loaded(path, backend, device)
-    try:
-        if backend == "torch":
-            loaded.manifest, loaded.backend = _open_torch(path, device, threads)
-        else:
-            loaded.manifest = Manifest.load(path)
-            loaded.backend = open_backend(path, loaded.manifest, backend, device, threads)
-    except Exception as error:  # engines raise types of their own: a row, never a crash
-        loaded.error = _one_line(error)
-    return loaded
-
-
-def _open_torch(path: Path, device: str, threads: int) -> tuple[Manifest, Backend]:
-    from dvpd.quality.models import SharedBackend, open_model
-
-    enhancer = open_model(path, device=device, threads=threads)
-    shared = enhancer.backend
-    # the wrapper remembers predictions, which would leave the predictive call out of the time
-    return enhancer.manifest, shared.inner if isinstance(shared, SharedBackend) else shared
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if isinstance(error, DvpdError) else f"{type(error).__name__}: {text}"
-
-
-# ------------------------------------------------------------------------------------------------
-# Measuring
-
-
-@dataclass
-class Row:
-    """A case and what was measured of it."""
-
-    case: Case
-    loaded: Loaded
-    timings: list[Timing] = field(default_factory=list)
-    error: str | None = None
-    energy: dict[str, Any] | None = None
-
-
-def time_interleaved(
-    rows: Sequence[Row],
-    *,
-    min_runs: int,
-    min_seconds: float,
-    watch: machine.CpuWatch | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Time all rows in turn, in a new order every round, until each has enough.
-
-    Args:
-        rows: What to time; timings and failures are written into them.
-        min_runs: Runs of each row after the warm-up.
-        min_seconds: Seconds of each row after the warm-up.
-        watch: Told to look at the clocks every round.
-        progress: Called with (rows finished, rows in all) after every round.
-    """
-    inputs: dict[tuple[int, int], FloatArray] = {}
-    order = random.Random(0)
-    active = [row for row in rows if row.error is None]
-    warm_up, last_key = WARM_UP_ROUNDS, None
-    while active:
-        order.shuffle(active)
-        for row in active:
-            if row.loaded.key != last_key:
-                time.sleep(SETTLE_S)
-                last_key = row.loaded.key
-            assert row.loaded.backend is not None
-            assert row.loaded.manifest is not None
-            size = (row.case.frames, row.case.batch)
-            if size not in inputs:
-                inputs[size] = make_audio(row.loaded.manifest, *size)
-            try:
-                _, timing = enhance_windows(
-                    row.loaded.backend, row.loaded.manifest, inputs[size], row.case.steps
-                )
-            except Exception as error:  # as in `load`: the others go on
-                row.error = _one_line(error)
-                continue
-            if not warm_up:
-                row.timings.append(timing)
-        warm_up = max(0, warm_up - 1)
-        active = [
-            row
-            for row in active
-            if row.error is None
-            and (
-                len(row.timings) < min_runs
-                or sum(timing.total for timing in row.timings) < min_seconds
-            )
-        ]
-        if watch is not None:
-            watch.look()
-        if progress is not None:
-            progress(len(rows) - len(active), len(rows))
-
-
-def measure_energy(rows: Sequence[Row], found: Sequence[meters.Meter]) -> dict[str, float]:
-    """Energy of each row, one after the other; returns the power of the idle machine (W)."""
-    idle = {}
-    for meter in found:
-        with meters.measuring(meter) as reading:
-            time.sleep(ENERGY_S)
-        idle[meter.name] = reading.joules / reading.seconds
-    for row in rows:
-        if row.error is not None or not found:
-            continue
-        assert row.loaded.backend is not None
-        assert row.loaded.manifest is not None
-        wavs = make_audio(row.loaded.manifest, row.case.frames, row.case.batch)
-        per_run = statistics.median(t.total for t in row.timings)
-        runs = max(1, round(ENERGY_S / per_run))
-        starts = [meter.joules() for meter in found]
-        begin = time.perf_counter()
-        for _ in range(runs):
-            enhance_windows(row.loaded.backend, row.loaded.manifest, wavs, row.case.steps)
-        seconds = time.perf_counter() - begin
-        audio_s = runs * _audio_s(row)
-        row.energy = {
-            meter.name: {
-                "joules_per_audio_s": (meter.joules() - start) / audio_s,
-                "watts": (meter.joules() - start) / seconds,
-            }
-            for meter, start in zip(found, starts, strict=True)
-        }
-    return idle
-
-
-def _audio_s(row: Row) -> float:
-    assert row.loaded.manifest is not None
-    signal = row.loaded.manifest.signal
-    return row.case.batch * (row.case.frames - 1) * signal.hop_length / signal.sample_rate
 
 
 def summarise(row: Row) -> dict[str, Any]:
@@ -430,11 +78,11 @@ def summarise(row: Row) -> dict[str, Any]:
         "error": row.error,
     }
     if manifest is not None and row.case.frames:
-        result["window_s"] = round(_audio_s(row) / row.case.batch, 4)
+        result["window_s"] = round(audio_s_of(row) / row.case.batch, 4)
     if row.error is not None or not row.timings:
         return result
     totals = np.array([t.total for t in row.timings]) * 1e3
-    audio_s = _audio_s(row)
+    audio_s = audio_s_of(row)
     p50 = float(np.percentile(totals, 50))
 
     def median_ms(values: Sequence[float]) -> float:
@@ -530,7 +178,7 @@ def measure_cold(
                 )  # fmt: skip
                 answer = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {}
             except (subprocess.TimeoutExpired, ValueError) as error:
-                answer, done = {"error": _one_line(error)}, None
+                answer, done = {"error": one_line(error)}, None
             if "cold_start_s" in answer:
                 results[i].append(answer)
                 continue
@@ -592,7 +240,7 @@ def make_cases(
 def network_costs(items: Sequence[Loaded], frames: int) -> tuple[dict[str, Any], str | None]:
     """Arithmetic and bytes of each engine's graphs for the roofline; or why there are none."""
     try:
-        from dvpd.benchmarks.graph_costs import engine_costs
+        from dvpd.benchmarks.common.graph_costs import engine_costs
     except ImportError as error:
         return {}, str(error)
     table: dict[str, Any] = {}
@@ -619,25 +267,9 @@ def network_costs(items: Sequence[Loaded], frames: int) -> tuple[dict[str, Any],
     return table, None
 
 
-def now() -> str:
-    """Date and time, ISO 8601, UTC."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def versions() -> dict[str, str]:
-    """Python and the packages that matter, where they are installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def _hashes(item: Loaded) -> dict[str, str]:
     if item.path.is_file():
-        return {"checkpoint": sha256_of(item.path)}
+        return {"checkpoint": sha256_file(item.path)}
     return {} if item.manifest is None else {k: g.sha256 for k, g in item.manifest.graphs.items()}
 
 
@@ -727,7 +359,7 @@ def run(args: argparse.Namespace, say: Say = lambda _: None) -> dict[str, Any]:
 def _open_all(
     paths: Sequence[Path], backend: str, device: str | None, threads: int, say: Say
 ) -> tuple[list[Loaded], list[dict[str, str]]]:
-    """Every engine on every backend; and the backends that are not installed, with the cure."""
+    """Every engine on every backend; and the backends that are not installed, with what installs them."""
     names = list(BACKENDS) if backend == "all" else backend.split(",")
     if unknown := sorted(set(names) - {*BACKENDS, "torch"}):
         raise InputError(
@@ -867,13 +499,13 @@ def main(argv: Sequence[str] | None = None, prog: str = "rtf.py") -> int:
 
 
 def _main(args: argparse.Namespace) -> int:
-    from dvpd.benchmarks import report
+    from dvpd.benchmarks.common import comparison, report, report_html
 
     if args.compare:
         a, b = (report.read(path) for path in args.compare)
-        print(report.render_comparison(report.compare(a, b), *map(str, args.compare)))
+        print(comparison.render_comparison(comparison.compare(a, b), *map(str, args.compare)))
         return 0
-    conditions = [report.parse_condition(text) for text in args.conditions]
+    conditions = [comparison.parse_condition(text) for text in args.conditions]
     if args.report and args.from_json:
         raise InputError("--report measures; it cannot be made from --from-json")
     for path in (args.json, args.markdown, args.html, args.report):
@@ -885,11 +517,11 @@ def _main(args: argparse.Namespace) -> int:
         result = run(args, _say)
         report.validate(result)
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+        write_whole(args.json, json.dumps(result, indent=1, allow_nan=False) + "\n")
     if args.markdown:
-        args.markdown.write_text(report.to_markdown(result), encoding="utf-8")
+        write_whole(args.markdown, report.to_markdown(result))
     if args.html:
-        args.html.write_text(report.to_html(result), encoding="utf-8")
+        write_whole(args.html, report_html.to_html(result))
     report.show(result)
     if args.report:
         from dvpd.benchmarks import board
@@ -897,7 +529,7 @@ def _main(args: argparse.Namespace) -> int:
         _say("parity with the CPU's waveform")
         table = board.make(result, [Path(p) for p in args.engines] or find_engines())
         print(f"\n{board.write(args.report, table)}: send this file; nothing in it is private")
-    missed = [line for condition in conditions for line in report.check(condition, result)]
+    missed = [line for condition in conditions for line in comparison.check(condition, result)]
     for line in missed:
         print(f"not met: {line}", file=sys.stderr)
     every_failed = all(row["status"] == "failed" for row in result["rows"])

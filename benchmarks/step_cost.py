@@ -28,16 +28,19 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dvpd import fast_kernels, lisa
+from dvpd import lisa
 from dvpd.config import Config, load_toml
-from dvpd.fast_step import Step
-from dvpd.objective import Objective
 from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.files import write_whole
 from dvpd.train import override
-from dvpd.trainer import Trainer
+from dvpd.training import fast_kernels
+from dvpd.training.fast_step import Step
+from dvpd.training.objective import Objective
+from dvpd.training.trainer import Trainer
 
 CROPS = 64
 SHOWN = 15  # operators in the table
+FREE = ("detach", "_unsafe_view", "lift_fresh", "empty_like", "empty")  # without a kernel
 
 
 class Counted(TorchDispatchMode):
@@ -60,7 +63,7 @@ class Counted(TorchDispatchMode):
         """Run ``func`` and count it."""
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket._qualified_op_name.removeprefix("aten::")
-        if func.is_view or name in ("detach", "_unsafe_view", "lift_fresh", "empty_like", "empty"):
+        if func.is_view or name in FREE or "::" in name:  # prim::device asks, and moves nothing
             return out
         read = [x for x in torch.utils._pytree.tree_leaves((args, kwargs)) if _is_tensor(x)]
         made = [x for x in torch.utils._pytree.tree_leaves(out) if _is_tensor(x)]
@@ -119,7 +122,9 @@ def count_step(config: Config, crops: int, depthwise: str = "convolution") -> di
         with fake:
             noisy, clean = torch.zeros(2, crops, samples)
             draws = _draws(step.objective, crops, samples, cpu)
-            step(noisy, clean, draws)  # makes the optimiser's state
+            for parameter in step.parameters:
+                parameter.grad = torch.zeros_like(parameter)
+            step.optimizer.step()  # makes its state
             with Counted() as counted:
                 step(noisy, clean, draws)
     rows = [[name, counted.calls[name], size] for name, size in counted.bytes.most_common()]
@@ -180,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name:36} {calls:6} calls {size / 1e9:9.3f} GB")
     print(f"{'all':36} {cost['calls']:6} calls {cost['bytes'] / 1e9:9.3f} GB")
     if args.json:
-        args.json.write_text(json.dumps(cost, indent=1) + "\n")
+        write_whole(args.json, json.dumps(cost, indent=1) + "\n")
     return 0
 
 

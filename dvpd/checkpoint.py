@@ -14,9 +14,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .config import Config, complete_from_dict, to_dict
-from .files import write_whole
 from .model import DVPD
 from .runtime.errors import InputError, ManifestError
+from .runtime.files import write_whole
 
 FORMAT = "dvpd-checkpoint-1"
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".pkl", ".bin")

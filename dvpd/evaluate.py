@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .metrics import MEASURES, Meter, choose_metrics
+from .quality.metrics import MEASURES, Meter, choose_metrics
 from .quality.models import (
     SharedBackend,
     System,
@@ -28,7 +28,7 @@ from .quality.models import (
     torch_enhancer,
 )
 from .quality.page import check_plots, render_page
-from .quality.pairs import PairFile, every, find_pairs, read_pair
+from .quality.pairs import PairFile, find_pairs, read_pair, spread_sample
 from .quality.report import (
     FORMAT,
     REPORT_FILES,
@@ -46,14 +46,13 @@ from .quality.report import (
     summarise_records,
     versions,
     write_folder,
-    write_text,
 )
 from .quality.run import Progress, Task, measure_pair, measure_set
-from .runtime.backend import BACKENDS, cpu_quota
+from .runtime.backends.choose import BACKENDS, cpu_quota
 from .runtime.enhancer import Enhancer
 from .runtime.errors import DvpdError, InputError
+from .runtime.files import sha256_file, write_whole
 from .runtime.noise import check_seed
-from .runtime.spec import sha256_of
 
 __all__ = [
     "PairFile",
@@ -116,7 +115,7 @@ def quick_evaluation(folder: str | Path, n_files: int) -> Callable[[Any, Any], d
     Raises:
         InputError: The folder is not a test set.
     """
-    chosen = every(find_pairs(folder), max(n_files, 1))
+    chosen = spread_sample(find_pairs(folder), max(n_files, 1))
 
     def run(model: Any, config: Any) -> dict[str, float]:
         device = str(next(model.parameters()).device)
@@ -280,7 +279,7 @@ def _bar() -> Iterator[Progress | None]:
 
 def _run(args: argparse.Namespace) -> int:
     # What can be refused is refused before time is spent.
-    pairs = every(find_pairs(args.folder, alone=True), args.limit)
+    pairs = spread_sample(find_pairs(args.folder, alone=True), args.limit)
     reference = pairs[0].clean is not None
     metrics = choose_metrics(
         args.metrics,
@@ -329,7 +328,7 @@ def _run(args: argparse.Namespace) -> int:
         "format": FORMAT,
         "model": Path(args.model).name,
         "checkpoint_sha256": (
-            sha256_of(Path(args.model))
+            sha256_file(Path(args.model))
             if Path(args.model).is_file()
             else manifest.checkpoint_sha256
         ),
@@ -351,7 +350,7 @@ def _run(args: argparse.Namespace) -> int:
         report["baseline"] = compare(report, baseline)
     sys.stdout.write(plain(report) + "\n")
     if args.json:
-        write_text(args.json, json_text(report))
+        write_whole(args.json, json_text(report))
     if args.out:
         page = render_page(report, _worst_waveforms(task, pairs, report, args.worst), args.worst)
         texts = (json_text(report), csv_text(report), markdown(report, args.worst), page)

@@ -3,7 +3,7 @@
 Every layer outside the attention's products works on each channel by itself after its
 convolution (batch norm, sigmoid gates, LISA's taps), so a trained network can be laid into a wider
 and deeper one without a change of what it computes (Net2Net, arXiv 1511.05641; here with zeros
-instead of copies, so that nothing has to be told apart later):
+instead of copies, so that nothing has to be distinguished later):
 
 - old channels keep their weights and hear nothing from new ones: those weights start at zero;
 - new channels start with the fresh model's random weights and hear the old ones: the zeros in

@@ -11,11 +11,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from .intelligibility import EstoiEstimate
-from .perceptual import LoudnessDisturbance
+from .config.train import TrainConfig
 from .runtime.spec import SignalSpec
 from .spectral import SIGNAL, Dft, istft_from_compressed, linear_power, magnitude
-from .train_config import TrainConfig
+from .training.intelligibility import EstoiEstimate
+from .training.perceptual import LoudnessDisturbance
 
 PHASE_FLOOR = 1e-3  # compressed magnitude below which a bin has no phase; speech stays above it
 _SDR_LIMIT_DB = 30.0

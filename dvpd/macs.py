@@ -3,7 +3,7 @@
 A dispatch counter: convolutions and matrix products are counted from the shapes that reach the
 kernels, in whatever module they are, so the attention's products count too; so does every
 elementwise product (gates, LISA's shifted multiply-adds). Batch norms fold into convolutions at
-inference and cost nothing. ``benchmarks/graph_costs.py`` counts the exported graphs from their
+inference and cost nothing. ``benchmarks/common/graph_costs.py`` counts the exported graphs from their
 own shapes; the two agree exactly, module by module (``benchmarks/macs.py``).
 """
 

@@ -18,22 +18,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from .layers import fold_batch_norms
 from .model import DVPD
-from .runtime.backend import PREDICT_OUT, SCORE_OUT, check_output, check_predict, check_score
+from .runtime.arrays import FloatArray
+from .runtime.backends.base import PREDICT_OUT, SCORE_OUT, check_output, check_predict, check_score
+from .runtime.engines import checkpoints_near, find_checkpoint
 from .runtime.errors import BackendError, InputError, ManifestError
 from .runtime.sampler import TINY
 from .runtime.schedule import InitialState, SamplerStep
-from .runtime.spec import PRECISIONS, TlbFactors, sha256_of
+from .runtime.spec import PRECISIONS, TlbFactors
 
-FloatArray = NDArray[np.float32]
 logger = logging.getLogger("dvpd")
 
 WARM_UP_RUNS = 3  # before a capture: libraries choose their algorithms and allocate
-MAX_GRAPHS = 8  # shapes kept; a recording needs two
+MAX_GRAPHS = 8  # shapes kept, with TLB and without; a recording needs two
 
 
 def prepare(model: DVPD, precision: str = "fp32") -> DVPD:
@@ -232,7 +232,7 @@ class TorchBackend:
         alpha: float,
         tlb: TlbFactors,
     ) -> FloatArray:
-        """The whole sampler on the device; see ``backend.SamplerBackend.run_sampler``.
+        """The whole sampler on the device; see ``backends.base.SamplerBackend.run_sampler``.
 
         ``noisy`` may be a float32 tensor, on any device. A batch beyond the GPU's memory is run in
         parts.
@@ -272,49 +272,51 @@ class TorchBackend:
     def _run(self, arrays: tuple[Any, ...], tlb: TlbFactors) -> FloatArray:
         factors = self._factors(*tlb.arrays())
         given = [self._to(array) for array in arrays]
-        # The factors of TLB make their band index on the host: such a call is not captured.
-        if self._device.type != "cuda" or not self.capture or any(f is not None for f in factors):
+        if self._device.type != "cuda" or not self.capture:
             eager: FloatArray = self._sampler(*given, factors).float().cpu().numpy()
             return eager
-        key = (*given[0].shape, len(given[1]))
+        key = (*given[0].shape, len(given[1]), *(f is not None for f in factors))
         if key not in self._known:
             while len(self._known) >= MAX_GRAPHS:
                 self._known.popitem(last=False)
-            self._known[key] = self._captured(given)
+            self._known[key] = self._captured(given, factors)
         self._known.move_to_end(key)
         captured = self._known[key]
         if captured is None:
             result: FloatArray = self._sampler(*given, factors).float().cpu().numpy()
             return result
-        for static, value in zip(captured.inputs, given, strict=True):
+        values = [*given, *(f for f in factors if f is not None)]
+        for static, value in zip(captured.inputs, values, strict=True):
             static.copy_(value)
         captured.graph.replay()
         replayed: FloatArray = captured.out.cpu().numpy()
         return replayed
 
-    def _captured(self, given: Sequence[Tensor]) -> _Captured | None:
-        """Capture the sampler for tensors like ``given``; None, said once, where that fails."""
+    def _captured(
+        self, given: Sequence[Tensor], factors: Sequence[Tensor | None]
+    ) -> _Captured | None:
+        """Capture the sampler for tensors like these; None, said once, where that fails."""
         inputs = tuple(tensor.clone() for tensor in given)
-        none: list[Tensor | None] = [None, None]
+        scales = [None if factor is None else factor.clone() for factor in factors]
         with torch.cuda.device(self._device):
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
                 for _ in range(WARM_UP_RUNS):
-                    self._sampler(*inputs, none)
+                    self._sampler(*inputs, scales)
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
             try:
                 # Another thread may allocate or synchronise meanwhile, as data loaders do.
                 with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                    out = self._sampler(*inputs, none).float()
+                    out = self._sampler(*inputs, scales).float()
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
                 first = str(error).strip().splitlines()[0]
                 logger.warning("the sampler cannot be captured (%s): it runs call by call", first)
                 return None
-        return _Captured(graph, inputs, out)
+        return _Captured(graph, (*inputs, *(f for f in scales if f is not None)), out)
 
     def close(self) -> None:
         """Release the model and the captured graphs."""
@@ -326,8 +328,8 @@ class _Full(BackendError):
     """The GPU's memory is full."""
 
 
-def find_checkpoint(folder: Path, sha256: str) -> Path:
-    """The checkpoint that an engine was exported from: in its folder, or in one beside it.
+def need_checkpoint(folder: Path, sha256: str) -> Path:
+    """Like ``runtime.engines.find_checkpoint``, for whom nothing goes without.
 
     Args:
         folder: Engine folder.
@@ -336,22 +338,22 @@ def find_checkpoint(folder: Path, sha256: str) -> Path:
     Raises:
         ManifestError: None of the files there has this hash.
     """
-    found = [*sorted(folder.glob("*.safetensors")), *sorted(folder.parent.glob("*/*.safetensors"))]
-    for path in found:
-        if sha256_of(path) == sha256:
-            return path
-    raise ManifestError(
-        f"{folder}: backend torch needs the checkpoint that it was exported from, a .safetensors "
-        f"file with SHA-256 {sha256[:12]}..., in this folder or in one beside it; found: "
-        f"{', '.join(path.name for path in found) or 'none'}"
-    )
+    path = find_checkpoint(folder, sha256)
+    if path is None:
+        found = ", ".join(near.name for near in checkpoints_near(folder)) or "none"
+        raise ManifestError(
+            f"{folder}: backend torch needs the checkpoint that it was exported from, a "
+            f".safetensors file with SHA-256 {sha256[:12]}..., in this folder or in one beside it; "
+            f"found: {found}"
+        )
+    return path
 
 
 def open_checkpoint(options: Any) -> TorchBackend:
-    """What ``runtime.backend.open_backend`` calls for "torch".
+    """What ``runtime.backends.choose.open_backend`` calls for "torch".
 
     Args:
-        options: ``runtime.backend.LoadOptions``; precision is the manifest's.
+        options: ``runtime.backends.base.LoadOptions``; precision is the manifest's.
 
     Raises:
         BackendError: The device is not there.
@@ -362,7 +364,7 @@ def open_checkpoint(options: Any) -> TorchBackend:
     if not options.device.startswith(("cpu", "cuda")):
         raise BackendError(f"backend torch has no device {options.device!r}; it knows cpu, cuda:N")
     folder = options.predictive.parent
-    path = find_checkpoint(folder, options.manifest.checkpoint_sha256)
+    path = need_checkpoint(folder, options.manifest.checkpoint_sha256)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     _, model = load_model(path)

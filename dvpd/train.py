@@ -19,11 +19,11 @@ import torch
 from .config import Config, load_toml, override
 from .data import open_source
 from .data.loader import PairSource
-from .parallel import join_team
 from .runtime.errors import DvpdError, InputError
-from .train_log import Bar, Example, TensorBoard, make_display
-from .train_state import StateFiles
-from .trainer import LAST_NAME, Evaluate, Trainer
+from .training.log import Bar, Example, TensorBoard, make_display
+from .training.parallel import join_team
+from .training.state import StateFiles
+from .training.trainer import LAST_NAME, Evaluate, Trainer
 
 TENSORBOARD_NAME = "tensorboard"
 N_EXAMPLES = 3

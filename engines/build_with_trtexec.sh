@@ -44,7 +44,7 @@ done
 # The helper does what needs JSON, SHA-256 and the CUDA driver; it is the code that Python builders use.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 plans() {
-  PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} "${PYTHON:-python3}" -m dvpd.runtime.plans "$@"
+  PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} "${PYTHON:-python3}" -m dvpd.runtime.tensorrt.trtexec_helper "$@"
 }
 "${PYTHON:-python3}" -c 'import sys, numpy; sys.exit(sys.version_info < (3, 10))' ||
   fail "${PYTHON:-python3} is no Python >= 3.10 with numpy: apt install python3-numpy, or set PYTHON"
@@ -121,14 +121,14 @@ for graph in predictive score; do
   fi
   : 2>/dev/null >"$log" ||
     fail "$dir: plans go beside their graphs, but the folder cannot be written to: copy it to one of yours"
-  begin=$SECONDS told=$SECONDS
+  begin=$SECONDS shown=$SECONDS
   say "$graph: building; minutes on a Jetson"
   "${command[@]}" >"$log" 2>&1 &
   child=$!
   while kill -0 "$child" 2>/dev/null; do
     sleep 0.2 9<&-
-    if ((SECONDS - told >= 10)); then
-      told=$SECONDS
+    if ((SECONDS - shown >= 10)); then
+      shown=$SECONDS
       say "$graph: building for $((SECONDS - begin)) s: $(tail -n 1 "$log" | cut -c 1-100)"
     fi
   done

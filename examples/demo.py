@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             name = f"{enhancer.manifest.name} {enhancer.manifest.version}"
             warm, rate = sf.read(noisy_path, dtype="float32")
             enhancer.enhance(warm[:16000], rate)  # first call: memory and kernels are set up
-            result = enhancer.enhance_file(noisy_path, enhanced_path)
+            result = enhancer.enhance_file(noisy_path, enhanced_path, overwrite=True)
     except DvpdError as error:
         print(f"demo.py: {error}", file=sys.stderr)
         return 1

@@ -20,19 +20,13 @@ from dvpd.checkpoint import load_model
 from dvpd.config import Config
 from dvpd.macs import macs_per_second, parameter_counts
 from dvpd.model import DVPD
-from dvpd.runtime.backend import LoadOptions
+from dvpd.runtime.backends.base import LoadOptions
+from dvpd.runtime.backends.ort import OrtBackend
+from dvpd.runtime.engines import VERIFICATION_NAME
 from dvpd.runtime.errors import InputError, ParityError
-from dvpd.runtime.ort import OrtBackend
-from dvpd.runtime.spec import (
-    GRAPH_NAMES,
-    MANIFEST_NAME,
-    PRECISIONS,
-    TLB_PRESETS,
-    GraphFile,
-    Manifest,
-    manifest_to_metadata,
-    sha256_of,
-)
+from dvpd.runtime.files import sha256_file
+from dvpd.runtime.manifest import MANIFEST_NAME, GraphFile, Manifest, manifest_to_metadata
+from dvpd.runtime.spec import GRAPH_NAMES, PRECISIONS, TLB_PRESETS
 from dvpd.torch_backend import prepare
 
 from . import parity
@@ -94,7 +88,7 @@ def export_checkpoint(
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
-        digest = sha256_of(Path(checkpoint))
+        digest = sha256_file(Path(checkpoint))
         manifest = _write(temporary, config, model, precision, digest, wav, source, say)
         _install(temporary, target)
     finally:
@@ -165,7 +159,7 @@ def _write(
     paths = _save(folder, graphs, manifest)  # the same graphs, the figures in their metadata
     manifest = replace(
         manifest,
-        graphs={name: GraphFile(path.name, sha256_of(path)) for name, path in paths.items()},
+        graphs={name: GraphFile(path.name, sha256_file(path)) for name, path in paths.items()},
     )
     path = folder / MANIFEST_NAME
     with path.open("w", encoding="utf-8") as file:
@@ -220,3 +214,6 @@ def _install(source: Path, target: Path) -> None:
             else:
                 (target / name).unlink(missing_ok=True)
         raise
+    report = target / VERIFICATION_NAME  # of the graphs that were replaced
+    for path in (report, report.with_suffix(".md")):
+        path.unlink(missing_ok=True)

@@ -22,27 +22,29 @@ from typing import Any
 if not __package__:  # run as a plain script: the checkout is not installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from dvpd.export.trt_api import CURES, MODULES, TrtApi
+from dvpd.export.trt_api import TrtApi
 from dvpd.runtime.errors import BackendError, DvpdError
-from dvpd.runtime.plans import (
+from dvpd.runtime.files import write_whole
+from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.spec import GRAPH_NAMES
+from dvpd.runtime.tensorrt.caches import timing_cache_path
+from dvpd.runtime.tensorrt.onnx_inputs import Profile, graph_inputs
+from dvpd.runtime.tensorrt.options import add_build_options
+from dvpd.runtime.tensorrt.plans import (
     PlanError,
     PlanSpec,
-    Profile,
-    add_build_options,
     check_writable,
     folder_lock,
-    graph_inputs,
     install_plan,
     load_plan,
     plan_spec,
     remove_leftovers,
-    timing_cache_path,
 )
-from dvpd.runtime.spec import GRAPH_NAMES, Manifest
+from dvpd.runtime.tensorrt.versions import INSTALL, MODULES
 
 Say = Callable[[str], None]
-TOLD_EVERY_S = 10.0  # off a terminal
-DRAWN_EVERY_S = 0.5  # on one
+LINE_EVERY_S = 10.0  # off a terminal
+DRAW_EVERY_S = 0.5  # on one
 logger = logging.getLogger("dvpd")
 
 
@@ -67,7 +69,7 @@ class Built:
     key: str
 
 
-class Teller:
+class ProgressPrinter:
     """Says on stderr what goes on: a line redrawn on a terminal, elsewhere a line now and then."""
 
     def __init__(self) -> None:
@@ -86,7 +88,7 @@ class Teller:
     def progress(self, text: str) -> None:
         """Show that work goes on."""
         now = time.monotonic()
-        if now - self._last < (DRAWN_EVERY_S if self._terminal else TOLD_EVERY_S):
+        if now - self._last < (DRAW_EVERY_S if self._terminal else LINE_EVERY_S):
             return
         if not self._terminal:
             self.say(text)
@@ -111,8 +113,8 @@ def choose_backend() -> str:
     for name, module in MODULES.items():
         if importlib.util.find_spec(module) is not None:
             return str(name)
-    cures = "; ".join(f"{name}: {CURES[name]}" for name in MODULES)
-    raise BackendError(f"neither TensorRT nor TensorRT-RTX is installed; {cures}")
+    ways = "; ".join(f"{name}: {INSTALL[name]}" for name in MODULES)
+    raise BackendError(f"neither TensorRT nor TensorRT-RTX is installed; {ways}")
 
 
 def build_engines(
@@ -124,7 +126,7 @@ def build_engines(
     force: bool = False,
     tf32: bool = False,
     api: TrtApi | None = None,
-    teller: Teller | None = None,
+    printer: ProgressPrinter | None = None,
 ) -> list[Built]:
     """Build the plans of both graphs, or keep those that are valid.
 
@@ -136,7 +138,7 @@ def build_engines(
         force: Build even if valid plans are there.
         tf32: Whether products of fp32 graphs may be rounded to TF32.
         api: The builder, already opened.
-        teller: Receives what goes on; None for silence.
+        printer: Receives what goes on; None for silence.
 
     Returns:
         One entry for each graph.
@@ -151,15 +153,15 @@ def build_engines(
     paths = manifest.verify_graphs(root)
     builder = api or TrtApi(backend or choose_backend())
     goal = builder.target(target)
-    say: Say = (lambda _: None) if teller is None else teller.say
+    say: Say = (lambda _: None) if printer is None else printer.say
     say(
         f"{builder.name} {builder.version}, Python {platform.python_version()}, target {goal.name}"
         f" (compute {goal.compute_capability}), {manifest.precision} graphs of {root}"
     )
 
     def waiting(seconds: float) -> None:
-        if teller is not None:
-            teller.progress(f"another builder is at work on {root}; waiting {seconds:.0f} s")
+        if printer is not None:
+            printer.progress(f"another builder is at work on {root}; waiting {seconds:.0f} s")
 
     results = []
     with folder_lock(root, waiting):
@@ -169,7 +171,7 @@ def build_engines(
             found = None if force else _valid(root, spec, say)
             if found is None:
                 check_writable(root)
-                found = _build(builder, root, paths[graph], spec, say, teller)
+                found = _build(builder, root, paths[graph], spec, say, printer)
             results.append(found)
     return results
 
@@ -186,7 +188,7 @@ def _valid(folder: Path, spec: PlanSpec, say: Say) -> Built | None:
 
 
 def _build(
-    api: TrtApi, folder: Path, onnx: Path, spec: PlanSpec, say: Say, teller: Teller | None
+    api: TrtApi, folder: Path, onnx: Path, spec: PlanSpec, say: Say, printer: ProgressPrinter | None
 ) -> Built:
     begin = time.monotonic()
     inputs = graph_inputs(onnx)
@@ -200,8 +202,8 @@ def _build(
     )
 
     def progress(phase: str, part: float) -> None:
-        if teller is not None:
-            teller.progress(f"{spec.graph}: {phase or 'building'} ({part:.0%})")
+        if printer is not None:
+            printer.progress(f"{spec.graph}: {phase or 'building'} ({part:.0%})")
 
     cache = timing_cache_path(spec)
     known = cache.read_bytes() if api.name == "tensorrt" and cache.is_file() else None
@@ -222,11 +224,9 @@ def _build(
 
 def _keep_timing_cache(path: Path, data: bytes) -> None:
     """Only saves time: where it cannot be kept, that is said and nothing more."""
-    temporary = path.with_suffix(".tmp")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        write_whole(path, data)
     except OSError as error:
         logger.warning("%s: the timing cache cannot be kept (%s)", path, error.strerror)
 
@@ -243,7 +243,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         DvpdError: See ``build_engines``.
     """
-    teller = Teller()
+    printer = ProgressPrinter()
     try:
         built = build_engines(
             args.folder,
@@ -252,10 +252,10 @@ def run(args: argparse.Namespace) -> int:
             profile=Profile(args.frames, args.batch),
             force=args.force,
             tf32=args.tf32,
-            teller=teller,
+            printer=printer,
         )
     finally:
-        teller.close()
+        printer.close()
     if args.json:
         rows: list[dict[str, Any]] = [asdict(plan) | {"path": str(plan.path)} for plan in built]
         print(json.dumps({"plans": rows}))

@@ -4,36 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dvpd.runtime import schedule, stft
-from dvpd.runtime.backend import Backend
+from dvpd.runtime.arrays import FloatArray
+from dvpd.runtime.backends.base import Backend
 from dvpd.runtime.errors import InputError
-from dvpd.runtime.sampler import sample
-from dvpd.runtime.schedule import SdeSpec
-from dvpd.runtime.spec import SamplerSpec, SignalSpec, TlbFactors, padded_frames
+from dvpd.runtime.spec import TlbFactors
+from dvpd.runtime.window import ModelSpec, decode, denoise, encode
 
-FloatArray = NDArray[np.float32]
 MAX_VERIFY_S = 30.0  # read from a recording at most (s)
-
-
-class Spec(Protocol):
-    """What a training config and an engine's manifest have in common."""
-
-    @property
-    def signal(self) -> SignalSpec:
-        """The front end."""
-
-    @property
-    def sde(self) -> SdeSpec:
-        """The diffusion."""
-
-    @property
-    def sampler(self) -> SamplerSpec:
-        """The sampler's defaults."""
 
 
 def snr_db(reference: NDArray[Any], estimate: NDArray[Any]) -> float:
@@ -68,7 +50,7 @@ def synthetic_speech(n_samples: int, sample_rate: int) -> FloatArray:
     return np.asarray(wav / np.abs(wav).max(), np.float32)
 
 
-def speech(config: Spec, wav: str | Path | None = None) -> tuple[FloatArray, str]:
+def speech(config: ModelSpec, wav: str | Path | None = None) -> tuple[FloatArray, str]:
     """Mono audio at the model's rate, peak 1, for the checks, and where it is from.
 
     Args:
@@ -104,7 +86,7 @@ def speech(config: Spec, wav: str | Path | None = None) -> tuple[FloatArray, str
 
 
 def runtime_waveform(
-    backend: Backend, spec: Spec, wav: FloatArray, noise: Sequence[FloatArray], tlb: TlbFactors
+    backend: Backend, spec: ModelSpec, wav: FloatArray, noise: Sequence[FloatArray], tlb: TlbFactors
 ) -> FloatArray:
     """One window through the runtime's sampler, at the amplitude that it has.
 
@@ -118,18 +100,6 @@ def runtime_waveform(
     Returns:
         float32 [L].
     """
-    noisy = stft.compress(stft.stft(wav, spec.signal), spec.signal)[None]
-    extra = padded_frames(noisy.shape[2]) - noisy.shape[2]
-    noisy = np.pad(noisy, ((0, 0), (0, 0), (0, extra), (0, 0)))
-    sampler = spec.sampler
-    ri = sample(
-        backend,
-        noisy,
-        start=schedule.initial_state(spec.sde, sampler.t_rs),
-        steps=schedule.sampler_steps(spec.sde, sampler.t_rs, sampler.n_steps),
-        alpha=sampler.alpha,
-        tlb=tlb,
-        draw=lambda i: noise[i],
-    )
-    out = stft.istft(stft.decompress(ri[0], spec.signal), len(wav), spec.signal)
-    return np.asarray(out, dtype=np.float32)
+    noisy, n_frames = encode(wav[None], spec.signal)
+    ri = denoise(backend, spec, noisy, lambda i: noise[i], tlb=tlb)
+    return decode(ri, n_frames, len(wav), spec.signal)[0]

@@ -21,7 +21,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from dvpd.runtime.backend import (
+from dvpd.runtime.arrays import FloatArray
+from dvpd.runtime.backends.base import (
     PREDICT_OUT,
     SCORE_OUT,
     LoadOptions,
@@ -31,7 +32,7 @@ from dvpd.runtime.backend import (
 )
 from dvpd.runtime.spec import N_FEATS
 
-from .figures import FloatArray, snr_db
+from .figures import snr_db
 
 FEAT_NAMES = [f"feat_{i}" for i in range(N_FEATS)]
 HALF_MAX = 65504.0

@@ -28,7 +28,8 @@ if not __package__:  # run as a plain script: the checkout is not installed
 
 from dvpd.export.trt_api import TrtApi
 from dvpd.runtime.errors import BackendError, DvpdError, ManifestError
-from dvpd.runtime.spec import Manifest, graph_io
+from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.spec import graph_io
 
 # Sums over many values, and functions whose result or whose argument leaves half's range.
 STATISTICS = {
@@ -185,8 +186,8 @@ def _check_node(
         add("bfloat16", node, "the graphs are float32 and half; Orin's bfloat16 is no gain")
     floats = {types[n] for n in node.input if types.get(n) in NAMES}
     if len(floats) > 1:
-        told = ", ".join(sorted(NAMES[t] for t in floats))
-        add("mixed", node, f"takes {told} at once, which a strongly typed network refuses")
+        mixed = ", ".join(sorted(NAMES[t] for t in floats))
+        add("mixed", node, f"takes {mixed} at once, which a strongly typed network refuses")
     if kind == "half":
         if op in STATISTICS:
             add("statistic", node, "a sum or extremum in half; cast its input to float32")

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -17,7 +16,8 @@ from dvpd import spectral
 from dvpd.config import Config
 from dvpd.model import DVPD
 from dvpd.runtime import stft
-from dvpd.runtime.backend import Backend
+from dvpd.runtime.arrays import FloatArray
+from dvpd.runtime.backends.base import Backend
 from dvpd.runtime.errors import ParityError
 from dvpd.runtime.spec import TLB_PRESETS, TlbFactors, padded_frames
 
@@ -32,8 +32,6 @@ __all__ = [
     "synthetic_speech",
     "verify",
 ]
-
-FloatArray = NDArray[np.float32]
 
 # Contract: float32 graphs differ from PyTorch by rounding only; half keeps about three digits.
 MAX_ERROR_OF_RANGE = 1e-4

@@ -23,29 +23,18 @@ from pathlib import Path
 from typing import Any
 
 from dvpd.runtime.errors import BackendError, InputError
-from dvpd.runtime.plans import (
+from dvpd.runtime.tensorrt.gpus import Target, cuda_driver, why_rtx_unfit
+from dvpd.runtime.tensorrt.onnx_inputs import GraphInput, Shape
+from dvpd.runtime.tensorrt.plans import set_builder_flags
+from dvpd.runtime.tensorrt.versions import (
     BUILDERS,
-    GraphInput,
-    Shape,
-    Target,
-    Version,
-    cuda_driver,
-    parse_version,
-    rtx_misfit,
-    set_builder_flags,
+    INSTALL,
+    MODULES,
+    supported,
+    supported_range,
 )
 
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-SUPPORTED: dict[str, tuple[Version, Version]] = {  # from, up to but without
-    "tensorrt": ((10, 3), (12,)),
-    "tensorrt-rtx": ((1, 4), (2,)),
-}
-CURES = {
-    "tensorrt": "on a Jetson use the system's (python3 -m venv --system-site-packages), elsewhere "
-    "pip install 'dvpd[trt]'",
-    "tensorrt-rtx": "pip install 'dvpd[rtx]'",
-}
-WAIT_S = 0.2  # how often the caller is told that a build goes on, and an interrupt is noticed
+WAIT_S = 0.2  # how often the caller hears that a build goes on, and an interrupt is noticed
 logger = logging.getLogger("dvpd")
 # Called every WAIT_S during a build with the phase that TensorRT is in and its part done, 0 to 1.
 Progress = Callable[[str, float], None]
@@ -86,17 +75,16 @@ class TrtApi:
             try:
                 module = importlib.import_module(MODULES[name])
             except ModuleNotFoundError:
-                raise BackendError(f"{MODULES[name]} is not installed: {CURES[name]}") from None
+                raise BackendError(f"{MODULES[name]} is not installed: {INSTALL[name]}") from None
             except Exception as error:  # a package without its libraries raises whatever it likes
                 raise BackendError(
-                    f"{MODULES[name]} does not load ({error}): {CURES[name]}"
+                    f"{MODULES[name]} does not load ({error}): {INSTALL[name]}"
                 ) from None
         self.name, self.trt, self.version = name, module, str(module.__version__)
-        low, end = SUPPORTED[name]
-        if not low <= parse_version(self.version) < end:
+        if not supported(name, self.version):
             raise BackendError(
-                f"{name} {self.version} is not supported; expected {'.'.join(map(str, low))} or "
-                f"newer, below {'.'.join(map(str, end))}: {CURES[name]}"
+                f"{name} {self.version} is not supported; expected {supported_range(name)}: "
+                f"{INSTALL[name]}"
             )
         self._errors: list[str] = []
         self._log = self._make_log()
@@ -154,13 +142,13 @@ class TrtApi:
             return Target.parse(text)
         driver = cuda_driver()
         if driver is None or not driver.gpus:
-            cure = "run this on the machine that has one"
+            fix = "run this on the machine that has one"
             if self.name == "tensorrt-rtx":
-                cure += ", or name a target: " + ", ".join(self.targets()[:-1])
-            raise BackendError(f"target local needs an NVIDIA GPU with a working driver: {cure}")
+                fix += ", or name a target: " + ", ".join(self.targets()[:-1])
+            raise BackendError(f"target local needs an NVIDIA GPU with a working driver: {fix}")
         gpu = driver.gpus[0]
         if self.name == "tensorrt-rtx":
-            if why := rtx_misfit(gpu):
+            if why := why_rtx_unfit(gpu):
                 raise InputError(f"target local: {why}")
             # TensorRT-RTX compiles for a capability, not for a board.
             name = f"sm{gpu.compute_capability.replace('.', '')}"
@@ -190,14 +178,14 @@ class TrtApi:
         network = builder.create_network(0 if flag is None else 1 << int(flag))
         parser = trt.OnnxParser(network, self._log)
         if not parser.parse_from_file(str(path)):
-            told = []
+            problems = []
             for i in range(parser.num_errors):
                 error = parser.get_error(i)
                 node = f"node {error.node_name()} ({error.node_operator()}): "
-                told.append((node if error.node_operator() else "") + error.desc())
+                problems.append((node if error.node_operator() else "") + error.desc())
             raise BackendError(
                 f"{path}: {self.name} {self.version} cannot parse it: "
-                f"{'; '.join(told[:3]) or 'it gave no reason'}: update TensorRT, or export the "
+                f"{'; '.join(problems[:3]) or 'it gave no reason'}: update TensorRT, or export the "
                 "engine again"
             )
         return Parsed(network, builder, parser)
@@ -207,7 +195,7 @@ class TrtApi:
 
         Args:
             parsed: From ``parse``.
-            inputs: From ``dvpd.runtime.plans.graph_inputs``.
+            inputs: From ``dvpd.runtime.tensorrt.onnx_inputs.graph_inputs``.
             path: For the message.
 
         Raises:
@@ -236,7 +224,7 @@ class TrtApi:
     ) -> tuple[bytes, bytes | None]:
         """Compile a parsed graph.
 
-        Runs in a thread of its own, so that progress is told and an interrupt ends it.
+        Runs in a thread of its own, so that progress is reported and an interrupt ends it.
 
         Args:
             parsed: From ``parse``.
@@ -275,10 +263,10 @@ class TrtApi:
         def work() -> None:
             try:
                 result.append(builder.build_serialized_network(parsed.network, config))
-            except Exception as error:  # pybind's own types; told with TensorRT's messages
+            except Exception as error:  # pybind's own types; reported with TensorRT's messages
                 self._errors.append(str(error))
 
-        # A daemon: if TensorRT does not heed the monitor, the process still ends when told to.
+        # A daemon: if TensorRT does not heed the monitor, the process still ends when asked to.
         thread = threading.Thread(target=work, name="tensorrt-build", daemon=True)
         thread.start()
         try:

@@ -1,4 +1,4 @@
-"""Every backend at hand on the same speech and noise; the report is kept beside the engine.
+"""Every installed backend on the same speech and noise; the report is kept beside the engine.
 
 python export/verify.py engines/NAME [--backends torch,torch-half,onnx,ort,openvino,...]
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import platform
 import sys
 import time
@@ -27,28 +26,18 @@ from numpy.typing import NDArray
 if not __package__:  # run as a plain script: the checkout is not installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from dvpd.export.figures import (
-    FloatArray,
-    error_of_range,
-    runtime_waveform,
-    snr_db,
-    speech,
-    synthetic_speech,
-)
+from dvpd.export.figures import error_of_range, runtime_waveform, snr_db, speech, synthetic_speech
 from dvpd.runtime import stft
-from dvpd.runtime.backend import BACKENDS, Backend, LoadOptions, installed, open_backend
+from dvpd.runtime.arrays import FloatArray
+from dvpd.runtime.backends.base import Backend, LoadOptions
+from dvpd.runtime.backends.choose import BACKENDS, installed, open_backend
 from dvpd.runtime.doctor import processor_name
-from dvpd.runtime.engines import VERIFICATION_FORMAT, VERIFICATION_NAME
+from dvpd.runtime.engines import VERIFICATION_FORMAT, VERIFICATION_NAME, find_checkpoint
 from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.errors import BackendError, DvpdError, InputError
-from dvpd.runtime.spec import (
-    N_FEATS,
-    PREDICTIVE_INPUTS,
-    TLB_PRESETS,
-    Manifest,
-    padded_frames,
-    sha256_of,
-)
+from dvpd.runtime.files import write_whole
+from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.spec import N_FEATS, PREDICTIVE_INPUTS, TLB_PRESETS, padded_frames
 
 Say = Callable[[str], None]
 # Contract, as for an export: float32 differs by rounding only, half keeps about three digits.
@@ -137,14 +126,6 @@ def recordings(wav: FloatArray, rate: int, seconds: float) -> dict[str, FloatArr
     return {name: case.astype(np.float32) for name, case in cases.items()}
 
 
-def find_checkpoint(folder: Path, manifest: Manifest) -> Path | None:
-    """The checkpoint that an engine was exported from, beside its graphs or in a sibling folder."""
-    for path in sorted([*folder.glob("*.safetensors"), *folder.parent.glob("*/*.safetensors")]):
-        if sha256_of(path) == manifest.checkpoint_sha256:
-            return path
-    return None
-
-
 def find_float_engine(folder: Path, manifest: Manifest) -> Path | None:
     """The fp32 engine of the same checkpoint: this folder or a sibling."""
     for candidate in [folder, *sorted(p.parent for p in folder.parent.glob("*/manifest.json"))]:
@@ -174,7 +155,7 @@ def torch_backend(checkpoint: Path, half: bool = False) -> Backend:
 
 def available(folder: Path, manifest: Manifest) -> dict[str, str | None]:
     """Backend -> None if it can take part here, else why not."""
-    checkpoint = find_checkpoint(folder, manifest)
+    checkpoint = find_checkpoint(folder, manifest.checkpoint_sha256)
     torch_missing = None if checkpoint else "no checkpoint of this engine beside it"
     for module in ("torch", "onnx"):
         if importlib.util.find_spec(module) is None:
@@ -194,7 +175,7 @@ def available(folder: Path, manifest: Manifest) -> dict[str, str | None]:
 def opened(name: str, folder: Path, manifest: Manifest) -> Iterator[Backend]:
     """One of the backends, closed afterwards."""
     if name in ("torch", "torch-half"):
-        checkpoint = find_checkpoint(folder, manifest)
+        checkpoint = find_checkpoint(folder, manifest.checkpoint_sha256)
         if checkpoint is None:
             raise BackendError(f"{name}: no checkpoint of this engine beside it")
         backend = torch_backend(checkpoint, name == "torch-half")
@@ -332,7 +313,7 @@ def _compare(name: str, got: _Run, want: _Run, report: Verification) -> None:
 def _pesq(name: str, got: _Run, want: _Run, clean: FloatArray, report: Verification) -> None:
     if got.enhanced is None or want.enhanced is None:
         return
-    from dvpd.metrics import pesq_wb
+    from dvpd.quality.metrics import pesq_wb
 
     score, reference = pesq_wb(clean, got.enhanced), pesq_wb(clean, want.enhanced)
     report.pesq[name] = {"score": round(score, 4), "difference": round(score - reference, 4)}
@@ -407,7 +388,7 @@ def verify_engine(
 
     Args:
         folder: The engine folder.
-        backends: Names; None for all that are at hand.
+        backends: Names; None for all that can run.
         wav: Noisy speech; None for the checkout's example, else synthetic.
         seconds: Length of each case (s).
         quality: Whether PESQ is measured, too.
@@ -419,7 +400,8 @@ def verify_engine(
     Raises:
         InputError: Unknown backend, or the recording cannot be used.
         ManifestError: The folder is damaged.
-        BackendError: A backend that was named is not there, or there is no reference.
+        BackendError: A backend that was named is not there, there is no reference, or nothing to
+            compare with it.
     """
     root = Path(folder)
     manifest = Manifest.load(root)
@@ -438,9 +420,9 @@ def verify_engine(
     source = wav or (example_path if example_path.is_file() else None)
     rate = manifest.signal.sample_rate
     if source is None:
-        sound, told = synthetic_speech(5 * rate, rate), "synthetic"
+        sound, origin = synthetic_speech(5 * rate, rate), "synthetic"
     else:
-        sound, told = speech(manifest, source)
+        sound, origin = speech(manifest, source)
     cases = {k: _case(manifest, v) for k, v in recordings(sound, rate, seconds).items()}
     example = _example(rate) if quality else None
     reference, where = _reference(root, manifest, there)
@@ -448,7 +430,7 @@ def verify_engine(
         engine={k: getattr(manifest, k) for k in ("name", "version", "precision")},
         graphs={name: graph.sha256 for name, graph in manifest.graphs.items()},
         reference=f"{reference}, float32",
-        speech=told,
+        speech=origin,
         seconds=seconds,
         machine={"processor": processor_name(), "python": platform.python_version()},
         skipped={k: v for k, v in there.items() if v is not None},
@@ -480,8 +462,12 @@ def verify_engine(
     if manifest.precision == "fp16" and "onnx" in names:
         say("node by node in half")
         _half_nodes(root, manifest, cases, report)
-    if not report.waveform_snr_db:
-        report.failures.append("nothing was compared: no backend beside the reference")
+    if not report.waveform_snr_db:  # could not check is not the same as failed
+        raise BackendError(
+            f"{folder}: nothing was compared, as no backend beside the reference "
+            f"({report.reference}) can run here: pip install 'dvpd[cpu]' or 'dvpd[openvino]'; "
+            "nothing was written"
+        )
     return report
 
 
@@ -583,12 +569,9 @@ def save(report: Verification, folder: str | Path) -> list[Path]:
         base.with_suffix(".md"): markdown(report),
     }
     for path, text in texts.items():
-        temporary = path.with_name(f".{path.name}.tmp")
         try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
+            write_whole(path, text)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise InputError(f"{path}: cannot be written ({error.strerror})") from None
     return list(texts)
 
@@ -602,7 +585,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--backends",
         metavar="A,B",
-        help="torch, torch-half, onnx, ort, openvino, ... (default: all at hand but torch-half)",
+        help="torch, torch-half, onnx, ort, openvino, ... (default: all that can run but torch-half)",
     )
     parser.add_argument("--wav", metavar="WAV", help="noisy speech (default: the example)")
     parser.add_argument(

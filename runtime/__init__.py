@@ -12,7 +12,8 @@ from .errors import BackendError, DvpdError, InputError, ManifestError, ParityEr
 
 if TYPE_CHECKING:
     from .enhancer import Enhanced, EnhancedFile, Enhancer
-    from .spec import Manifest, TlbFactors
+    from .manifest import Manifest
+    from .spec import TlbFactors
 
 __all__ = [
     "BackendError",

@@ -1,5 +1,5 @@
 """``python -m dvpd.runtime``: the same command line as ``dvpd``."""
 
-from .cli import main
+from .cli import process
 
-raise SystemExit(main(prog="python -m dvpd.runtime"))
+process(prog="python -m dvpd.runtime")

@@ -1,41 +1,41 @@
 """The command line: ``dvpd enhance``, ``build``, ``benchmark``, ``predict-device``, ``doctor``.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 failed (some files,
-in a batch), 2 wrong usage.
+in a batch), 2 wrong usage, 130 and the like when a signal ended it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
-import logging
 import math
-import signal
-import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from .backend import BACKENDS
-from .errors import DvpdError, InputError
+from . import command
+from .backends.choose import BACKENDS
+from .command import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, say
+from .errors import InputError, raise_interrupt
 from .noise import SEED_MAX
-from .plans import add_build_options
+from .progress import Progress
+from .tensorrt.options import add_build_options
 
-EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+if TYPE_CHECKING:
+    from .enhancer import EnhancedFile, Enhancer
+
+SHELLS = ("bash", "zsh", "tcsh")
+PIPE = "-"
 # Commands with a parser of their own: module and help.
 _BENCHMARKS = {
     "benchmark": ("dvpd.benchmarks.rtf", "measure speed, memory and energy on this machine"),
     "predict-device": (
         "dvpd.benchmarks.predict_device",
-        "estimate speed and memory on a device that is not at hand",
+        "estimate speed and memory on a device that is not available",
     ),
 }
-_BAR_AFTER_S = 2.0
-_BAR_EVERY_S = 0.2
-_BAR_WIDTH = 30
 
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
@@ -61,6 +61,16 @@ def _fraction(text: str) -> float:
     return value
 
 
+def _decibels(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value >= 0.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of dB >= 0")
+    return value
+
+
 def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
     """Build the parser of all commands.
 
@@ -68,17 +78,52 @@ def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
         prog: Program name in help and messages.
     """
     parser = argparse.ArgumentParser(prog=prog, description="Speech enhancement with DVPD.")
+    parser.add_argument("--version", action="version", version=command.version_text())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     enhance = commands.add_parser(
         "enhance",
         help="enhance a recording",
         description="Enhance a recording; rate, channels, length and encoding come back as they "
-        "were. Several inputs go to an output folder.",
+        "were. Several inputs go to an output folder. Nothing is replaced without --overwrite.",
     )
-    enhance.add_argument("input", nargs="+", metavar="IN", help="WAV, FLAC or OGG recording")
     enhance.add_argument(
-        "output", metavar="OUT", help=".wav, .flac, .ogg or .opus file, or an existing folder"
+        "input",
+        nargs="+",
+        metavar="IN",
+        help="recording: WAV, FLAC, OGG, MP3, AIFF and more, with PyAV also m4a, webm, aac; "
+        "-: standard input",
+    )
+    enhance.add_argument(
+        "output",
+        metavar="OUT",
+        help=".wav, .flac, .ogg or .opus file, or an existing folder; -: standard output, as WAV",
+    )
+    enhance.add_argument(
+        "--overwrite", action="store_true", help="replace a file that is there already"
+    )
+    enhance.add_argument(
+        "--salvage",
+        action="store_true",
+        help="enhance what can be decoded of a damaged recording, and say what is missing",
+    )
+    enhance.add_argument(
+        "--raw",
+        metavar="RATE,CHANNELS,FORMAT",
+        help="samples without a header, such as 48000,1,s16; also for OUT -",
+    )
+    enhance.add_argument(
+        "--mix",
+        type=_fraction,
+        default=1.0,
+        metavar="M",
+        help="share of the enhanced sound, 0 to 1 (default: 1); the rest is the recording itself",
+    )
+    enhance.add_argument(
+        "--max-attenuation",
+        type=_decibels,
+        metavar="DB",
+        help="lower nothing by more than this (dB)",
     )
     enhance.add_argument(
         "--model",
@@ -141,140 +186,183 @@ def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
     doctor = commands.add_parser(
         "doctor",
         help="say what this machine can run and what is missing",
-        description="Say what this machine can run, what is missing, and the cure. Exits with 1 "
+        description="Say what this machine can run, what is missing, and the fix. Exits with 1 "
         "when no backend can run or no engine folder is usable.",
     )
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
     doctor.set_defaults(run=_doctor)
+
+    completion = commands.add_parser(
+        "completion",
+        help="print a script that completes the commands in a shell",
+        description="Print a completion script; bash: dvpd completion bash > "
+        "~/.local/share/bash-completion/completions/dvpd",
+    )
+    completion.add_argument("shell", choices=SHELLS)
+    completion.set_defaults(run=_completion)
     return parser
 
 
-class _Bar:
-    """A progress bar on stderr: only on a terminal, only when it takes over two seconds."""
-
-    def __init__(self, label: str) -> None:
-        self._label = label
-        self._started = self._drawn = time.monotonic()
-        self._visible = False
-        self._terminal = sys.stderr.isatty()
-
-    def __call__(self, fraction: float) -> None:
-        now = time.monotonic()
-        if not self._terminal or now - self._started < _BAR_AFTER_S:
-            return
-        if now - self._drawn < _BAR_EVERY_S and fraction < 1.0:
-            return
-        self._drawn, self._visible = now, True
-        filled = round(_BAR_WIDTH * fraction)
-        left_s = (now - self._started) * (1.0 - fraction) / max(fraction, 1e-6)
-        bar = "#" * filled + "-" * (_BAR_WIDTH - filled)
-        line = f"\r{self._label} [{bar}] {fraction:4.0%} {left_s:5.0f} s left"
-        print(line, end="", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        if self._visible:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-
-def _say(message: object) -> None:
-    print(f"dvpd: {' '.join(str(message).split())}", file=sys.stderr)
-
-
-def _targets(inputs: list[str], output: str) -> list[tuple[str, Path]]:
+def _targets(inputs: list[str], output: str) -> list[tuple[str, str]]:
     """Pair inputs and outputs; a folder takes each input's name."""
+    from .audio import target_in
+
     folder = Path(output)
-    if len(inputs) == 1 and not folder.is_dir():
-        return [(inputs[0], folder)]
+    if len(inputs) == 1 and (output == PIPE or not folder.is_dir()):
+        return [(inputs[0], output)]
     if not folder.is_dir():
         raise InputError(f"{output}: several inputs need an existing folder as output")
-    pairs = [(name, folder / Path(name).name) for name in inputs]
-    names = [target.name for _, target in pairs]
-    if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"several inputs are called {doubled[0]}; they would share one output")
+    if PIPE in inputs:
+        raise InputError("standard input needs a file or - as output, and no other input beside it")
+    pairs = [(name, str(target_in(folder, name))) for name in inputs]
+    targets = [target for _, target in pairs]
+    if doubled := sorted({name for name in targets if targets.count(name) > 1}):
+        sources = " and ".join(source for source, target in pairs if target == doubled[0])
+        raise InputError(f"{sources} would share the output {doubled[0]}; enhance them one by one")
+    for source, target in pairs:
+        if Path(source).suffix.lower() != Path(target).suffix.lower():
+            say(f"{source}: cannot be written in its own format; it becomes {target}")
     return pairs
+
+
+def _refusal(source: str, target: str, overwrite: bool) -> InputError | None:
+    """What can be said against a pair before a model is loaded."""
+    from .audio import check_file, check_paths, check_suffix
+
+    try:
+        if source != PIPE:
+            check_file(Path(source))
+        if target != PIPE:
+            check_paths(Path(source), Path(target), overwrite=overwrite)
+            check_suffix(Path(target))
+    except InputError as error:
+        return error
+    return None
 
 
 def _enhance(args: argparse.Namespace) -> int:
     from .engines import default_engine
     from .enhancer import Enhancer, resolve_tlb
-    from .spec import Manifest
+    from .manifest import Manifest
+    from .pipes import parse_raw
 
-    def fail(error: DvpdError, code: int) -> int:
-        _say(error)
-        if args.json:
-            print(json.dumps({"error": str(error), "kind": type(error).__name__}))
-        return code
-
+    folder = Path(args.model) if args.model else default_engine()
+    manifest = Manifest.load(folder)
     try:
-        folder = Path(args.model) if args.model else default_engine()
-        manifest = Manifest.load(folder)
-    except DvpdError as error:
-        return fail(error, EXIT_FAILED)
-    try:
+        if args.json and args.output == PIPE:
+            raise InputError("--json and the output - both need standard output; give a file")
         pairs = _targets(args.input, args.output)
         tlb = resolve_tlb(args.tlb, manifest.tlb_presets)
+        raw = parse_raw(args.raw) if args.raw else None
     except InputError as error:
-        return fail(error, EXIT_USAGE)
-    try:
-        enhancer = Enhancer.open(folder, args.backend, args.device, args.threads, tf32=args.tf32)
-    except DvpdError as error:
-        return fail(error, EXIT_FAILED)
+        return command.report(error, args, EXIT_USAGE)
+    refused = {source: _refusal(source, target, args.overwrite) for source, target in pairs}
+    if len(pairs) == 1 and (only := refused[pairs[0][0]]) is not None:
+        raise only
+    options = {
+        "seed": args.seed,
+        "steps": args.steps,
+        "alpha": args.alpha,
+        "tlb": tlb,
+        "mix": args.mix,
+        "attenuation_limit_db": args.max_attenuation,
+        "overwrite": args.overwrite,
+        "salvage": args.salvage,
+        "raw": raw,
+    }
     results: list[dict[str, Any]] = []
     failed = 0
-    with enhancer:
+    with contextlib.ExitStack() as stack:
+        enhancer: Enhancer | None = None
         for source, target in pairs:
-            bar = _Bar(Path(source).name)
             try:
-                done = enhancer.enhance_file(
-                    source,
-                    target,
-                    seed=args.seed,
-                    steps=args.steps,
-                    alpha=args.alpha,
-                    tlb=tlb,
-                    progress=bar,
-                )
-            except DvpdError as error:
-                bar.close()
+                if (refusal := refused[source]) is not None:
+                    raise refusal
+                if enhancer is None:  # not for a batch in which nothing can be done
+                    enhancer = stack.enter_context(
+                        Enhancer.open(
+                            folder, args.backend, args.device, args.threads, tf32=args.tf32
+                        )
+                    )
+            except InputError as error:
                 failed += 1
-                _say(error)
-                results.append({"input": source, "error": str(error), "kind": type(error).__name__})
+                results.append(_failure(source, error))
                 continue
-            bar.close()
-            results.append(
-                {
-                    "input": source,
-                    "output": str(done.path),
-                    "sample_rate": done.sample_rate,
-                    "channels": done.n_channels,
-                    "samples": done.n_samples,
-                    "duration_s": done.duration_s,
-                    "container": done.container,
-                    "subtype": done.subtype,
-                    "seconds": done.seconds,
-                    "rtf": done.rtf,
-                    "nfe": done.nfe,
-                    "clipped": done.n_clipped,
-                    "backend": enhancer.backend.name,
-                    "device": enhancer.backend.device,
-                    "model": enhancer.manifest.name,
-                    "model_version": enhancer.manifest.version,
-                    "precision": enhancer.manifest.precision,
-                    "seed": args.seed,
-                }
-            )
+            try:
+                with Progress("standard input" if source == PIPE else Path(source).name) as bar:
+                    done = _enhance_one(enhancer, source, target, options | {"progress": bar})
+            except Exception as error:  # one line for this file; the others go on
+                raise_interrupt(error)
+                failed += 1
+                results.append(_failure(source, error))
+                continue
+            results.append(_row(enhancer, source, done, args.seed))
             if not args.json:
-                clipped = f", {done.n_clipped} values limited" if done.n_clipped else ""
-                print(
-                    f"{done.path}: {done.duration_s:.2f} s of audio in {done.seconds:.2f} s "
-                    f"(real-time factor {done.rtf:.3f}), {done.nfe} network calls a window, "
-                    f"{enhancer.backend.name} on {enhancer.backend.device}{clipped}",
-                    flush=True,
-                )
+                tell: Callable[[str], None] = say if target == PIPE else _print
+                tell(_sentence(enhancer, done))
+            for thing in done.left:
+                say(f"{target}: {thing} of {source} could not be carried over")
     if args.json:
         single = len(pairs) == 1
         print(json.dumps(results[0] if single else {"files": results, "failed": failed}))
     return EXIT_FAILED if failed else EXIT_DONE
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)
+
+
+def _failure(source: str, error: Exception) -> dict[str, Any]:
+    say(message := command.explain(error))
+    return {"input": source, "error": message, "kind": type(error).__name__}
+
+
+def _enhance_one(
+    enhancer: Enhancer, source: str, target: str, options: dict[str, Any]
+) -> EnhancedFile:
+    from .pipes import spooled_input
+
+    if source != PIPE:
+        return enhancer.enhance_file(source, target, **options)
+    with spooled_input() as path:
+        try:
+            return enhancer.enhance_file(path, target, **options)
+        except InputError as error:
+            raise InputError(str(error).replace(str(path), "standard input")) from None
+
+
+def _row(enhancer: Enhancer, source: str, done: EnhancedFile, seed: int) -> dict[str, Any]:
+    return {
+        "input": source,
+        "output": str(done.path),
+        "sample_rate": done.sample_rate,
+        "channels": done.n_channels,
+        "samples": done.n_samples,
+        "duration_s": done.duration_s,
+        "container": done.container,
+        "subtype": done.subtype,
+        "seconds": done.seconds,
+        "rtf": done.rtf,
+        "nfe": done.nfe,
+        "clipped": done.n_clipped,
+        "gaps": list(done.gaps),
+        "left": list(done.left),
+        "backend": enhancer.backend.name,
+        "device": enhancer.backend.device,
+        "model": enhancer.manifest.name,
+        "model_version": enhancer.manifest.version,
+        "precision": enhancer.manifest.precision,
+        "seed": seed,
+    }
+
+
+def _sentence(enhancer: Enhancer, done: EnhancedFile) -> str:
+    clipped = f", {done.n_clipped} values limited" if done.n_clipped else ""
+    return (
+        f"{done.path}: {done.duration_s:.2f} s of audio in {done.seconds:.2f} s "
+        f"(real-time factor {done.rtf:.3f}), {done.nfe} network calls a window, "
+        f"{enhancer.backend.name} on {enhancer.backend.device}{clipped}"
+    )
 
 
 def _build(args: argparse.Namespace) -> int:
@@ -294,15 +382,13 @@ def _doctor(args: argparse.Namespace) -> int:
 def _benchmark(args: argparse.Namespace) -> int:
     # outside the light runtime: imported by name when asked for
     module = importlib.import_module(_BENCHMARKS[args.command][0])
-    try:
-        return int(module.main(args.words, prog=f"dvpd {args.command}"))
-    except SystemExit as stop:  # argparse has said why, or has shown its help
-        return EXIT_DONE if stop.code in (None, 0) else EXIT_USAGE
+    return int(module.main(args.words, prog=f"dvpd {args.command}"))
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    # Unwinds the stack, so that unfinished files are removed.
-    raise KeyboardInterrupt
+def _completion(args: argparse.Namespace) -> int:
+    shtab = importlib.import_module("shtab")
+    print(shtab.complete(build_parser(), args.shell))
+    return EXIT_DONE
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "dvpd") -> int:
@@ -313,39 +399,19 @@ def main(argv: Sequence[str] | None = None, prog: str = "dvpd") -> int:
         prog: Program name in help and messages.
 
     Returns:
-        0 done, 1 failed, 2 wrong usage.
+        0 done, 1 failed, 2 wrong usage, 130 interrupted; see ``command.run``.
     """
-    try:
-        args = build_parser(prog).parse_args(argv)
-    except SystemExit as stop:  # argparse has said why
-        return EXIT_DONE if stop.code in (None, 0) else EXIT_USAGE
-    log = logging.getLogger("dvpd")
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("dvpd: %(message)s"))
-    log.addHandler(handler)
-    level = log.level
-    log.setLevel(logging.INFO)
-    previous = None
-    try:
-        # Raises ValueError outside the main thread, where no signal arrives anyway.
-        previous = signal.signal(signal.SIGTERM, _terminate)
-    except ValueError:
-        pass
-    try:
-        run: Callable[[argparse.Namespace], int] = args.run
-        return run(args)
-    except DvpdError as error:
-        _say(error)
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        _say("interrupted; unfinished files were removed")
-        return EXIT_FAILED
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
+    return command.run(build_parser(prog), argv, lambda args: args.run(args))
+
+
+def process(prog: str = "dvpd") -> NoReturn:
+    """Run the command line and end the process: what ``dvpd`` on the shell's path is.
+
+    Args:
+        prog: Program name in help and messages.
+    """
+    command.leave(main(prog=prog))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    process()

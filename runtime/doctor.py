@@ -1,4 +1,4 @@
-"""What this machine has, what it can run, and the cure for what is missing.
+"""What this machine has, what it can run, and the fix for what is missing.
 
 Nothing heavy is imported: torch is only looked up, engines are asked for their devices.
 """
@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from . import tensorrt_doctor
-from .backend import BACKENDS, cpu_quota, cuda_device_count, installed, ort_conflict
+from .backends.choose import BACKENDS, cpu_quota, installed
+from .backends.ort import ort_conflict
 from .engines import find_engines, verification_problem
-from .errors import DvpdError
-from .spec import Manifest
+from .errors import DvpdError, raise_interrupt
+from .manifest import Manifest
+from .tensorrt.gpus import cuda_device_count
 
 # Import name -> distributions that may provide it, in order.
 PACKAGES: dict[str, tuple[str, ...]] = {
@@ -136,7 +138,8 @@ def _ort_providers() -> list[str]:
         import onnxruntime
 
         return list(onnxruntime.get_available_providers())
-    except Exception:  # a damaged install raises whatever it likes; reported as not usable
+    except Exception as error:  # a damaged install raises whatever it likes: not usable
+        raise_interrupt(error)
         return []
 
 
@@ -145,7 +148,7 @@ def _ort_starts(provider: str) -> bool:
     try:
         import onnxruntime
 
-        from .ort import preload_libraries
+        from .backends.ort import preload_libraries
 
         if provider != "CPUExecutionProvider":
             preload_libraries(onnxruntime)
@@ -153,31 +156,33 @@ def _ort_starts(provider: str) -> bool:
         settings.log_severity_level = 4  # the failure is what we ask for
         session = onnxruntime.InferenceSession(_IDENTITY, settings, providers=[provider])
         return bool(session.get_providers()[0] == provider)
-    except Exception:  # likewise
+    except Exception as error:  # likewise
+        raise_interrupt(error)
         return False
 
 
 def _openvino_devices() -> list[str]:
     try:
-        from .ov import shared_core
+        from .backends.openvino import shared_core
 
         return [str(name).lower() for name in shared_core().available_devices]
-    except Exception:  # likewise
+    except Exception as error:  # likewise
+        raise_interrupt(error)
         return []
 
 
 def _backends(n_gpus: int) -> list[dict[str, Any]]:
-    """Each backend and device: can it run, and if not, what cures it."""
+    """Each backend and device: can it run, and if not, what fixes it."""
     rows: list[dict[str, Any]] = []
 
-    def add(backend: str, device: str, missing: str | None, cure: str | None) -> None:
+    def add(backend: str, device: str, missing: str | None, fix: str | None) -> None:
         rows.append(
             {
                 "backend": backend,
                 "device": device,
                 "usable": missing is None,
                 "missing": missing,
-                "cure": cure,
+                "fix": fix,
             }
         )
 
@@ -201,22 +206,22 @@ def _backends(n_gpus: int) -> list[dict[str, Any]]:
         elif conflict and cpu:
             add("ort", device, *cpu)
         elif provider not in providers:
-            cure = "pip uninstall -y onnxruntime, then pip install 'dvpd[gpu]'"
+            fix = "pip uninstall -y onnxruntime, then pip install 'dvpd[gpu]'"
             kind = provider.removesuffix("ExecutionProvider")
-            add("ort", device, f"this onnxruntime has no {kind} provider", cure)
+            add("ort", device, f"this onnxruntime has no {kind} provider", fix)
         elif not _ort_starts(provider):
-            cure = f"install the {libraries} (and cuDNN) versions that this onnxruntime-gpu names"
-            add("ort", device, f"ONNX Runtime cannot load its {libraries} libraries", cure)
+            fix = f"install the {libraries} (and cuDNN) versions that this onnxruntime-gpu names"
+            add("ort", device, f"ONNX Runtime cannot load its {libraries} libraries", fix)
         else:
             add("ort", device, None, None)
     if not installed("openvino"):
-        cure = f"pip install '{BACKENDS['openvino'][1]}'"
-        add("openvino", "cpu", "openvino is not installed", cure)
+        fix = f"pip install '{BACKENDS['openvino'][1]}'"
+        add("openvino", "cpu", "openvino is not installed", fix)
     else:
         devices = _openvino_devices()
         if not devices:
-            cure = "pip install --force-reinstall openvino"
-            add("openvino", "cpu", "openvino does not import or finds no device", cure)
+            fix = "pip install --force-reinstall openvino"
+            add("openvino", "cpu", "openvino does not import or finds no device", fix)
         for device in devices:
             add("openvino", device, None, None)
     return rows
@@ -248,7 +253,7 @@ def examine() -> dict[str, Any]:
 
     Returns:
         A JSON-ready report. "ready" says whether a recording can be enhanced now; "problems" lists
-        what is wrong with its cure.
+        what is wrong with its fix.
     """
     packages = {name: _version(name) for name in PACKAGES}
     backends = _backends(cuda_device_count())
@@ -330,9 +335,9 @@ def render(report: dict[str, Any]) -> str:
         lines.append(f"  ONNX Runtime providers: {', '.join(report['ort_providers'])}")
     lines += ["", "Backends"]
     for row in report["backends"]:
-        label = f"  {row['backend']:10s}{row['device']:8s}"
+        label = f"  {row['backend']:10s} {row['device']:10s}"
         lines.append(
-            label + ("can run" if row["usable"] else f"no: {row['missing']}; cure: {row['cure']}")
+            label + ("can run" if row["usable"] else f"no: {row['missing']}; fix: {row['fix']}")
         )
     lines += ["", "Engines"]
     for row in report["engines"]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 from pathlib import Path
 
 from .errors import ManifestError
-from .spec import MANIFEST_NAME, Manifest
+from .files import sha256_file
+from .manifest import MANIFEST_NAME, Manifest
 
 ENGINE_VARIABLE = "DVPD_ENGINE"
 DEFAULT_ENGINES = ("dvpd-base", "dvpd-tiny")
@@ -18,6 +20,24 @@ logger = logging.getLogger("dvpd")
 _told: set[Path] = set()
 
 
+def find_checkpoint(folder: Path, sha256: str) -> Path | None:
+    """The checkpoint that an engine was exported from: in its folder, or in one beside it.
+
+    Args:
+        folder: Engine folder.
+        sha256: What the manifest says of the checkpoint.
+    """
+    for path in checkpoints_near(folder):
+        if sha256_file(path) == sha256:
+            return path
+    return None
+
+
+def checkpoints_near(folder: Path) -> list[Path]:
+    """Checkpoints in an engine folder and in the folders beside it."""
+    return [*sorted(folder.glob("*.safetensors")), *sorted(folder.parent.glob("*/*.safetensors"))]
+
+
 def engine_roots() -> list[Path]:
     """Folders that may hold engine folders: of the installation and of the current folder.
 
@@ -25,9 +45,9 @@ def engine_roots() -> list[Path]:
     which carries dvpd-tiny.
     """
     roots = [Path(__file__).resolve().parent.parent / "engines"]
-    here = Path.cwd() / "engines"
-    if here not in roots:
-        roots.append(here)
+    with contextlib.suppress(FileNotFoundError):  # the working folder was deleted
+        if (here := Path.cwd() / "engines") not in roots:
+            roots.append(here)
     return [root for root in roots if root.is_dir()]
 
 
@@ -97,6 +117,9 @@ def default_engine() -> Path:
 def verification_problem(folder: str | Path, manifest: Manifest) -> str | None:
     """Why an engine folder does not count as verified, or None.
 
+    An export compares its graphs with the model before they appear, and keeps the figures in the
+    manifest: that counts, until a report of the same graphs says otherwise.
+
     Args:
         folder: The engine folder.
         manifest: Its manifest.
@@ -106,7 +129,7 @@ def verification_problem(folder: str | Path, manifest: Manifest) -> str | None:
         table = json.loads(path.read_text(encoding="utf-8"))
         known, passed, graphs = table["format"], table["passed"], table["graphs"]
     except FileNotFoundError:
-        return "has no verification report"
+        return None if manifest.parity else "has no verification report"
     except (OSError, KeyError, TypeError, ValueError, RecursionError):
         return "has a verification report that cannot be read"
     if known != VERIFICATION_FORMAT:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,28 +16,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import display
+from .arrays import FloatArray
 from .audio import (
     MAX_CHANNELS,
+    OUTPUT_FORMATS,
+    AudioInfo,
     AudioWriter,
     Resampler,
     check_finite,
     check_paths,
     check_rate,
+    check_suffix,
+    collect_extras,
     output_format,
     probe,
     read_blocks,
 )
-from .backend import Backend, open_backend
+from .backends.base import Backend
+from .backends.choose import open_backend
+from .containers import Raw
 from .engines import find_engine, warn_unverified
 from .errors import BackendError, InputError
+from .manifest import Manifest
 from .noise import check_seed, frame_noise
-from .sampler import sample
-from .schedule import SamplerStep, initial_state, sampler_steps
-from .spec import Manifest, TlbFactors, padded_frames
+from .pipes import PIPE, PipeWriter
+from .schedule import SamplerStep, sampler_steps
+from .spec import TlbFactors
 from .stft import compress, decompress, istft, stft
-from .windows import WindowedStream, WindowPlan
+from .window import denoise, pad
+from .windows import LoudestStretch, Reminder, WindowedStream, WindowPlan
 
-FloatArray = NDArray[np.float32]
 Tlb = str | Mapping[str, Any] | TlbFactors | None
 Progress = Callable[[float], None]
 
@@ -123,6 +133,8 @@ class EnhancedFile:
         n_clipped: Values limited to full scale, as the encoding holds no more.
         nfe: Network calls for each window of audio: 1 + steps.
         seconds: Wall-clock time, reading and writing included (s).
+        gaps: What is missing of a damaged recording that was salvaged, in words.
+        left: What the output cannot carry of the input's tags and marks, in words.
     """
 
     path: Path
@@ -134,6 +146,8 @@ class EnhancedFile:
     n_clipped: int
     nfe: int
     seconds: float
+    gaps: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
 
     @property
     def duration_s(self) -> float:
@@ -153,6 +167,7 @@ class _Settings:
     alpha: float
     tlb: TlbFactors
     noise: FloatArray | None
+    noisy_share: float  # of the recording itself in the output
 
 
 @dataclass(frozen=True)
@@ -162,10 +177,12 @@ class _Levels:
     Attributes:
         offsets: Constant to be taken away, [n_channels]; 0 where there is none to speak of.
         peaks: Largest magnitude at the model's rate without it, [n_channels].
+        reminders: What stands beside the windows, [n_channels]; None where one window holds all.
     """
 
     offsets: FloatArray
     peaks: FloatArray
+    reminders: tuple[Reminder | None, ...]
 
 
 class _Chain:
@@ -180,11 +197,11 @@ class _Chain:
         self._up = Resampler(signal.sample_rate, rate, n_channels)
         self._streams = [
             WindowedStream(
-                enhancer._channel_process(settings, float(peak)),
+                enhancer._channel_process(settings, float(peak), reminder),
                 enhancer.window_plan,
                 signal.hop_length,
             )
-            for peak in levels.peaks
+            for peak, reminder in zip(levels.peaks, levels.reminders, strict=True)
         ]
         self._n_in = 0
 
@@ -215,7 +232,8 @@ def _n_model(n_in: int, rate_in: int, rate_model: int) -> int:
 class Enhancer:
     """A loaded model.
 
-    Use as a context manager, or call ``close``. One instance serves one thread at a time.
+    Use as a context manager, or call ``close``. Threads that share one take turns, window by
+    window; another process opens its own.
 
     Attributes:
         manifest: What the engine folder says.
@@ -231,7 +249,8 @@ class Enhancer:
         Args:
             manifest: The engine's manifest.
             backend: Its graphs, loaded.
-            window_plan: How long recordings are cut; None for 8.2 s windows.
+            window_plan: How long recordings are cut; None for windows of 8.2 s, of which 1 s is the
+                recording's loudest.
 
         Raises:
             InputError: The windows do not start on frames.
@@ -241,6 +260,19 @@ class Enhancer:
         self.manifest = manifest
         self.backend = backend
         self.window_plan = plan
+        self._lock = threading.Lock()
+        self._process_id = os.getpid()
+
+    def __reduce__(self) -> str:
+        """Refuse to be pickled or copied.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            "an Enhancer holds a loaded engine, which can neither be copied nor sent to another "
+            "process: open one in each process (Enhancer.open)"
+        )
 
     @classmethod
     def open(
@@ -263,7 +295,8 @@ class Enhancer:
             device: "cpu", "cuda", "cuda:N" (not openvino), "tensorrt", "tensorrt:N" (ort: its
                 TensorRT provider), "gpu", "npu" (openvino) or "auto".
             threads: CPU threads; None for a sensible number.
-            window_plan: How long recordings are cut; None for 8.2 s windows.
+            window_plan: How long recordings are cut; None for windows of 8.2 s, of which 1 s is the
+                recording's loudest.
             tf32: Whether a GPU may round float32 products to TF32; see ``open_backend``.
 
         Raises:
@@ -279,7 +312,8 @@ class Enhancer:
 
     def close(self) -> None:
         """Release the engine."""
-        self.backend.close()
+        with self._lock:
+            self.backend.close()
 
     def __repr__(self) -> str:
         """Model, backend and device."""
@@ -309,6 +343,8 @@ class Enhancer:
         alpha: float | None = None,
         tlb: Tlb = None,
         noise: FloatArray | None = None,
+        mix: float = 1.0,
+        attenuation_limit_db: float | None = None,
         progress: Progress | None = None,
     ) -> Enhanced:
         """Enhance a waveform.
@@ -330,6 +366,9 @@ class Enhancer:
                 for all ones.
             noise: float32 [steps, n_frames or more, 257], instead of the seed's noise, for
                 comparisons; frames are absolute, at the model's rate.
+            mix: Share of the enhanced waveform in the output, 0 (the input, exactly) to 1.
+            attenuation_limit_db: Nothing is lowered by more than this (dB, >= 0): so much of the
+                input is mixed in, sample by sample. None, or infinity, sets no limit.
             progress: Called with the fraction done, 0 to 1.
 
         Raises:
@@ -339,7 +378,7 @@ class Enhancer:
         started = time.perf_counter()
         rate = check_rate(sample_rate)
         columns = _as_columns(wav)
-        settings = self._settings(seed, steps, alpha, tlb, noise)
+        settings = self._settings(seed, steps, alpha, tlb, noise, mix, attenuation_limit_db)
         if noise is not None:
             self._check_noise(noise, settings, _n_model(len(columns), rate, self._rate))
 
@@ -350,7 +389,8 @@ class Enhancer:
         levels = self._levels(blocks(), rate, columns.shape[1], "wav")
         out = np.empty(columns.shape, np.float32)
         done = 0
-        for block in self._run(blocks(), rate, levels, settings, len(columns), progress):
+        enhanced = self._run(blocks(), rate, levels, settings, len(columns), progress)
+        for block in _mixed(enhanced, blocks(), settings.noisy_share):
             out[done : done + len(block)] = block
             done += len(block)
         return Enhanced(
@@ -370,20 +410,32 @@ class Enhancer:
         steps: int | None = None,
         alpha: float | None = None,
         tlb: Tlb = None,
+        mix: float = 1.0,
+        attenuation_limit_db: float | None = None,
+        overwrite: bool = False,
+        salvage: bool = False,
+        raw: Raw | None = None,
         progress: Progress | None = None,
     ) -> EnhancedFile:
         """Enhance a recording on disk; memory does not grow with its length.
 
-        Rate, channels, length, alignment and, where the container has it, the encoding come back
-        as they were. The output appears whole or not at all.
+        Rate, channels, length, alignment and, where the container has it, the encoding and the tags
+        come back as they were. The output appears whole or not at all.
 
         Args:
-            source: WAV, FLAC, OGG or anything else that libsndfile reads.
-            target: .wav, .flac, .ogg or .opus; not the source, whose folder exists.
+            source: WAV, FLAC, OGG or anything else that libsndfile reads; with PyAV also m4a,
+                webm, aac and more.
+            target: .wav, .flac, .ogg or .opus; not the source, whose folder exists. "-": standard
+                output, as WAV, or without a header if ``raw`` is given.
             seed: See ``enhance``.
             steps: See ``enhance``.
             alpha: See ``enhance``.
             tlb: See ``enhance``.
+            mix: See ``enhance``.
+            attenuation_limit_db: See ``enhance``.
+            overwrite: Whether a file that is there may be replaced.
+            salvage: Whether a damaged recording is read as far as it goes; see ``gaps``.
+            raw: How the source's samples are coded if it has no header (``pipes.parse_raw``).
             progress: Called with the fraction done, 0 to 1.
 
         Raises:
@@ -391,27 +443,29 @@ class Enhancer:
             BackendError: The engine failed or returned non-finite values; nothing is written.
         """
         started = time.perf_counter()
-        settings = self._settings(seed, steps, alpha, tlb, None)
-        info = probe(source)
-        real = check_paths(info.path, Path(target))
-        container, subtype = output_format(info, real)
-        rate, n_channels = info.sample_rate, info.n_channels
-        with AudioWriter(real, rate, n_channels, container, subtype) as writer:
+        settings = self._settings(seed, steps, alpha, tlb, None, mix, attenuation_limit_db)
+        info = probe(source, raw=raw, salvage=salvage)
+        rate, n_channels, n_samples = info.sample_rate, info.n_channels, info.n_samples
+        writer, left = _open_output(info, target, raw, overwrite)
+        with writer:
             levels = self._levels(read_blocks(info), rate, n_channels, str(info.path))
             blocks = read_blocks(info)
-            for block in self._run(blocks, rate, levels, settings, info.n_samples, progress):
+            enhanced = self._run(blocks, rate, levels, settings, n_samples, progress)
+            for block in _mixed(enhanced, read_blocks(info), settings.noisy_share):
                 writer.write(block)
             writer.commit()
         return EnhancedFile(
             path=Path(target),
             sample_rate=rate,
             n_channels=n_channels,
-            n_samples=info.n_samples,
-            container=container,
-            subtype=subtype,
+            n_samples=n_samples,
+            container=writer.container,
+            subtype=writer.subtype,
             n_clipped=writer.n_clipped,
             nfe=1 + len(settings.steps),
             seconds=time.perf_counter() - started,
+            gaps=info.gaps,
+            left=left,
         )
 
     @property
@@ -419,7 +473,14 @@ class Enhancer:
         return self.manifest.signal.sample_rate
 
     def _settings(
-        self, seed: int, steps: int | None, alpha: float | None, tlb: Tlb, noise: FloatArray | None
+        self,
+        seed: int,
+        steps: int | None,
+        alpha: float | None,
+        tlb: Tlb,
+        noise: FloatArray | None,
+        mix: float,
+        attenuation_limit_db: float | None,
     ) -> _Settings:
         sampler = self.manifest.sampler
         count = sampler.n_steps if steps is None else steps
@@ -438,6 +499,7 @@ class Enhancer:
             alpha=float(weight),
             tlb=resolve_tlb(tlb, self.manifest.tlb_presets),
             noise=noise,
+            noisy_share=noisy_share(mix, attenuation_limit_db),
         )
 
     def _check_noise(self, noise: object, settings: _Settings, n_samples: int) -> None:
@@ -460,8 +522,11 @@ class Enhancer:
     def _levels(
         self, blocks: Iterable[FloatArray], rate: int, n_channels: int, source: str
     ) -> _Levels:
-        """First pass: offset, and largest magnitude at the model's rate, of each channel."""
+        """First pass: offset, largest magnitude and loudest stretch at the model's rate."""
+        plan, hop = self.window_plan, self.manifest.signal.hop_length
         resampler = Resampler(rate, self._rate, n_channels)
+        n_remind = plan.reminder_samples
+        loudest = [LoudestStretch(n_remind, hop) for _ in range(n_channels if n_remind else 0)]
         low, high = np.zeros((2, n_channels), np.float32)
         total, done = np.zeros(n_channels), 0
 
@@ -469,13 +534,16 @@ class Enhancer:
             nonlocal low, high
             if len(part):
                 low, high = np.minimum(low, part.min(axis=0)), np.maximum(high, part.max(axis=0))
+                for channel, stretch in enumerate(loudest):
+                    stretch.push(part[:, channel])
 
         for block in blocks:
             check_finite(block, done, source)
             done += len(block)
             total += block.sum(axis=0, dtype=np.float64)
             add(resampler.push(block))
-        add(resampler.finish(_n_model(done, rate, self._rate)))
+        n_samples = _n_model(done, rate, self._rate)
+        add(resampler.finish(n_samples))
         peak = np.maximum(high, -low)
         if peak.max() > MAX_AMPLITUDE:
             raise InputError(
@@ -485,7 +553,13 @@ class Enhancer:
         mean = (total / max(done, 1)).astype(np.float32)
         is_offset = (np.abs(mean) > OFFSET_SHARE * peak) & (done >= OFFSET_FROM_S * rate)
         offsets = np.where(is_offset, mean, np.float32(0.0))
-        return _Levels(offsets, np.maximum(high - offsets, offsets - low))
+        reminders: list[Reminder | None] = [None] * n_channels
+        if n_samples > plan.window_samples:
+            for channel, stretch in enumerate(loudest):
+                if stretch.found:
+                    kept = stretch.found
+                    reminders[channel] = replace(kept, wav=kept.wav - offsets[channel])
+        return _Levels(offsets, np.maximum(high - offsets, offsets - low), tuple(reminders))
 
     def _run(
         self,
@@ -514,43 +588,70 @@ class Enhancer:
                 progress(done / n_samples)
 
     def _channel_process(
-        self, settings: _Settings, peak: float
+        self, settings: _Settings, peak: float, reminder: Reminder | None
     ) -> Callable[[FloatArray, int], FloatArray]:
-        def process(wav: FloatArray, first_frame: int) -> FloatArray:
+        def scaled(wav: FloatArray) -> FloatArray:
             # float64: 1 / peak overflows float32 for the faintest recordings.
-            scaled = (wav.astype(np.float64) / peak).astype(np.float32)
-            out = self._enhance_window(scaled, first_frame, settings)
+            return (wav.astype(np.float64) / peak).astype(np.float32)
+
+        before = None if reminder is None else replace(reminder, wav=scaled(reminder.wav))
+
+        def process(wav: FloatArray, first_frame: int) -> FloatArray:
+            if os.getpid() != self._process_id:
+                raise BackendError(
+                    "this Enhancer was opened by another process, and its engine does not survive "
+                    "a fork: open one in each process"
+                )
+            with self._lock:  # engines hold one request, and features between their two graphs
+                out = self._enhance_window(scaled(wav), first_frame, settings, before)
             return (out.astype(np.float64) * peak).astype(np.float32)
 
         return process
 
-    def _enhance_window(self, wav: FloatArray, first_frame: int, settings: _Settings) -> FloatArray:
-        """Enhance one window, [L] scaled to at most 1, whose first frame is ``first_frame``."""
+    def _enhance_window(
+        self, wav: FloatArray, first_frame: int, settings: _Settings, reminder: Reminder | None
+    ) -> FloatArray:
+        """Enhance one window, [L] scaled to at most 1, whose first frame is ``first_frame``.
+
+        The networks are given the reminder's frames beside those of the window, so that no frame
+        holds some of both: before it, or after the recording's first, where what is nearest to the
+        reminder is thrown away.
+        """
         signal = self.manifest.signal
         features = compress(stft(wav, signal), signal)  # [3, T, F]
-        n_frames = features.shape[1]
-        n_padded = padded_frames(n_frames)
-        noisy = np.zeros((1, 3, n_padded, signal.n_freqs), np.float32)
-        noisy[0, :, :n_frames] = features
+        n_frames, own = features.shape[1], 0
+        parts, places = [features], [(first_frame, n_frames)]
+        if reminder is not None:
+            count = reminder.wav.size // signal.hop_length
+            where, own = (0, count) if first_frame else (1, 0)
+            parts.insert(where, compress(stft(reminder.wav, signal)[:count], signal))
+            places.insert(where, (reminder.first_frame, count))
+        shown = np.concatenate(parts, axis=1)[None]
+        noisy = pad(shown)
+        first, count = places.pop()
+        places.append((first, count + noisy.shape[2] - shown.shape[2]))
 
-        def draw(index: int) -> FloatArray:
+        def rows(index: int, first: int, n_rows: int) -> FloatArray:
             if settings.noise is None:
-                return frame_noise(settings.seed, index, first_frame, n_padded)
-            given = np.zeros((n_padded, signal.n_freqs), np.float32)
-            rows = settings.noise[index, first_frame : first_frame + n_padded]
-            given[: len(rows)] = rows
+                return frame_noise(settings.seed, index, first, n_rows)
+            given = np.zeros((n_rows, signal.n_freqs), np.float32)
+            found = settings.noise[index, first : first + n_rows]
+            given[: len(found)] = found
             return given
 
-        clean_ri = sample(
+        def draw(index: int) -> FloatArray:
+            return np.concatenate([rows(index, *place) for place in places])
+
+        clean_ri = denoise(
             self.backend,
+            self.manifest,
             noisy,
-            start=initial_state(self.manifest.sde, self.manifest.sampler.t_rs),
+            draw,
             steps=settings.steps,
             alpha=settings.alpha,
             tlb=settings.tlb,
-            draw=draw,
         )
-        spec = decompress(clean_ri[0, :, :n_frames], signal)
+        spec = decompress(clean_ri[0, :, own : own + n_frames], signal)
         # Finite before the power 1 / p, yet beyond it: no speech scaled to 1 comes near.
         if not np.abs(spec).max() <= MAX_BIN:
             raise BackendError(
@@ -559,6 +660,75 @@ class Enhancer:
                 "backend or the fp32 engine, and report the recording"
             )
         return istft(spec, wav.size, signal)
+
+
+def noisy_share(mix: float, attenuation_limit_db: float | None) -> float:
+    """Share of the input in the output, 0 to 1.
+
+    What the network removes altogether keeps this share of its amplitude, so that
+    -20 log10(share) dB is the most by which it is lowered; what the network keeps is lowered by less.
+
+    Args:
+        mix: Share of the enhanced waveform that is asked for, 0 to 1.
+        attenuation_limit_db: Limit (dB), >= 0; None for none.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+    for name, value in (("mix", mix), ("attenuation_limit_db", attenuation_limit_db)):
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number, type(None))):
+            raise InputError(f"{name} is {value!r}; expected a number")
+    if mix is None or not 0.0 <= mix <= 1.0:
+        raise InputError(f"mix is {mix}; expected 0 (the input) to 1 (enhanced)")
+    if attenuation_limit_db is None:
+        return 1.0 - float(mix)
+    if not attenuation_limit_db >= 0.0:
+        raise InputError(f"attenuation_limit_db is {attenuation_limit_db}; expected dB, >= 0")
+    return float(max(1.0 - mix, 10.0 ** (-attenuation_limit_db / 20.0)))
+
+
+def _mixed(
+    enhanced: Iterable[FloatArray], noisy: Iterable[FloatArray], share: float
+) -> Iterator[FloatArray]:
+    """Mix two equally long streams of blocks [n, n_channels]; their blocks may be cut anywhere."""
+    if share == 0.0:
+        yield from enhanced
+        return
+    source, rest = iter(noisy), np.zeros((0, 0), np.float32)
+    for block in enhanced:
+        pieces, missing = [], len(block)
+        while missing:
+            if not len(rest):
+                rest = next(source)
+            pieces.append(rest[:missing])
+            missing -= len(pieces[-1])
+            rest = rest[len(pieces[-1]) :]
+        if not pieces:
+            continue
+        dry = np.concatenate(pieces)
+        yield dry if share == 1.0 else block * np.float32(1.0 - share) + dry * np.float32(share)
+
+
+def _open_output(
+    info: AudioInfo, target: str | Path, raw: Raw | None, overwrite: bool
+) -> tuple[AudioWriter | PipeWriter, tuple[str, ...]]:
+    """The output of a recording, and what of its extras it cannot carry."""
+    if str(target) == PIPE:
+        return PipeWriter(info, raw), ()
+    check_suffix(Path(target))
+    real = check_paths(info.path, Path(target), overwrite=overwrite)
+    extras = collect_extras(info, OUTPUT_FORMATS[real.suffix.lower()][0])
+    container, subtype = output_format(info, real, extras.n_bytes)
+    writer = AudioWriter(
+        real,
+        info.sample_rate,
+        info.n_channels,
+        container,
+        subtype,
+        extras=extras,
+        overwrite=overwrite,
+    )
+    return writer, extras.left
 
 
 def resolve_tlb(tlb: Tlb, presets: Mapping[str, TlbFactors]) -> TlbFactors:

@@ -6,13 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .backend import Backend, check_predict
+from .arrays import FloatArray
+from .backends.base import Backend, check_predict
 from .schedule import InitialState, SamplerStep
 from .spec import TlbFactors
-
-FloatArray = NDArray[np.float32]
 
 TINY = np.float32(1e-20)  # below any magnitude that survives decompression
 
@@ -46,7 +44,7 @@ def sample(
         InputError: ``noisy`` has a wrong dtype or shape.
         BackendError: A network failed or returned non-finite values.
     """
-    run: Any = getattr(backend, "run_sampler", None)  # see backend.SamplerBackend
+    run: Any = getattr(backend, "run_sampler", None)  # see base.SamplerBackend
     if run is not None:
         check_predict(noisy)
         noise = np.empty((len(steps), len(noisy), 1, *noisy.shape[2:]), np.float32)

@@ -17,14 +17,12 @@ from dataclasses import dataclass, fields
 from typing import overload
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arrays import DoubleArray
 from .errors import InputError
 
 SDE_NAMES = ("bbed", "ouve")
 K_MAX = 100.0  # keeps |2 ln k| below 10, where the series of Ei holds 13 digits
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ class SamplerStep:
     n: float
 
 
-def _checked(t: float | FloatArray) -> FloatArray:
+def _checked(t: float | DoubleArray) -> DoubleArray:
     t64 = np.asarray(t, dtype=np.float64)
     # Written so that NaN fails too.
     if not bool(np.all((t64 >= 0.0) & (t64 < 1.0))):
@@ -105,11 +103,11 @@ def _checked(t: float | FloatArray) -> FloatArray:
     return t64
 
 
-def _like(t: float | FloatArray, value: FloatArray) -> float | FloatArray:
+def _like(t: float | DoubleArray, value: DoubleArray) -> float | DoubleArray:
     return value if isinstance(t, np.ndarray) else float(value)
 
 
-def exp_integral(x: float | FloatArray) -> float | FloatArray:
+def exp_integral(x: float | DoubleArray) -> float | DoubleArray:
     """Exponential integral Ei(x) for -10 <= x < 0, float64.
 
     Power series Ei(x) = euler_gamma + ln|x| + sum_n x^n / (n n!) (Abramowitz & Stegun 5.1.10).
@@ -134,8 +132,8 @@ def exp_integral(x: float | FloatArray) -> float | FloatArray:
 @overload
 def mean_weight(sde: SdeSpec, t: float) -> float: ...
 @overload
-def mean_weight(sde: SdeSpec, t: FloatArray) -> FloatArray: ...
-def mean_weight(sde: SdeSpec, t: float | FloatArray) -> float | FloatArray:
+def mean_weight(sde: SdeSpec, t: DoubleArray) -> DoubleArray: ...
+def mean_weight(sde: SdeSpec, t: float | DoubleArray) -> float | DoubleArray:
     """Weight w of x0 in the mean w * x0 + (1 - w) * y at time t (paper Eqs. 8 and 11).
 
     Args:
@@ -152,8 +150,8 @@ def mean_weight(sde: SdeSpec, t: float | FloatArray) -> float | FloatArray:
 @overload
 def std(sde: SdeSpec, t: float) -> float: ...
 @overload
-def std(sde: SdeSpec, t: FloatArray) -> FloatArray: ...
-def std(sde: SdeSpec, t: float | FloatArray) -> float | FloatArray:
+def std(sde: SdeSpec, t: DoubleArray) -> DoubleArray: ...
+def std(sde: SdeSpec, t: float | DoubleArray) -> float | DoubleArray:
     """Standard deviation sigma(t) of the marginal, given x0 and y.
 
     BBED: sigma^2 = c (1-t) [k^(2t) - 1 + t + h (1-t) (Ei(2(t-1) ln k) - Ei(-2 ln k))],
@@ -182,8 +180,8 @@ def std(sde: SdeSpec, t: float | FloatArray) -> float | FloatArray:
 @overload
 def diffusion(sde: SdeSpec, t: float) -> float: ...
 @overload
-def diffusion(sde: SdeSpec, t: FloatArray) -> FloatArray: ...
-def diffusion(sde: SdeSpec, t: float | FloatArray) -> float | FloatArray:
+def diffusion(sde: SdeSpec, t: DoubleArray) -> DoubleArray: ...
+def diffusion(sde: SdeSpec, t: float | DoubleArray) -> float | DoubleArray:
     """Diffusion coefficient g(t) = sqrt(c) k^t.
 
     Args:
@@ -200,8 +198,8 @@ def diffusion(sde: SdeSpec, t: float | FloatArray) -> float | FloatArray:
 @overload
 def drift_rate(sde: SdeSpec, t: float) -> float: ...
 @overload
-def drift_rate(sde: SdeSpec, t: FloatArray) -> FloatArray: ...
-def drift_rate(sde: SdeSpec, t: float | FloatArray) -> float | FloatArray:
+def drift_rate(sde: SdeSpec, t: DoubleArray) -> DoubleArray: ...
+def drift_rate(sde: SdeSpec, t: float | DoubleArray) -> float | DoubleArray:
     """Rate r of the drift f = r * (y - x): 1 / (1 - t) for BBED, gamma for OUVE.
 
     Args:

@@ -1,58 +1,31 @@
-"""What the exported graphs promise: signal constants, tensors, presets and the manifest.
+"""What the exported graphs promise: signal constants, tensors and presets.
 
-Training and export import this module, the runtime enforces it; every constant is written here
+Training and export import this module, the runtime enforces it; spread_sample constant is written here
 once. Tensors are [B, channels, T frames, F bins].
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError, ManifestError
-from .schedule import SdeSpec
+from .errors import InputError
 
-MANIFEST_FORMAT = 1
-MANIFEST_NAME = "manifest.json"
-MANIFEST_MAX_BYTES = 1 << 20
-METADATA_PREFIX = "dvpd."
 GRAPH_NAMES = ("predictive", "score")
 PRECISIONS = ("fp32", "fp16")
 
+SAMPLE_RATE = 16000  # Hz, of every model and of every measure
 FRAME_MULTIPLE = 4  # two unshuffles by 2 along time
 MIN_FRAMES = 32
 N_FEATS = 6
 N_FREQS = 257
 TLB_SHAPE = (2, 2)  # [level (outer, deep), band (below 2 kHz, above)]
-
-# Keys of manifest.json; the nested tables list theirs in the dataclasses below.
-MANIFEST_KEYS = (
-    "format",
-    "name",
-    "version",
-    "signal",
-    "sde",
-    "sampler",
-    "tlb_presets",
-    "precision",
-    "opset",
-    "exporter",
-    "checkpoint_sha256",
-    "graphs",
-    "parameters",
-    "macs_per_second",
-    "parity",
-)
 
 
 @dataclass(frozen=True)
@@ -68,7 +41,7 @@ class SignalSpec:
         compress_exponent: Exponent p, in (0, 1].
     """
 
-    sample_rate: int = 16000
+    sample_rate: int = SAMPLE_RATE
     n_fft: int = 512
     hop_length: int = 128
     window: str = "hann_periodic"
@@ -276,328 +249,3 @@ def graph_io(graph: str, precision: str) -> tuple[tuple[TensorSpec, ...], tuple[
     if graph == "score":
         return score_inputs(precision), SCORE_OUTPUTS
     raise InputError(f"graph is {graph!r}; expected one of {', '.join(GRAPH_NAMES)}")
-
-
-@dataclass(frozen=True)
-class GraphFile:
-    """A graph's file name inside its engine folder and the SHA-256 of its bytes (hex)."""
-
-    file: str
-    sha256: str
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in lower-case hex.
-
-    Args:
-        path: The file.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _require(value: object, kind: type, key: str) -> Any:
-    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise ManifestError(
-            f"manifest key {key!r} is {type(value).__name__}; expected {kind.__name__}"
-        )
-    return value
-
-
-def _sha256_text(value: object, key: str) -> str:
-    text: str = _require(value, str, key)
-    if not re.fullmatch(r"[0-9a-f]{64}", text):
-        raise ManifestError(f"manifest key {key!r} is not a SHA-256 in lower-case hex")
-    return text
-
-
-def _table(cls: type, value: object, key: str) -> Any:
-    """Build a frozen dataclass from a JSON table; unknown keys are an error."""
-    table: dict[str, Any] = _require(value, dict, key)
-    known = {field.name for field in fields(cls)}
-    if unknown := sorted(set(table) - known):
-        raise ManifestError(f"manifest table {key!r} has unknown keys {unknown}")
-    try:
-        return cls(**table)
-    except InputError as error:
-        raise ManifestError(f"manifest table {key!r}: {error}") from None
-
-
-def _need_keys(table: object, needed: tuple[str, ...], key: str) -> None:
-    if missing := [name for name in needed if name not in _require(table, dict, key)]:
-        raise ManifestError(f"manifest table {key!r} lacks {missing}; export the engine again")
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What one engine folder holds; written by the export, checked by every reader.
-
-    Attributes:
-        name: Model name, such as "dvpd-base".
-        version: Model version.
-        signal: Front end that the graphs were trained with.
-        sde: Diffusion process.
-        sampler: Default sampler settings.
-        tlb_presets: Named TLB factors; always includes "none".
-        precision: "fp32" or "fp16".
-        opset: ONNX opset of the graphs.
-        exporter: Versions of the tools that wrote the graphs.
-        checkpoint_sha256: SHA-256 of the checkpoint file (hex).
-        graphs: "predictive" and "score" -> file and hash.
-        parameters: Parameter counts, by part.
-        macs_per_second: Multiply-accumulates for a second of audio, by part.
-        parity: Results of the export's own checks.
-        format: Version of this layout.
-    """
-
-    name: str
-    version: str
-    signal: SignalSpec
-    sde: SdeSpec
-    sampler: SamplerSpec
-    tlb_presets: Mapping[str, TlbFactors]
-    precision: str
-    opset: int
-    exporter: Mapping[str, Any]
-    checkpoint_sha256: str
-    graphs: Mapping[str, GraphFile]
-    parameters: Mapping[str, Any]
-    macs_per_second: Mapping[str, Any]
-    parity: Mapping[str, Any]
-    format: int = MANIFEST_FORMAT
-
-    @classmethod
-    def from_dict(cls, data: object) -> Manifest:
-        """Check a decoded manifest.json and build the manifest.
-
-        Args:
-            data: The decoded JSON value.
-
-        Raises:
-            ManifestError: A key is missing, unknown, or holds what it must not.
-        """
-        table: dict[str, Any] = _require(data, dict, "(top level)")
-        version = table.get("format")
-        if version != MANIFEST_FORMAT or isinstance(version, bool):
-            raise ManifestError(
-                f"manifest format is {version!r}; this runtime reads format {MANIFEST_FORMAT}: "
-                "export the engine again, or install the matching dvpd"
-            )
-        if missing := [key for key in MANIFEST_KEYS if key not in table]:
-            raise ManifestError(f"manifest lacks {missing}; export the engine again")
-        if unknown := sorted(set(table) - set(MANIFEST_KEYS)):
-            raise ManifestError(f"manifest has unknown keys {unknown}")
-        _need_keys(table["signal"], tuple(f.name for f in fields(SignalSpec)), "signal")
-        _need_keys(table["sde"], ("name", "k", "c"), "sde")
-        if table["sde"]["name"] == "ouve":
-            _need_keys(table["sde"], ("gamma",), "sde")
-        _need_keys(table["sampler"], tuple(f.name for f in fields(SamplerSpec)), "sampler")
-        signal: SignalSpec = _table(SignalSpec, table["signal"], "signal")
-        if signal.n_freqs != N_FREQS:
-            raise ManifestError(
-                f"manifest n_fft {signal.n_fft} gives {signal.n_freqs} bins; expected {N_FREQS}"
-            )
-        presets: dict[str, TlbFactors] = {}
-        for name, value in _require(table["tlb_presets"], dict, "tlb_presets").items():
-            try:
-                presets[name] = TlbFactors.from_mapping(value)
-            except InputError as error:
-                raise ManifestError(f"manifest tlb preset {name!r}: {error}") from None
-        if presets.setdefault("none", TlbFactors()) != TlbFactors():
-            raise ManifestError("manifest tlb preset 'none' must be all ones")
-        if table["precision"] not in PRECISIONS:
-            raise ManifestError(
-                f"manifest precision is {table['precision']!r}; expected one of "
-                f"{', '.join(PRECISIONS)}"
-            )
-        graphs: dict[str, GraphFile] = {}
-        raw_graphs = _require(table["graphs"], dict, "graphs")
-        if set(raw_graphs) != set(GRAPH_NAMES):
-            raise ManifestError(
-                f"manifest graphs are {sorted(raw_graphs)}; expected {sorted(GRAPH_NAMES)}"
-            )
-        for name, value in raw_graphs.items():
-            key = f"graphs.{name}"
-            _need_keys(value, ("file", "sha256"), key)
-            file: str = _require(value["file"], str, f"{key}.file")
-            # A manifest must not reach outside its folder.
-            if file in ("", ".", "..") or any(
-                file != path(file).name for path in (PurePosixPath, PureWindowsPath)
-            ):
-                raise ManifestError(f"manifest {key}.file is {file!r}; expected a bare file name")
-            graphs[name] = GraphFile(file, _sha256_text(value["sha256"], f"{key}.sha256"))
-        return cls(
-            name=_require(table["name"], str, "name"),
-            version=_require(table["version"], str, "version"),
-            signal=signal,
-            sde=_table(SdeSpec, table["sde"], "sde"),
-            sampler=_table(SamplerSpec, table["sampler"], "sampler"),
-            tlb_presets=MappingProxyType(presets),
-            precision=table["precision"],
-            opset=_require(table["opset"], int, "opset"),
-            exporter=MappingProxyType(_require(table["exporter"], dict, "exporter")),
-            checkpoint_sha256=_sha256_text(table["checkpoint_sha256"], "checkpoint_sha256"),
-            graphs=MappingProxyType(graphs),
-            parameters=MappingProxyType(_require(table["parameters"], dict, "parameters")),
-            macs_per_second=MappingProxyType(
-                _require(table["macs_per_second"], dict, "macs_per_second")
-            ),
-            parity=MappingProxyType(_require(table["parity"], dict, "parity")),
-        )
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Manifest:
-        """Read ``folder/manifest.json``; the graphs are not opened (see ``verify_graphs``).
-
-        Args:
-            folder: An engine folder.
-
-        Raises:
-            ManifestError: The folder or the file is missing, unreadable, or not a manifest.
-        """
-        root = Path(folder)
-        path = root / MANIFEST_NAME
-        if not root.is_dir():
-            raise ManifestError(
-                f"{root}: not an engine folder; give the folder that holds {MANIFEST_NAME} and "
-                "the two graphs (python export/to_onnx.py writes one)"
-            )
-        try:
-            with open(path, "rb") as stream:
-                raw = stream.read(MANIFEST_MAX_BYTES + 1)
-        except OSError as error:
-            raise ManifestError(
-                f"{path}: {error.strerror or error}; give a folder written by "
-                "python export/to_onnx.py"
-            ) from None
-        if len(raw) > MANIFEST_MAX_BYTES:
-            raise ManifestError(f"{path}: larger than {MANIFEST_MAX_BYTES} bytes; not a manifest")
-        try:
-            data = json.loads(raw.decode("utf-8"))
-        except (UnicodeDecodeError, ValueError, RecursionError) as error:
-            raise ManifestError(f"{path}: not valid JSON ({error})") from None
-        try:
-            return cls.from_dict(data)
-        except ManifestError as error:
-            raise ManifestError(f"{path}: {error}") from None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON value of manifest.json, keys in the documented order."""
-        table: dict[str, Any] = {key: getattr(self, key) for key in MANIFEST_KEYS}
-        table["signal"] = asdict(self.signal)
-        table["sde"] = asdict(self.sde)
-        table["sampler"] = asdict(self.sampler)
-        table["tlb_presets"] = {
-            name: {"skip": [*map(list, f.skip)], "backbone": [*map(list, f.backbone)]}
-            for name, f in self.tlb_presets.items()
-        }
-        table["graphs"] = {name: asdict(graph) for name, graph in self.graphs.items()}
-        for key in ("exporter", "parameters", "macs_per_second", "parity"):
-            table[key] = dict(table[key])
-        return table
-
-    def to_json(self) -> str:
-        """The text of manifest.json."""
-        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
-
-    def verify_graphs(self, folder: str | Path) -> dict[str, Path]:
-        """Check that both graph files are the ones that this manifest describes.
-
-        Done before any parser sees a graph, so a truncated or exchanged file ends here.
-
-        Args:
-            folder: The engine folder.
-
-        Returns:
-            Graph name -> path.
-
-        Raises:
-            ManifestError: A graph is missing, unreadable, or has another SHA-256.
-        """
-        paths: dict[str, Path] = {}
-        for name, graph in self.graphs.items():
-            path = Path(folder) / graph.file
-            try:
-                got = sha256_of(path)
-            except OSError as error:
-                raise ManifestError(
-                    f"{path}: {error.strerror or error}; the manifest names this file as the "
-                    f"{name} graph: export the engine again"
-                ) from None
-            if got != graph.sha256:
-                raise ManifestError(
-                    f"{path}: SHA-256 is {got[:12]}..., the manifest says {graph.sha256[:12]}...: "
-                    "the file is damaged or of another export; export or copy the engine again"
-                )
-            paths[name] = path
-        return paths
-
-
-def manifest_to_metadata(manifest: Manifest) -> dict[str, str]:
-    """The manifest as ONNX ``metadata_props``: string map, keys prefixed "dvpd.".
-
-    ``graphs`` is left out, as a file cannot hold its own hash. Strings stay as they are;
-    everything else is JSON.
-
-    Args:
-        manifest: The manifest of the engine.
-    """
-    table = manifest.to_dict()
-    del table["graphs"]
-    return {
-        METADATA_PREFIX + key: value
-        if isinstance(value, str)
-        else json.dumps(value, sort_keys=True, allow_nan=False)
-        for key, value in table.items()
-    }
-
-
-def metadata_to_dict(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Decode ``metadata_props`` back into the manifest's keys; other prefixes are ignored.
-
-    Args:
-        metadata: String map of an ONNX model.
-
-    Raises:
-        ManifestError: A value cannot be decoded.
-    """
-    text_keys = {"name", "version", "precision", "checkpoint_sha256"}
-    table: dict[str, Any] = {}
-    for full_key, text in metadata.items():
-        if not full_key.startswith(METADATA_PREFIX):
-            continue
-        key = full_key[len(METADATA_PREFIX) :]
-        try:
-            table[key] = text if key in text_keys else json.loads(text)
-        except ValueError as error:
-            raise ManifestError(f"graph metadata {full_key!r} is not JSON ({error})") from None
-    return table
-
-
-def check_metadata(metadata: Mapping[str, str], manifest: Manifest, graph: str) -> None:
-    """Refuse a graph whose own metadata contradicts the manifest beside it.
-
-    Args:
-        metadata: The graph's ``metadata_props``.
-        manifest: The folder's manifest.
-        graph: Graph name, for the message.
-
-    Raises:
-        ManifestError: The metadata is missing or names another model, version or constant.
-    """
-    expected = json.loads(json.dumps(manifest.to_dict()))
-    received = metadata_to_dict(metadata)
-    keys = ("format", "name", "version", "precision", "checkpoint_sha256", "signal", "sde")
-    for key in keys:
-        if received.get(key) != expected[key]:
-            raise ManifestError(
-                f"the {graph} graph says {METADATA_PREFIX}{key} = {received.get(key)!r}, the "
-                f"manifest {expected[key]!r}: graph and manifest are of different exports; "
-                "export the engine again"
-            )

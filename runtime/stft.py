@@ -12,11 +12,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import ComplexArray, FloatArray
 from .errors import InputError
 from .spec import SignalSpec
-
-FloatArray = NDArray[np.float32]
-ComplexArray = NDArray[np.complex64]
 
 _BLOCK_FRAMES = 2048  # bounds the float64 work space near 8 MB
 

@@ -20,21 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DvpdError
-from .plans import (
-    CudaDriver,
-    cuda_driver,
-    find_plans,
-    parse_version,
-    read_sidecar,
-    release,
-    rtx_misfit,
-)
+from .tensorrt.gpus import CudaDriver, cuda_driver, why_rtx_unfit
+from .tensorrt.plans import find_plans, read_sidecar
+from .tensorrt.versions import JETPACKS, parse_version, release, supported, supported_range
 
 IMPORT_TIMEOUT_S = 60
-# TensorRT's first two numbers -> the JetPack that brings it.
-JETPACKS = {"10.3": "JetPack 6.1/6.2", "10.13": "JetPack 7.0/7.1", "10.16": "JetPack 7.2"}
-OLDEST = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 4)}
-NEWER = {"tensorrt": (12,), "tensorrt-rtx": (2,)}
 TRTEXEC = ("/usr/src/tensorrt/bin/trtexec", "/opt/tensorrt/bin/trtexec")
 
 
@@ -86,7 +76,7 @@ class Diagnosis:
 
     Attributes:
         line: Everything that decides, and what to do, in one line.
-        problems: What is wrong, each with its cure.
+        problems: What is wrong, each with its fix.
     """
 
     line: str
@@ -154,10 +144,6 @@ def gather(board: str | None = None) -> Facts:
     )
 
 
-def _supported(builder: str, version: str) -> bool:
-    return OLDEST[builder] <= parse_version(version) < NEWER[builder]
-
-
 def diagnose(facts: Facts, engines: Sequence[Path] = ()) -> Diagnosis:
     """Conclude.
 
@@ -177,24 +163,24 @@ def diagnose(facts: Facts, engines: Sequence[Path] = ()) -> Diagnosis:
 
 def _package_problems(facts: Facts) -> list[str]:
     """TensorRT that is not there, does not load, or is of a version that is not supported."""
-    told = []
+    problems = []
     if facts.tensorrt is None and facts.system_tensorrt:
         versions = [re.search(r"python(3[.\d]*)", path) for path in facts.system_tensorrt]
         pythons = [match[1] for match in versions if match]
         where = facts.system_tensorrt[0]
         if facts.in_venv and not facts.sees_system:
-            told.append(
+            problems.append(
                 f"TensorRT is on this system ({where}), but this virtual environment does not see "
                 "the system's packages: python3 -m venv --system-site-packages DIR, and install "
                 "dvpd there"
             )
         else:
-            told.append(
+            problems.append(
                 f"TensorRT is on this system ({where}), but not for Python {facts.python}: use "
                 f"the system's Python ({', '.join(pythons) or 'python3'})"
             )
     elif facts.tensorrt is None and facts.board is not None:
-        told.append(
+        problems.append(
             f"{facts.board} has no TensorRT for Python: apt install tensorrt python3-libnvinfer "
             "(JetPack), then a virtual environment with --system-site-packages"
         )
@@ -202,7 +188,7 @@ def _package_problems(facts: Facts) -> list[str]:
         if package is None:
             continue
         if package.version is None:
-            told.append(
+            problems.append(
                 f"{builder} is installed but does not load ({package.error}): "
                 + (
                     "apt install --reinstall python3-libnvinfer"
@@ -210,37 +196,35 @@ def _package_problems(facts: Facts) -> list[str]:
                     else f"pip install --force-reinstall {builder}"
                 )
             )
-        elif not _supported(builder, package.version):
-            told.append(
-                f"{builder} {package.version} is not supported: install "
-                f"{'.'.join(map(str, OLDEST[builder]))} or newer, below "
-                f"{'.'.join(map(str, NEWER[builder]))}"
+        elif not supported(builder, package.version):
+            problems.append(
+                f"{builder} {package.version} is not supported: install {supported_range(builder)}"
             )
         need = package.cuda
         if need is not None and facts.driver is not None and facts.driver.version[0] < need:
             have = ".".join(map(str, facts.driver.version))
-            told.append(
+            problems.append(
                 f"the NVIDIA driver is too old: it knows CUDA {have}, this {builder} needs CUDA "
                 f"{need}: update the driver ({'R580' if need >= 13 else 'R525'} or newer), or pip "
                 f"install {builder}-cu{need - 1} instead of -cu{need}"
             )
-    return told
+    return problems
 
 
 def _board_problems(facts: Facts) -> list[str]:
     """Versions and GPUs that are known not to go together."""
-    told = []
+    problems = []
     gpus = facts.driver.gpus if facts.driver else ()
     version = facts.tensorrt.version if facts.tensorrt else None
     orin = any(gpu.compute_capability == "8.7" for gpu in gpus)
     if version is not None and parse_version(version)[:2] == (10, 13) and orin:
-        told.append(
+        problems.append(
             f"TensorRT {release(version)} (JetPack 7.0/7.1) has no kernels for Orin (compute 8.7): "
             "install JetPack 6.2 (TensorRT 10.3) or 7.2 (10.16)"
         )
     if facts.rtx is not None and facts.rtx.version is not None and facts.tensorrt is None:
-        told += [why for gpu in gpus if (why := rtx_misfit(gpu))]
-    return told
+        problems += [why for gpu in gpus if (why := why_rtx_unfit(gpu))]
+    return problems
 
 
 def plan_problems(folder: Path, installed: dict[str, str | None], facts: Facts) -> list[str]:
@@ -251,26 +235,26 @@ def plan_problems(folder: Path, installed: dict[str, str | None], facts: Facts) 
         installed: Builder -> its version, None where it is not there.
         facts: For the GPU.
     """
-    told = []
+    problems = []
     for path in find_plans(folder):
         try:
             spec = read_sidecar(path).spec
         except DvpdError as error:
-            told.append(f"{path}: {error}: dvpd build {folder}")
+            problems.append(f"{path}: {error}: dvpd build {folder}")
             continue
         version = installed[spec.builder]
         if version is None:
             continue  # another builder's plan hurts nobody
         gpus = facts.driver.gpus if facts.driver else ()
-        reasons = [spec.target.misfit(gpu) for gpu in gpus]
+        reasons = [spec.target.why_unfit(gpu) for gpu in gpus]
         if release(version) != release(spec.version):
-            told.append(
+            problems.append(
                 f"{path}: built by {spec.builder} {release(spec.version)}, here is "
                 f"{release(version)}: delete it and run dvpd build {folder}"
             )
         elif reasons and all(reasons):
-            told.append(f"{path}: {reasons[0]}: run dvpd build {folder}")
-    return told
+            problems.append(f"{path}: {reasons[0]}: run dvpd build {folder}")
+    return problems
 
 
 def _line(facts: Facts) -> str:
@@ -307,7 +291,7 @@ def _advice(facts: Facts, version: str | None, rtx: str | None) -> str:
         return f"{advice}; {flags}" if flags else advice
     if rtx is not None:
         advice = "dvpd build NAME-fp16 builds portable plans of the fp16 graphs"
-        runs = facts.driver is not None and any(not rtx_misfit(g) for g in facts.driver.gpus)
+        runs = facts.driver is not None and any(not why_rtx_unfit(g) for g in facts.driver.gpus)
         return advice if runs else f"{advice}; nothing here can run them"
     if flags and gpu:
         return f"the fp16 graphs; {flags}"

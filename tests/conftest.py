@@ -23,7 +23,7 @@ def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]
 
     For what takes longer to make than to read; the folder is not to be changed.
     """
-    from dvpd.runtime.plans import folder_lock
+    from dvpd.runtime.tensorrt.plans import folder_lock
 
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:

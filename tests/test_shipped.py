@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from dvpd.metrics import pesq_wb, si_sdr
+from dvpd.quality.metrics import pesq_wb, si_sdr
 from dvpd.quality.models import open_model
 from dvpd.runtime.enhancer import Enhancer
-from dvpd.runtime.spec import MANIFEST_NAME, Manifest
+from dvpd.runtime.manifest import MANIFEST_NAME, Manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "tests" / "assets"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.random import Generator
 
-from ..data_config import LINKS, DataConfig
+from ..config.data import LINKS, DataConfig
 from . import degrade
 from .degrade import Gain, Wav, db_to_gain, rms
 from .pool import SAMPLE_RATE

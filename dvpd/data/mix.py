@@ -15,7 +15,7 @@ import soxr
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from ..data_config import DataConfig
+from ..config.data import DataConfig
 from ..runtime.errors import InputError
 from . import noises
 from .chain import draw_snr, run_chain

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data_config import DataConfig
+from ..config.data import DataConfig
 from ..runtime.errors import InputError
 from .degrade import Wav, fit_length, rms
 from .mix import make_rng, scale_pair

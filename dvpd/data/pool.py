@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import soundfile as sf
 import soxr
 from numpy.typing import NDArray
 
+from ..runtime.audio import read_whole
 from ..runtime.errors import InputError
+from ..runtime.files import WholeFile, write_whole
+from ..runtime.spec import SAMPLE_RATE
 
-SAMPLE_RATE = 16000
 SUFFIXES = (".opus", ".flac", ".wav", ".ogg")
 POOL_FORMAT = 1
 _LOST_SHARE = 0.02  # more undecodable files than this and something else is wrong
@@ -205,9 +206,11 @@ def decode(path: str | Path) -> NDArray[np.int16]:
         InputError: The file cannot be decoded or holds no samples.
     """
     try:
-        wav, rate = sf.read(str(path), dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"{path} cannot be decoded: {error}") from error
+        wav, rate = read_whole(path)
+    except InputError as error:
+        why = str(error).removeprefix(f"{path}: ")
+        why = why if why.startswith("holds no") else f"cannot be decoded: {why}"
+        raise InputError(f"{path} {why}") from error
     mono = wav.mean(axis=1) if wav.shape[1] > 1 else wav[:, 0]
     if rate != SAMPLE_RATE:
         mono = soxr.resample(mono, rate, SAMPLE_RATE)
@@ -255,9 +258,9 @@ def _write_cache(
     stem.parent.mkdir(parents=True, exist_ok=True)
     sources = sorted({_source_of(root, p) for p in files})
     offsets, source = [0], []
-    raw, final, blank = f"{stem}.{os.getpid()}.tmp", f"{stem}.npy", "<i2"
-    try:
-        with open(raw, "wb") as out:
+    blank = "<i2"
+    with WholeFile(f"{stem}.npy") as whole:
+        with open(whole.path, "wb") as out:
             # The header's length is not known yet: reserve room, rewrite it at the end.
             np.lib.format.write_array_header_1_0(
                 out, {"descr": blank, "fortran_order": False, "shape": (10**12,)}
@@ -273,13 +276,6 @@ def _write_cache(
             )
             if out.tell() != header:
                 raise InputError("the cache's header changed its length; please report this")
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(raw, final)
-    except BaseException:
-        Path(raw).unlink(missing_ok=True)
-        raise
+        whole.commit()
     meta = {"format": POOL_FORMAT, "offsets": offsets, "source": source, "sources": sources}
-    temporary = Path(f"{stem}.json.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(meta))
-    os.replace(temporary, f"{stem}.json")
+    write_whole(f"{stem}.json", json.dumps(meta))

@@ -13,7 +13,6 @@ import logging
 import math
 import multiprocessing
 import os
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -26,6 +25,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from ..runtime.errors import InputError
+from ..runtime.files import WholeFile
 from .degrade import Wav, db_to_gain
 from .pool import SAMPLE_RATE
 
@@ -358,8 +358,7 @@ def bank_rooms(
             if progress:
                 progress(min(len(rooms), count), count)
         return rooms[:count]
-    key = json.dumps([BANK_FORMAT, seed, asdict(ranges)])
-    folder = Path(cache) / f"rooms-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    folder = _bank_folder(ranges, seed, cache)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{chunk:05d}.npz" for chunk in chunks]
     missing = [chunk for chunk in chunks if not paths[chunk].is_file()]
@@ -369,6 +368,19 @@ def bank_rooms(
         if progress:
             progress(min(done * _CHUNK, count), count)
     return [room for path in paths for room in _load_chunk(path)][:count]
+
+
+def _bank_folder(ranges: RoomRanges, seed: int, cache: str | Path) -> Path:
+    key = json.dumps([BANK_FORMAT, seed, asdict(ranges)])
+    return Path(cache) / f"rooms-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+
+def count_built(ranges: RoomRanges, seed: int, cache: str | Path) -> int:
+    """How large a bank `bank_rooms` would load from a cache folder without building any room."""
+    folder, chunks = _bank_folder(ranges, seed, cache), 0
+    while (folder / f"{chunks:05d}.npz").is_file():
+        chunks += 1
+    return chunks * _CHUNK
 
 
 def _build_chunk(ranges: RoomRanges, seed: int, chunk: int) -> list[Room]:
@@ -381,18 +393,15 @@ def _build_chunk(ranges: RoomRanges, seed: int, chunk: int) -> list[Room]:
 
 def _save_chunk(ranges: RoomRanges, seed: int, chunk: int, path: Path) -> None:
     rooms = _build_chunk(ranges, seed, chunk)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
-        with temporary.open("wb") as file:
+    with WholeFile(path) as whole:
+        with whole.open() as file:
             np.savez(
                 file,
                 samples=np.concatenate([r.response for r in rooms]),
                 lengths=np.array([len(r.response) for r in rooms]),
                 peaks=np.array([r.peak for r in rooms]),
             )
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        whole.commit()
 
 
 def _load_chunk(path: Path) -> list[Room]:

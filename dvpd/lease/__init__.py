@@ -1,4 +1,4 @@
-"""Train on a machine that is lent for minutes, has no network, and talks in short calls.
+"""Train on a machine that is lent for a short time, has no network, and talks in short calls.
 
     python -m dvpd.lease pack PLAN.toml LEASE            # at home: folders for the calls to carry
     python3 -m dvpd.lease start LEASE/call-0 --started UNIX_TIME --minutes 15    # there; returns

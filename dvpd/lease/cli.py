@@ -14,8 +14,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..files import write_whole
 from ..runtime.errors import DvpdError, InputError
+from ..runtime.files import write_whole
 from .parts import MIB, SETUP_NAME, check_call, pack, receive
 from .plan import load_plan
 from .publish import RESULT, collect, deliver
@@ -84,9 +84,6 @@ def prepare(args: argparse.Namespace, work: Work) -> None:
     for wheel in sorted((work.setup / "wheels").glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(work.site)
-    for cache in sorted((work.setup / "cache").glob("*.tgz")):
-        with tarfile.open(cache) as tar:
-            tar.extractall(work.compiled, filter="data")
     root = Path(__file__).resolve().parents[2]
     for name in SOURCES:
         if (root / name).is_dir():
@@ -257,7 +254,7 @@ def rehearse(args: argparse.Namespace) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="dvpd.lease", description="Train on a machine that is lent for minutes."
+        prog="dvpd.lease", description="Train on a machine that is lent for a short time."
     )
     commands = parser.add_subparsers(dest="command", required=True)
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..files import sha256_file, write_whole
 from ..runtime.errors import InputError, ManifestError
+from ..runtime.files import sha256_file, write_whole
 from .plan import Plan, to_json
 
 INDEX_NAME = "index.json"

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, from_dict, load_toml, override, tomllib
+from ..config import Config, from_dict, load_toml, override
+from ..config.tables import tomllib
 from ..runtime.errors import InputError
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import write_whole
+from ..runtime.files import write_whole
 
 FORMAT = "dvpd-piece-1"
 HEADER_BYTES = 64 << 10  # at most, with its line end

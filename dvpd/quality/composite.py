@@ -16,11 +16,10 @@ versions return what rounding leaves (a log ratio near 25) or NaN, here LLR leav
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from ..runtime.arrays import DoubleArray
+from ..runtime.spec import SAMPLE_RATE
 
-SAMPLE_RATE = 16000
 FRAME = 480  # 30 ms
 SKIP = 120
 N_FFT = 1024  # the power of two not below two frames
@@ -47,17 +46,17 @@ _K_MAX, _K_LOCAL = 20.0, 1.0  # Klatt's weights of the global and the nearest pe
 _ENERGY_FLOOR = 1e-10
 
 
-def _frames(wav: FloatArray) -> FloatArray:
+def _frames(wav: DoubleArray) -> DoubleArray:
     """Windowed frames [n, FRAME]."""
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(1, FRAME + 1) / (FRAME + 1))
     return np.lib.stride_tricks.sliding_window_view(wav, FRAME)[::SKIP][:-1] * window
 
 
-def _best(values: FloatArray) -> float:
+def _best(values: DoubleArray) -> float:
     return float(np.sort(values)[: round(len(values) * KEEP)].mean())
 
 
-def _lpc(frames: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _lpc(frames: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
     """Autocorrelation [n, P + 1] and prediction-error filter [n, P + 1] (Levinson-Durbin)."""
     lags = np.stack(
         [(frames[:, : FRAME - k] * frames[:, k:]).sum(axis=1) for k in range(LPC_ORDER + 1)], axis=1
@@ -72,7 +71,7 @@ def _lpc(frames: FloatArray) -> tuple[FloatArray, FloatArray]:
     return lags, a
 
 
-def log_likelihood_ratio(clean: FloatArray, estimate: FloatArray) -> float:
+def log_likelihood_ratio(clean: DoubleArray, estimate: DoubleArray) -> float:
     """LLR: how much worse the estimate's all-pole model predicts the clean speech.
 
     Args:
@@ -98,7 +97,7 @@ def log_likelihood_ratio(clean: FloatArray, estimate: FloatArray) -> float:
     return _best(np.log(ratio))
 
 
-def _filters() -> FloatArray:
+def _filters() -> DoubleArray:
     """Gaussian critical-band filters [25, N_FFT / 2], cut off 30 dB down."""
     half, nyquist = N_FFT // 2, SAMPLE_RATE / 2
     centre = np.floor(_CENTRES_HZ / nyquist * half)[:, None]
@@ -108,7 +107,7 @@ def _filters() -> FloatArray:
     return np.where(filters > np.exp(-30.0 / (2 * 2.303)), filters, 0.0)
 
 
-def _slopes_and_weights(wav: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _slopes_and_weights(wav: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
     """Spectral slope (dB a band) and Klatt's weight, [n, 24] each."""
     # The division is the MATLAB code's; it only places the floor of the energies.
     spectrum = np.abs(np.fft.rfft(_frames(wav + _EPS) / 32768, N_FFT))[:, : N_FFT // 2] ** 2
@@ -127,7 +126,7 @@ def _slopes_and_weights(wav: FloatArray) -> tuple[FloatArray, FloatArray]:
     return slope, weight * _K_LOCAL / (_K_LOCAL + peak - level)
 
 
-def weighted_spectral_slope(clean: FloatArray, estimate: FloatArray) -> float:
+def weighted_spectral_slope(clean: DoubleArray, estimate: DoubleArray) -> float:
     """WSS: weighted squared difference of the spectral slopes in 25 critical bands.
 
     Args:
@@ -143,7 +142,7 @@ def weighted_spectral_slope(clean: FloatArray, estimate: FloatArray) -> float:
     return _best((weight * (slope - other_slope) ** 2).sum(axis=1) / weight.sum(axis=1))
 
 
-def segmental_snr(clean: FloatArray, estimate: FloatArray) -> float:
+def segmental_snr(clean: DoubleArray, estimate: DoubleArray) -> float:
     """Mean SNR of frames in dB, each limited to -10 to 35 dB.
 
     Args:
@@ -155,7 +154,7 @@ def segmental_snr(clean: FloatArray, estimate: FloatArray) -> float:
     return float(np.clip(10 * np.log10(signal / (noise + _EPS) + _EPS), *SNR_RANGE_DB).mean())
 
 
-def composite(clean: FloatArray, estimate: FloatArray, pesq: float) -> dict[str, float]:
+def composite(clean: DoubleArray, estimate: DoubleArray, pesq: float) -> dict[str, float]:
     """The three composite measures and their parts.
 
     Args:

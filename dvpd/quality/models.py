@@ -12,15 +12,14 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..metrics import SAMPLE_RATE
-from ..runtime.backend import Backend
+from ..runtime.arrays import FloatArray
+from ..runtime.backends.base import Backend
 from ..runtime.enhancer import Enhancer
 from ..runtime.errors import InputError
-from ..runtime.spec import GRAPH_NAMES, TLB_PRESETS, GraphFile, Manifest
-
-FloatArray = NDArray[np.float32]
+from ..runtime.manifest import GraphFile, Manifest
+from ..runtime.spec import GRAPH_NAMES, TLB_PRESETS
+from .metrics import SAMPLE_RATE
 
 KEPT_PREDICTIONS = 16  # windows of 8.2 s whose features are kept
 KEPT_SCORES = 512  # about 1 MB each

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.errors import BackendError, InputError
+from ..runtime.spec import SAMPLE_RATE
 
-SAMPLE_RATE = 16000
 SEGMENT_S = 9.01
 DNSMOS_FILES = ("sig_bak_ovr.onnx", "model_v8.onnx")
 DNSMOS_NAMES = ("dnsmos_sig", "dnsmos_bak", "dnsmos_ovrl", "dnsmos_p808")

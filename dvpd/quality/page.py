@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..metrics import MEASURES, SAMPLE_RATE
 from ..runtime.errors import BackendError
+from .metrics import MEASURES, SAMPLE_RATE
 from .pauses import block_levels
 from .report import Table, families, headline, ranked, settings, tables
 
@@ -132,7 +132,7 @@ def _label(metric: str) -> str:
 
 
 def _shown(report: Mapping[str, Any]) -> list[str]:
-    """Noisy, predictive and what stands for the model: more would not be told apart."""
+    """Noisy, predictive and what stands for the model: more could not be distinguished."""
     return list(dict.fromkeys(("noisy", "predictive", report["primary"])))
 
 

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile as sf
-from numpy.typing import NDArray
 
-from ..metrics import SAMPLE_RATE
+from ..runtime.arrays import FloatArray
+from ..runtime.audio import read_whole
 from ..runtime.errors import InputError
+from .metrics import SAMPLE_RATE
 from .pauses import check_intervals
 
-FloatArray = NDArray[np.float32]
 AUDIO = (".flac", ".wav", ".ogg")
 SIDES = ("noisy", "clean")
 
@@ -123,7 +122,7 @@ def _intervals(text: str, where: str) -> tuple[tuple[int, int], ...]:
         ) from None
 
 
-def every(pairs: Sequence[PairFile], count: int) -> list[PairFile]:
+def spread_sample(pairs: Sequence[PairFile], count: int) -> list[PairFile]:
     """At most ``count`` pairs from all over the set, in its order; all of them for 0.
 
     Those with the smallest fractional parts of i * golden ratio: nearly even, and in step with no
@@ -155,9 +154,11 @@ def read_pair(pair: PairFile) -> tuple[FloatArray, FloatArray | None]:
     wavs = []
     for path in _files(pair):
         try:
-            wav, rate = sf.read(str(path), dtype="float32", always_2d=True)
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"{path} cannot be read: {error}") from error
+            wav, rate = read_whole(path)
+        except InputError as error:
+            why = str(error).removeprefix(f"{path}: ")
+            why = why if why.startswith("holds no") else f"cannot be read: {why}"
+            raise InputError(f"{path} {why}") from error
         if rate != SAMPLE_RATE or wav.shape[1] != 1:
             raise InputError(f"{path}: {rate} Hz, {wav.shape[1]} channels; expected 16 kHz mono")
         if not len(wav):

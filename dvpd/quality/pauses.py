@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.errors import InputError
+from ..runtime.spec import SAMPLE_RATE
 
-SAMPLE_RATE = 16000
 Wav = NDArray[np.floating]
 Intervals = tuple[tuple[int, int], ...]  # [start, end) in samples
 

@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..metrics import MEASURES, Measure, paired, summarise
 from ..runtime.errors import InputError
+from ..runtime.files import write_whole
+from .metrics import MEASURES, Measure, paired, summarise
 from .models import System
 from .pauses import BLIND_MEASURES, PAUSE_MEASURES
 
@@ -565,28 +566,6 @@ def json_text(report: Mapping[str, Any]) -> str:
     return json.dumps(_strict(report), indent=1, allow_nan=False) + "\n"
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write a file, whole or not at all.
-
-    Args:
-        path: File to write.
-        text: Its contents.
-
-    Raises:
-        OSError: It cannot be written.
-    """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def check_folder(path: str | Path) -> None:
     """Refuse a folder that a report cannot go to, before time is spent.
 
@@ -637,7 +616,7 @@ def write_folder(path: str | Path, files: Mapping[str, str]) -> None:
     try:
         new.mkdir()
         for name, text in files.items():
-            write_text(new / name, text)
+            write_whole(new / name, text)
         if folder.is_dir():
             folder.replace(old)
         try:

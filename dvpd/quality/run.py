@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from ..metrics import Meter
 from ..runtime.enhancer import Enhancer
 from ..runtime.errors import DvpdError, InputError
+from .metrics import Meter
 from .models import System, enhance_systems, open_model
 from .pairs import PairFile, fingerprint, read_pair
 from .pauses import OUTPUT_RANGE_DB, find_speech
@@ -207,7 +207,7 @@ class _Pool(ProcessPoolExecutor):
             return super().submit(*args, **kwargs)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if kind is not None:  # not even the files at hand are waited for
+        if kind is not None:  # not even the files in progress are waited for
             for child in set(multiprocessing.active_children()) - self._others:
                 child.terminate()
         self.shutdown(wait=True, cancel_futures=kind is not None)

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dvpd.benchmarks import board, machine, quality, readme, reference, report, rtf
-from dvpd.runtime import plans
-from dvpd.runtime.spec import Manifest
+from dvpd.benchmarks import board, quality, readme, rtf
+from dvpd.benchmarks.common import machine, reference, report
+from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.tensorrt import gpus, onnx_inputs, plans
 
 pytest.importorskip("onnxruntime")
 PRIVATE = ("alices-orin", "alice", "0421623012345", "/home")
@@ -21,8 +22,8 @@ def sent(tiny_engine, tmp_path_factory):
     home = tmp_path_factory.mktemp("home") / "alice"
     engine = Path(shutil.copytree(tiny_engine, home / "work" / "dvpd-tiny"))
     manifest = Manifest.load(engine)
-    target = plans.Target("Orin", "8.7")
-    spec = plans.plan_spec(manifest, "score", "tensorrt", "10.3.0", target, plans.Profile())
+    target = gpus.Target("Orin", "8.7")
+    spec = plans.plan_spec(manifest, "score", "tensorrt", "10.3.0", target, onnx_inputs.Profile())
     head = b"ftrt".ljust(plans.PLAN_VERSION_AT, b"\0") + bytes([10, 3, 0, 0])
     plans.install_plan(engine, spec, head + bytes(64), {"tool": "trtexec", "seconds": 61.0})
     (engine / "old.plan").write_bytes(b"ftrt")
@@ -149,7 +150,7 @@ def test_a_half_precision_engine_alone_asks_for_its_exact_one(tiny_engine_fp16, 
     assert "measure the fp32 engine of the same weights beside it" in row["error"]
     (row,) = board.parity([tiny_engine_fp16, tiny_engine], pairs)
     assert row["snr_db"] > 35
-    assert reference.CURE in row["reference"]
+    assert reference.FIX in row["reference"]
 
 
 def test_a_report_needs_a_measurement_and_a_folder(tmp_path, capsys):

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from dvpd.benchmarks import gpu_check
-from dvpd.runtime import backend
+from dvpd.runtime.backends import choose
 from dvpd.runtime.errors import InputError
-from dvpd.runtime.spec import Manifest
+from dvpd.runtime.manifest import Manifest
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,8 @@ def test_an_engine_that_fails_is_a_row(monkeypatch):
     window = np.ones(4000, np.float32) * 0.1
     row = gpu_check.measure_engine(folder, "ort", "tensorrt", work, window, args)
     assert "asked for, but this ONNX Runtime has only" in row["error"]
-    real = backend.open_backend
-    monkeypatch.setattr(backend, "open_backend", lambda *a: Small(real(*a[:3], "cpu")))
+    real = choose.open_backend
+    monkeypatch.setattr(choose, "open_backend", lambda *a: Small(real(*a[:3], "cpu")))
     row = gpu_check.measure_engine(folder, "ort", "cuda", work, window, args)
     assert "error" not in row
     assert [r.get("error") for r in row["throughput"]] == [None, "batches up to 1"]
@@ -110,7 +110,7 @@ def test_a_precision_that_fails_leaves_the_other_parts(monkeypatch, tmp_path, ca
     with np.load(gpu_check.CLIP) as clip:
         np.savez(tmp_path / "clip.npz", **{name: clip[name][:4096] for name in clip.files})
     monkeypatch.setattr(gpu_check, "CLIP", tmp_path / "clip.npz")
-    monkeypatch.setattr(gpu_check, "engines_at_hand", lambda *args: [])
+    monkeypatch.setattr(gpu_check, "engines_available", lambda *args: [])
     monkeypatch.setattr(gpu_check, "pesq_of", lambda *args: math.nan)
 
     def fails(*args):
@@ -129,9 +129,9 @@ def test_a_precision_that_fails_leaves_the_other_parts(monkeypatch, tmp_path, ca
 
 def test_the_cpus_engines_stay_off_the_gpus_clock():
     folder = gpu_check.ROOT / "engines" / "dvpd-tiny"
-    assert {row[2] for row in gpu_check.engines_at_hand(folder, False)} == {"cpu"}
-    assert "cpu" not in {row[2] for row in gpu_check.engines_at_hand(folder, True)}
-    assert "cpu" in {row[2] for row in gpu_check.engines_at_hand(folder, True, True)}
+    assert {row[2] for row in gpu_check.engines_available(folder, False)} == {"cpu"}
+    assert "cpu" not in {row[2] for row in gpu_check.engines_available(folder, True)}
+    assert "cpu" in {row[2] for row in gpu_check.engines_available(folder, True, True)}
 
 
 def test_checkpoint_is_read_without_safetensors(monkeypatch):

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dvpd.benchmarks import gpu_check, gpu_quick, reference
-from dvpd.benchmarks.gpu_check import Work
-from dvpd.runtime import backend
+from dvpd.benchmarks import gpu_check, gpu_quick
+from dvpd.benchmarks.common import gpu_work, reference
+from dvpd.benchmarks.common.gpu_work import Work
+from dvpd.runtime.backends import choose
 from dvpd.runtime.errors import BackendError, InputError
-from dvpd.runtime.spec import Manifest
+from dvpd.runtime.manifest import Manifest
 
 ENGINES = gpu_check.ROOT / "engines"
 TINY, HALF = ENGINES / "dvpd-tiny", ENGINES / "dvpd-tiny-fp16"
@@ -37,7 +38,7 @@ def _quick_rows_and_no_watchdog(monkeypatch):
 
 
 class Exact:
-    """A backend that knows the answer, and may be told to misbehave."""
+    """A backend that knows the answer, and may be asked to misbehave."""
 
     capture = True
 
@@ -52,7 +53,7 @@ class Exact:
 def answer():
     """Output of dvpd-tiny for a short window."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu_check, "WINDOW_FRAMES", 32)
+        patch.setattr(gpu_quick, "WINDOW_FRAMES", 32)
         subject = gpu_quick.Subject(TINY, "torch", "cpu")
         subject.open()
         return subject.one.run(subject.backend)
@@ -61,7 +62,7 @@ def answer():
 @pytest.fixture
 def quick(monkeypatch, answer, capsys):
     """A function that runs the check on a stand-in; returns the exit status and the rows."""
-    monkeypatch.setattr(gpu_check, "WINDOW_FRAMES", 32)
+    monkeypatch.setattr(gpu_quick, "WINDOW_FRAMES", 32)
     wav = Work(Manifest.load(TINY), gpu_quick.clip_window(Manifest.load(TINY))).wav(answer)
     monkeypatch.setattr(gpu_quick, "reference_of", lambda s: (wav, {"source": "carried"}))
 
@@ -69,7 +70,7 @@ def quick(monkeypatch, answer, capsys):
         def stand_in(folder, manifest, name, where):
             return Exact(answer, change)
 
-        monkeypatch.setattr(backend, "open_backend", stand_in)
+        monkeypatch.setattr(choose, "open_backend", stand_in)
         words = [
             "--quick",
             *map(str, engines),
@@ -91,7 +92,7 @@ def only(rows, kind, **about):
 
 
 def test_on_a_cpu_the_rows_come_and_only_parity_counts(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(gpu_check, "WINDOW_FRAMES", 32)
+    monkeypatch.setattr(gpu_quick, "WINDOW_FRAMES", 32)
     path = tmp_path / "rows.jsonl"
     words = ["--quick", str(TINY), "--device", "cpu", "--seconds", "600"]
     status = gpu_check.main([*words, "--batches", "1", "--json", str(path)])
@@ -173,11 +174,11 @@ def test_a_profiler_that_fails_or_sees_nothing_costs_its_row_alone(monkeypatch, 
     def fails(*args):
         raise RuntimeError("CUPTI_ERROR_INSUFFICIENT_PRIVILEGES")
 
-    monkeypatch.setattr(gpu_check, "kernels", fails)
+    monkeypatch.setattr(gpu_work, "kernels", fails)
     status, rows = quick(*words, device="cpu")
     assert status == 0
     assert only(rows, "kernels")[0]["error"] == "CUPTI_ERROR_INSUFFICIENT_PRIVILEGES"
-    monkeypatch.setattr(gpu_check, "kernels", lambda *args: {"count": 0, "longest": []})
+    monkeypatch.setattr(gpu_work, "kernels", lambda *args: {"count": 0, "longest": []})
     status, rows = quick(*words, device="cpu")
     assert status == 0
     assert "saw no kernel" in only(rows, "kernels")[0]["error"]
@@ -228,18 +229,18 @@ def test_wrong_usage(capsys):
 def test_tensorrt_eager_and_captured_on_the_stand_in(monkeypatch, tiny_engine, tmp_path, capsys):
     """The plans' whole path: one capture, then replays, and a capture that fails is a row."""
     pytest.importorskip("onnxruntime")
-    for name in ("fake_cuda", "test_trt"):
-        spec = importlib.util.spec_from_file_location(name, RUNTIME_TESTS / f"{name}.py")
+    for name, path in (("fake_cuda", "fake_cuda.py"), ("test_trt", "backends/test_trt.py")):
+        spec = importlib.util.spec_from_file_location(name, RUNTIME_TESTS / path)
         module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, name, module)
         spec.loader.exec_module(module)
-    monkeypatch.setattr(gpu_check, "WINDOW_FRAMES", 32)
+    monkeypatch.setattr(gpu_quick, "WINDOW_FRAMES", 32)
     rig = sys.modules["test_trt"].Rig(Path(shutil.copytree(tiny_engine, tmp_path / "e"))).build()
-    real = backend.open_backend
+    real = choose.open_backend
     subject = gpu_quick.Subject(rig.folder, "tensorrt", "cuda")
     want = subject.one.wav(subject.one.run(real(rig.folder, rig.manifest, "ort", "cpu", 1)))
     monkeypatch.setattr(gpu_quick, "reference_of", lambda s: (want, {"source": "stand-in"}))
-    monkeypatch.setattr(backend, "open_backend", lambda *a: rig.open())
+    monkeypatch.setattr(choose, "open_backend", lambda *a: rig.open())
     words = ["--quick", str(rig.folder), "--backend", "tensorrt", "--device", "cuda"]
     words += ["--batches", "1,2", "--rtf", "100", "--throughput", "0", "--seconds", "600"]
     assert gpu_check.main(words) == 0
@@ -268,14 +269,14 @@ def test_the_carried_waveforms_are_those_of_the_shipped_weights(name):
 def test_the_carried_waveform_is_what_the_shipped_graphs_say():
     pytest.importorskip("onnxruntime")
     subject = gpu_quick.Subject(TINY, "ort", "cpu")
-    opened = backend.open_backend(TINY, subject.manifest, "ort", "cpu", 1)
+    opened = choose.open_backend(TINY, subject.manifest, "ort", "cpu", 1)
     wav = subject.one.wav(subject.one.run(opened))
     opened.close()
     assert gpu_check.snr_db(reference.read_reference(subject.manifest), wav) > 60
 
 
 def test_a_stale_missing_or_damaged_reference_names_the_command(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(gpu_check, "WINDOW_FRAMES", 32)
+    monkeypatch.setattr(gpu_quick, "WINDOW_FRAMES", 32)
     manifest, path = Manifest.load(TINY), tmp_path / "r.npz"
     for change, message in (
         (None, "is missing: python"),
@@ -304,7 +305,7 @@ for name in {(*lacks, "scipy", "pesq", "openvino", "rich", "matplotlib")!r}:
     sys.modules[name] = None
 from pathlib import Path
 from dvpd.benchmarks import gpu_check, gpu_quick
-gpu_check.WINDOW_FRAMES = 32
+gpu_quick.WINDOW_FRAMES = 32
 subject = gpu_quick.Subject(Path({str(TINY)!r}), "torch", "cpu")
 assert subject.parity(gpu_quick.reference_of(subject)[0], 60.0)["met"]
 """

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from dvpd.benchmarks import guard
-from dvpd.runtime.backend import installed
+from dvpd.runtime.backends.choose import installed
 from dvpd.runtime.errors import InputError
-from dvpd.runtime.spec import Manifest, sha256_of
+from dvpd.runtime.files import sha256_file
+from dvpd.runtime.manifest import Manifest
 
 PINS = guard.read_pins(guard.PINS)
 TINY = guard.ROOT / "engines" / "dvpd-tiny"
@@ -70,7 +71,7 @@ def planted_regression(folder: Path) -> Path:
     )
     onnx.save(model, path)
     table = json.loads((copied / "manifest.json").read_text())
-    table["graphs"]["predictive"]["sha256"] = sha256_of(path)
+    table["graphs"]["predictive"]["sha256"] = sha256_file(path)
     (copied / "manifest.json").write_text(json.dumps(table))
     Manifest.load(copied).verify_graphs(copied)
     return copied

@@ -12,8 +12,8 @@ import torch
 
 from dvpd.benchmarks.loader import example_source, main, measure
 from dvpd.config import Config, ModelConfig
-from dvpd.data_config import DataConfig
-from dvpd.train_config import TrainConfig
+from dvpd.config.data import DataConfig
+from dvpd.config.train import TrainConfig
 
 MODEL = (
     "[model]\nname='micro'\nchannels=4\nblocks=1\nstate=2\ndecoder_channels=2\nembedding=4\n"

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dvpd.benchmarks import macs
-from dvpd.benchmarks.graph_costs import engine_costs, graph_costs
+from dvpd.benchmarks.common.graph_costs import engine_costs, graph_costs
 from dvpd.config import Config, ModelConfig
 from dvpd.macs import MacCounter, count_calls
 from dvpd.model import DVPD

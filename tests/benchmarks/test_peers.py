@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dvpd.benchmarks import peers
+from dvpd.benchmarks.peer_adapters import serve
 from dvpd.runtime.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -147,10 +148,10 @@ def test_outputs_are_checked():
     from dvpd.runtime.errors import BackendError
 
     wav = np.zeros(8, np.float32)
-    peers._check(wav, wav)
+    serve._check(wav, wav)
     for out in (wav[:4], np.full(8, np.nan)):
         with pytest.raises(BackendError):
-            peers._check(out, wav)
+            serve._check(out, wav)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -243,7 +244,7 @@ def test_fastenhancer_runs_its_graph_frame_by_frame(fast, tone, tmp_path):
     info, out = asked("fastenhancer-t", folder, site, tone, tmp_path)
     assert info["weights"] == path.name
     # the network is what is counted: one product in Linear and one in `0 *`
-    assert info["gmacs"] == pytest.approx(2 / peers.COUNT_S / 1e9)
+    assert info["gmacs"] == pytest.approx(2 / serve.COUNT_S / 1e9)
     np.testing.assert_allclose(out[768:-1024], tone[512:-1280], atol=1e-5)
 
 

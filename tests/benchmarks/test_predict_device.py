@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dvpd.benchmarks import predict_device as pd
-from dvpd.benchmarks import report
-from dvpd.benchmarks.graph_costs import engine_costs, graph_costs
+from dvpd.benchmarks import predict_device
+from dvpd.benchmarks.common import machine, report
+from dvpd.benchmarks.common.graph_costs import engine_costs, graph_costs
+from dvpd.benchmarks.predict import calibration, devices, display, estimate, roofline
 from dvpd.runtime import cli
 from dvpd.runtime.errors import InputError
-from dvpd.runtime.spec import Manifest
+from dvpd.runtime.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TINY = ROOT / "engines" / "dvpd-tiny"
@@ -31,13 +32,13 @@ PUBLISHED = {
 }  # fmt: skip
 ROUNDED = 0.03  # data sheets give two or three digits
 CPU_PEAK = {"gflops": 100.0, "bandwidth_gbs": 20.0, "threads": 2}
-CPU = pd.cpu_device(CPU_PEAK, "Test CPU")
+CPU = devices.cpu_device(CPU_PEAK, "Test CPU")
 
 
 @pytest.fixture(autouse=True)
 def no_results(monkeypatch, tmp_path):
     """Reports that come with the project must not move these tests."""
-    monkeypatch.setattr(pd, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(calibration, "RESULTS", tmp_path / "results")
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +46,8 @@ def costs():
     return engine_costs(TINY, 64)
 
 
-def case_of(folder, frames=64, batch=1, steps=3, launch=pd.GRAPH):
-    return pd.Case(folder, Manifest.load(folder), frames, batch, steps, launch)
+def case_of(folder, frames=64, batch=1, steps=3, launch=roofline.GRAPH):
+    return estimate.Case(folder, Manifest.load(folder), frames, batch, steps, launch)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -55,45 +56,49 @@ def case_of(folder, frames=64, batch=1, steps=3, launch=pd.GRAPH):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_derived_rates_are_the_published_ones(name):
-    device = pd.find_device(name)
+    device = devices.find_device(name)
     fp32, tensor = PUBLISHED[name]
     assert device.fp32_tflops == pytest.approx(fp32, rel=ROUNDED)
     assert device.tensor_tflops == pytest.approx(tensor, rel=ROUNDED)
 
 
 def test_every_device_has_its_source_and_its_kind():
-    assert set(pd.DEVICES) - set(PUBLISHED) == {"orin-nx-super", "agx-orin-50w", "agx-orin-30w"}
-    for name, device in pd.DEVICES.items():
+    assert set(devices.DEVICES) - set(PUBLISHED) == {
+        "orin-nx-super",
+        "agx-orin-50w",
+        "agx-orin-30w",
+    }
+    for name, device in devices.DEVICES.items():
         assert device.name == name
         assert "NVIDIA" in device.source
-        jetson = device.overhead_us == pd.JETSON_US
+        jetson = device.overhead_us == devices.JETSON_US
         assert bool(device.modes) is jetson is ("Jetson" in device.title)
         assert device.cores in (64 * device.sms, 128 * device.sms)
-    assert pd.DEVICES["h100"].fp16_tflops == pytest.approx(133.8, rel=ROUNDED)
-    assert pd.DEVICES["a100"].fp16_tflops == pytest.approx(78, rel=ROUNDED)
+    assert devices.DEVICES["h100"].fp16_tflops == pytest.approx(133.8, rel=ROUNDED)
+    assert devices.DEVICES["a100"].fp16_tflops == pytest.approx(78, rel=ROUNDED)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        pd.DEVICES["h100"].sms = 1
+        devices.DEVICES["h100"].sms = 1
 
 
 def test_names_are_read_kindly_and_a_wrong_one_is_answered_with_close_ones():
-    assert pd.device_name("RTX_4090") == "rtx-4090"
-    assert pd.device_name("Jetson Orin Nano") == "orin-nano"
+    assert devices.device_name("RTX_4090") == "rtx-4090"
+    assert devices.device_name("Jetson Orin Nano") == "orin-nano"
     with pytest.raises(InputError, match=r"no device 'rtx-409': did you mean rtx-4090"):
-        pd.device_name("rtx-409")
+        devices.device_name("rtx-409")
     with pytest.raises(InputError, match=r"did you mean .*agx-orin"):
-        pd.device_name("orin")
+        devices.device_name("orin")
     with pytest.raises(InputError, match=r"no device 'abacus': Known are orin-nano, "):
-        pd.device_name("abacus")
+        devices.device_name("abacus")
 
 
 def test_this_machine_is_measured(monkeypatch):
-    monkeypatch.setattr(pd.machine, "peak", lambda threads: {**CPU_PEAK, "threads": threads})
-    device = pd.find_device("this-machine", threads=3)
+    monkeypatch.setattr(machine, "peak", lambda threads: {**CPU_PEAK, "threads": threads})
+    device = devices.find_device("this-machine", threads=3)
     assert (device.kind, device.threads, device.bandwidth_gbs) == ("cpu", 3, 20.0)
     assert device.fp32_tflops == device.fp16_tflops == device.tensor_tflops == 0.1
-    monkeypatch.setattr(pd.machine, "peak", lambda threads: None)
+    monkeypatch.setattr(machine, "peak", lambda threads: None)
     with pytest.raises(InputError, match="peak of this machine could not be measured"):
-        pd.find_device("this-machine")
+        devices.find_device("this-machine")
 
 
 @pytest.mark.parametrize(("board", "gpus", "mode", "expected"), [
@@ -105,7 +110,7 @@ def test_this_machine_is_measured(monkeypatch):
     ("NVIDIA Jetson AGX Orin Developer Kit", [], "NV Power Mode: MODE_30W 2", "agx-orin-30w"),
 ])  # fmt: skip
 def test_the_gpu_of_a_report_is_known_by_its_names(board, gpus, mode, expected):
-    assert pd.reported_device({"board": board, "gpus": gpus}, mode).name == expected
+    assert devices.reported_device({"board": board, "gpus": gpus}, mode).name == expected
 
 
 @pytest.mark.parametrize(("board", "gpus", "mode", "reason"), [
@@ -116,7 +121,7 @@ def test_the_gpu_of_a_report_is_known_by_its_names(board, gpus, mode, expected):
     ("NVIDIA Jetson AGX Orin Developer Kit", [], None, "in mode None"),
 ])  # fmt: skip
 def test_a_gpu_that_is_not_in_the_table_is_not_taken_for_its_neighbour(board, gpus, mode, reason):
-    assert reason in pd.reported_device({"board": board, "gpus": gpus}, mode)
+    assert reason in devices.reported_device({"board": board, "gpus": gpus}, mode)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -146,58 +151,60 @@ def two_nodes(tmp_path_factory):
 def test_the_roofline_of_two_nodes_is_what_a_hand_computes(two_nodes):
     x, w, c = 4 * 160, 4 * 216, 4 * 240  # bytes
     flops = 2 * 240 * 36
-    conv, relu = pd.kernels(two_nodes, fused=False)
+    conv, relu = roofline.kernels(two_nodes, fused=False)
     assert (conv.operator, conv.parts, conv.n_bytes) == (
         "dense convolution", (("dense convolution", False, flops),), x + w + c,
     )  # fmt: skip
     assert (relu.operator, relu.parts, relu.n_bytes) == (
         "elementwise", (("elementwise", False, 240),), 2 * c,
     )  # fmt: skip
-    (both,) = pd.kernels(two_nodes, fused=True)
+    (both,) = roofline.kernels(two_nodes, fused=True)
     assert both.n_bytes == x + w + c  # the map between them stays on the chip
     assert both.operator == "dense convolution"
 
     # 1 GFLOP/s: the convolution is bound by its arithmetic, the Relu by its bytes
-    device = pd.cpu_device({"gflops": 1.0, "bandwidth_gbs": 1.0, "threads": 1}, "slow")
+    device = devices.cpu_device({"gflops": 1.0, "bandwidth_gbs": 1.0, "threads": 1}, "slow")
     node_s = 10e-6
     conv_s, relu_s = flops / (1e9 * 0.4), 2 * c / (1e9 * 0.7)
     assert relu_s > 240 / (1e9 * 0.2)
-    sides = pd.bracket(two_nodes, device)
+    sides = roofline.bracket(two_nodes, device)
     assert sides.n_kernels == (1, 2)
-    assert sides.unfused["dense convolution"] == pd.Seconds(pytest.approx(conv_s), 0.0, node_s)
-    assert sides.unfused["elementwise"] == pd.Seconds(0.0, pytest.approx(relu_s), node_s)
-    assert pd.total(sides.fused).total == pytest.approx(conv_s + 240 / (1e9 * 0.2) + node_s)
-    between = 0.5 * (pd.total(sides.fused).total + conv_s + relu_s + 2 * node_s)
-    assert pd.total(sides.blend()).total == pytest.approx(between)
+    assert sides.unfused["dense convolution"] == roofline.Seconds(
+        pytest.approx(conv_s), 0.0, node_s
+    )
+    assert sides.unfused["elementwise"] == roofline.Seconds(0.0, pytest.approx(relu_s), node_s)
+    assert roofline.total(sides.fused).total == pytest.approx(conv_s + 240 / (1e9 * 0.2) + node_s)
+    between = 0.5 * (roofline.total(sides.fused).total + conv_s + relu_s + 2 * node_s)
+    assert roofline.total(sides.blend()).total == pytest.approx(between)
 
 
 def test_a_kernel_too_small_for_the_device_leaves_it_idle():
-    device = pd.DEVICES["h100"]
+    device = devices.DEVICES["h100"]
     parts = (("elementwise", False, 0),)
-    full = pd.Kernel("elementwise", parts, 10**6, device.lanes)
-    small = pd.Kernel("elementwise", parts, 10**6, device.lanes // 4)
-    times = [pd.kernel_seconds(k, device).bandwidth for k in (full, small)]
+    full = roofline.Kernel("elementwise", parts, 10**6, device.lanes)
+    small = roofline.Kernel("elementwise", parts, 10**6, device.lanes // 4)
+    times = [roofline.kernel_seconds(k, device).bandwidth for k in (full, small)]
     assert times[1] == pytest.approx(4 * times[0])
-    calls = pd.kernel_seconds(full, device, pd.CALLS)
-    assert (pd.kernel_seconds(full, device).launches, calls.launches) == (2e-6, 5e-6)
+    calls = roofline.kernel_seconds(full, device, roofline.CALLS)
+    assert (roofline.kernel_seconds(full, device).launches, calls.launches) == (2e-6, 5e-6)
 
 
 def test_half_precision_products_run_on_tensor_cores_and_the_rest_does_not():
-    device = pd.DEVICES["agx-orin"]
+    device = devices.DEVICES["agx-orin"]
     rates = {}
-    for operator in (pd.DENSE, pd.GROUPED):
+    for operator in (roofline.DENSE, roofline.GROUPED):
         for half in (False, True):
-            kernel = pd.Kernel(operator, ((operator, half, 10**9),), 0, 10**9)
-            seconds = pd.kernel_seconds(kernel, device).arithmetic
-            rates[operator, half] = 1e-3 / seconds / pd.ARITHMETIC_SHARE[operator]
-    assert rates[pd.DENSE, False] == pytest.approx(device.fp32_tflops)
-    assert rates[pd.DENSE, True] == pytest.approx(device.tensor_tflops)
-    assert rates[pd.GROUPED, True] == pytest.approx(device.fp16_tflops)
+            kernel = roofline.Kernel(operator, ((operator, half, 10**9),), 0, 10**9)
+            seconds = roofline.kernel_seconds(kernel, device).arithmetic
+            rates[operator, half] = 1e-3 / seconds / roofline.ARITHMETIC_SHARE[operator]
+    assert rates[roofline.DENSE, False] == pytest.approx(device.fp32_tflops)
+    assert rates[roofline.DENSE, True] == pytest.approx(device.tensor_tflops)
+    assert rates[roofline.GROUPED, True] == pytest.approx(device.fp16_tflops)
 
 
 @pytest.mark.parametrize("graph", ["predictive", "score"])
 def test_fusion_only_saves_and_its_order_can_be_run(costs, graph):
-    apart, joined = (pd.kernels(costs[graph], fused) for fused in (False, True))
+    apart, joined = (roofline.kernels(costs[graph], fused) for fused in (False, True))
     assert len(apart) == sum(not node.view for node in costs[graph].work)
     assert 1 < len(joined) < len(apart) / 2
     assert sum(k.n_bytes for k in joined) < sum(k.n_bytes for k in apart)
@@ -206,25 +213,27 @@ def test_fusion_only_saves_and_its_order_can_be_run(costs, graph):
     assert flops[0] == flops[1]
     # a slice reads what it writes, else this is what graph_costs counts
     assert sum(k.n_bytes for k in apart) < sum(costs[graph].bytes_moved.values())
-    for device in (*pd.DEVICES.values(), CPU):
-        sides = pd.bracket(costs[graph], device)
-        assert pd.total(sides.fused).total < pd.total(sides.unfused).total
+    for device in (*devices.DEVICES.values(), CPU):
+        sides = roofline.bracket(costs[graph], device)
+        assert roofline.total(sides.fused).total < roofline.total(sides.unfused).total
 
 
 def test_more_bandwidth_and_more_arithmetic_are_never_slower(costs):
-    base = pd.DEVICES["orin-nano"]
+    base = devices.DEVICES["orin-nano"]
     for change in ({"bandwidth_gbs": 2 * base.bandwidth_gbs}, {"clock_ghz": 2 * base.clock_ghz},
                    {"overhead_us": (1.0, 2.0)}):  # fmt: skip
         better = dataclasses.replace(base, **change)
         for fused in (True, False):
-            for kernel in pd.kernels(costs["score"], fused):
-                now, before = (pd.kernel_seconds(kernel, d).total for d in (better, base))
+            for kernel in roofline.kernels(costs["score"], fused):
+                now, before = (roofline.kernel_seconds(kernel, d).total for d in (better, base))
                 assert now <= before
-        assert pd.network_ms(costs, better, 3) < pd.network_ms(costs, base, 3)
+        assert roofline.network_ms(costs, better, 3) < roofline.network_ms(costs, base, 3)
     order = ["orin-nano", "orin-nano-super", "agx-orin", "rtx-4090"]
-    times = [pd.network_ms(costs, pd.DEVICES[name], 3) for name in order]
+    times = [roofline.network_ms(costs, devices.DEVICES[name], 3) for name in order]
     assert times == sorted(times, reverse=True)
-    assert pd.network_ms(costs, base, 3, pd.CALLS) > pd.network_ms(costs, base, 3, pd.GRAPH)
+    assert roofline.network_ms(costs, base, 3, roofline.CALLS) > roofline.network_ms(
+        costs, base, 3, roofline.GRAPH
+    )
 
 
 def test_half_precision_moves_fewer_bytes(costs):
@@ -232,16 +241,16 @@ def test_half_precision_moves_fewer_bytes(costs):
     for graph in costs:
         for fused in (True, False):
             full_b, half_b = (
-                sum(k.n_bytes for k in pd.kernels(c[graph], fused)) for c in (costs, half)
+                sum(k.n_bytes for k in roofline.kernels(c[graph], fused)) for c in (costs, half)
             )
             assert half_b < 0.75 * full_b
-    device = pd.DEVICES["orin-nano"]
-    assert pd.network_ms(half, device, 3) < pd.network_ms(costs, device, 3)
-    assert pd.memory_of(half).total < pd.memory_of(costs).total
+    device = devices.DEVICES["orin-nano"]
+    assert roofline.network_ms(half, device, 3) < roofline.network_ms(costs, device, 3)
+    assert estimate.memory_of(half).total < estimate.memory_of(costs).total
 
 
 def test_memory_is_weights_activations_features_and_io(costs):
-    memory = pd.memory_of(costs)
+    memory = estimate.memory_of(costs)
     t, f = 64, 257
     shapes = costs["predictive"].outputs
     features = 4 * sum(math.prod(v) for k, v in shapes.items() if k.startswith("feat_"))
@@ -260,11 +269,11 @@ def test_memory_is_weights_activations_features_and_io(costs):
 def make_report(engine, factors, *, gpu=None, steps=3, path=None, **change):
     """A report whose network calls take so many times what the model predicts, by row."""
     manifest = Manifest.load(engine)
-    device = pd.DEVICES[gpu] if gpu else CPU
+    device = devices.DEVICES[gpu] if gpu else CPU
     rows = []
     for i, factor in enumerate(factors):
         frames = 32 + 4 * i
-        predicted = pd.network_ms(engine_costs(engine, frames), device, steps, pd.CALLS)
+        predicted = roofline.network_ms(engine_costs(engine, frames), device, steps, roofline.CALLS)
         ms = factor * predicted / (1 + steps)
         total = 4.0 + (1 + steps) * ms
         rows.append({
@@ -303,18 +312,18 @@ def test_calibration_recovers_a_planted_factor_and_its_spread(tiny_engine, tmp_p
     factors = [planted * math.exp(spread * sign) for sign in signs]
     path = tmp_path / "rtf.json"
     make_report(tiny_engine, factors, path=path)
-    found = pd.measured([path], [tiny_engine])
+    found = calibration.measured([path], [tiny_engine])
     assert found.skipped == ()
     assert [r.ratio for r in found.ratios] == pytest.approx(factors)
-    calibration = pd.calibrate(CPU, found)
-    assert calibration.factor == pytest.approx(planted)
-    assert calibration.log_std == pytest.approx(spread)  # 4 x spread² over 5 - 1 rows
-    assert calibration.error == pytest.approx(pd.FLOOR_SAME * math.exp(2 * spread))
-    assert not calibration.extrapolated
-    assert "calibrated on the same CPU; 5 measured rows" in calibration.text
+    found_factor = calibration.calibrate(CPU, found)
+    assert found_factor.factor == pytest.approx(planted)
+    assert found_factor.log_std == pytest.approx(spread)  # 4 x spread² over 5 - 1 rows
+    assert found_factor.error == pytest.approx(calibration.FLOOR_SAME * math.exp(2 * spread))
+    assert not found_factor.extrapolated
+    assert "calibrated on the same CPU; 5 measured rows" in found_factor.text
 
     # and the corrected prediction is what was planted
-    prediction = pd.predict(CPU, case_of(tiny_engine, frames=32), found)
+    prediction = estimate.predict(CPU, case_of(tiny_engine, frames=32), found)
     networks = sum(s.ms.central for s in prediction.stages if s.n_kernels)
     assert networks == pytest.approx(planted * found.ratios[0].predicted_ms)
     host = prediction.stages[-1]
@@ -325,35 +334,43 @@ def test_calibration_recovers_a_planted_factor_and_its_spread(tiny_engine, tmp_p
 def test_other_machines_widen_the_error_bar(tiny_engine, tmp_path):
     path = tmp_path / "rtf.json"
     make_report(tiny_engine, [1.5] * 4, path=path)
-    found = pd.measured([path], [tiny_engine])
-    other = pd.cpu_device(CPU_PEAK, "Another CPU")
-    errors = [pd.calibrate(d, found).error for d in (CPU, other, pd.DEVICES["orin-nano"])]
-    assert errors == pytest.approx([pd.FLOOR_SAME, pd.FLOOR_KIND, pd.FLOOR_EXTRAPOLATED])
-    assert pd.calibrate(other, found).text.startswith("calibrated on another CPU (Test CPU)")
-    assert pd.calibrate(CPU, pd.Measured()).error > 4
+    found = calibration.measured([path], [tiny_engine])
+    other = devices.cpu_device(CPU_PEAK, "Another CPU")
+    errors = [
+        calibration.calibrate(d, found).error for d in (CPU, other, devices.DEVICES["orin-nano"])
+    ]
+    assert errors == pytest.approx(
+        [calibration.FLOOR_SAME, calibration.FLOOR_KIND, calibration.FLOOR_EXTRAPOLATED]
+    )
+    assert calibration.calibrate(other, found).text.startswith(
+        "calibrated on another CPU (Test CPU)"
+    )
+    assert calibration.calibrate(CPU, calibration.Measured()).error > 4
     few = dataclasses.replace(found, ratios=found.ratios[:2])
-    assert pd.calibrate(CPU, few).log_std == pd.DEFAULT_LOG_STD  # two rows show no spread
+    assert (
+        calibration.calibrate(CPU, few).log_std == calibration.DEFAULT_LOG_STD
+    )  # two rows show no spread
 
 
 def test_without_a_gpu_report_a_gpu_estimate_says_so_and_is_wide(tiny_engine, tmp_path):
     path = tmp_path / "rtf.json"
     make_report(tiny_engine, [1.5] * 4, path=path)
     for files in ([], [path]):
-        found = pd.measured(files, [tiny_engine])
+        found = calibration.measured(files, [tiny_engine])
         case = case_of(tiny_engine)
-        prediction = pd.predict(pd.DEVICES["orin-nano"], case, found)
-        assert "no GPU was measured" in pd.warnings(prediction)[0]
+        prediction = estimate.predict(devices.DEVICES["orin-nano"], case, found)
+        assert "no GPU was measured" in display.warnings(prediction)[0]
         stages = [s for s in prediction.stages if s.n_kernels]
         for stage in stages:
             assert stage.ms.high / stage.ms.central >= 3
             assert stage.ms.central / stage.ms.low >= 3
             assert stage.ms.low <= stage.fused_ms <= stage.unfused_ms <= stage.ms.high
-        assert pd.to_json(case, [prediction], found)["gpu_measured"] is False
+        assert display.to_json(case, [prediction], found)["gpu_measured"] is False
         assert prediction.host is bool(files)
     assert "extrapolation: a CPU's factor carried to a GPU" in prediction.calibration.text
     # its own CPU runs the front end, taken to be slower than the measured one
     host = prediction.stages[-1].ms
-    assert host.central == pytest.approx(pd.JETSON_HOST * (0.03 * 64 + 0.006 * 64 * 3))
+    assert host.central == pytest.approx(devices.JETSON_HOST * (0.03 * 64 + 0.006 * 64 * 3))
     assert host.high / host.central >= 3
 
 
@@ -361,14 +378,14 @@ def test_gpu_rows_are_used_where_there_are_some(tiny_engine, tmp_path):
     cpu, gpu = tmp_path / "rtf-cpu.json", tmp_path / "rtf-gpu.json"
     make_report(tiny_engine, [5.0] * 4, path=cpu)
     make_report(tiny_engine, [2.0] * 4, gpu="h100", path=gpu)
-    found = pd.measured([cpu, gpu], [tiny_engine])
-    for name, floor in (("h100", pd.FLOOR_SAME), ("orin-nano", pd.FLOOR_KIND)):
-        calibration = pd.calibrate(pd.DEVICES[name], found)
-        assert calibration.factor == pytest.approx(2.0)
-        assert calibration.error == pytest.approx(floor)
-        assert "no GPU was measured" not in calibration.text
-    assert pd.calibrate(CPU, found).factor == pytest.approx(5.0)
-    only = pd.calibrate(CPU, pd.measured([gpu], [tiny_engine]))
+    found = calibration.measured([cpu, gpu], [tiny_engine])
+    for name, floor in (("h100", calibration.FLOOR_SAME), ("orin-nano", calibration.FLOOR_KIND)):
+        found_factor = calibration.calibrate(devices.DEVICES[name], found)
+        assert found_factor.factor == pytest.approx(2.0)
+        assert found_factor.error == pytest.approx(floor)
+        assert "no GPU was measured" not in found_factor.text
+    assert calibration.calibrate(CPU, found).factor == pytest.approx(5.0)
+    only = calibration.calibrate(CPU, calibration.measured([gpu], [tiny_engine]))
     assert only.extrapolated
     assert "a GPU's factor carried to a CPU" in only.text
 
@@ -391,7 +408,7 @@ def test_rows_that_cannot_be_compared_are_left_out_with_the_reason(
     elsewhere = make_report(tiny_engine, [1.0])
     elsewhere["rows"][0].update(backend="openvino", device="npu")
     paths[5].write_text(json.dumps(elsewhere))
-    found = pd.measured(paths, [tiny_engine, tiny_engine_fp16])
+    found = calibration.measured(paths, [tiny_engine, tiny_engine_fp16])
     assert found.ratios == ()
     reasons = ("convert float16", "no peak", "no engine folder", "NVIDIA TITAN", "device npu")
     assert len(found.skipped) == len(reasons)
@@ -404,31 +421,32 @@ def test_damaged_reports_are_refused(tiny_engine, tmp_path, monkeypatch):
     path = tmp_path / "rtf.json"
     path.write_text("{")
     with pytest.raises(InputError, match=r"rtf\.json: "):
-        pd.measured([path])
+        calibration.measured([path])
     good = make_report(tiny_engine, [1.0])
     path.write_text(json.dumps({**good, "schema": "dvpd-rtf-0"}))
     with pytest.raises(InputError, match="schema is 'dvpd-rtf-0'"):
-        pd.measured([path])
+        calibration.measured([path])
     broken = copy.deepcopy(good)
     del broken["rows"][0]["stages_ms"]
     path.write_text(json.dumps(broken))
     with pytest.raises(InputError, match="does not fit the schema"):
-        pd.measured([path])
+        calibration.measured([path])
     monkeypatch.setitem(sys.modules, "jsonschema", None)  # the light install on a board
     with pytest.raises(InputError, match="does not fit the schema dvpd-rtf-1: KeyError"):
-        pd.measured([path])
+        calibration.measured([path])
     with pytest.raises(InputError, match="No such file"):
-        pd.measured([tmp_path / "none.json"])
+        calibration.measured([tmp_path / "none.json"])
 
 
 def test_reports_that_come_with_the_project_are_found(tmp_path, monkeypatch):
-    assert pd.report_files() == []
+    assert calibration.report_files() == []
     for name in ("a/rtf.json", "b/rtf-gpu.json", "b/macs.json", "rtf.json"):
         target = tmp_path / "found" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.touch()
     names = [
-        p.relative_to(tmp_path / "found").as_posix() for p in pd.report_files(tmp_path / "found")
+        p.relative_to(tmp_path / "found").as_posix()
+        for p in calibration.report_files(tmp_path / "found")
     ]
     assert names == ["a/rtf.json", "b/rtf-gpu.json"]
 
@@ -437,9 +455,9 @@ def test_reports_that_come_with_the_project_are_found(tmp_path, monkeypatch):
 # Predictions
 
 
-@pytest.mark.parametrize("name", pd.DEVICES)
+@pytest.mark.parametrize("name", devices.DEVICES)
 def test_low_is_below_central_and_central_below_high(costs, name):
-    p = pd.predict(pd.DEVICES[name], case_of(TINY), pd.Measured(), costs)
+    p = estimate.predict(devices.DEVICES[name], case_of(TINY), calibration.Measured(), costs)
     for value in (p.latency_ms, p.rtf, *(stage.ms for stage in p.stages)):
         assert 0 < value.low < value.central < value.high
     central = p.latency_ms.central
@@ -452,12 +470,12 @@ def test_low_is_below_central_and_central_below_high(costs, name):
 
 
 def test_steps_batch_and_window_cost_what_they_should(costs):
-    device = pd.DEVICES["orin-nano"]
-    one = pd.predict(device, case_of(TINY), pd.Measured(), costs)
-    none = pd.predict(device, case_of(TINY, steps=0), pd.Measured(), costs)
+    device = devices.DEVICES["orin-nano"]
+    one = estimate.predict(device, case_of(TINY), calibration.Measured(), costs)
+    none = estimate.predict(device, case_of(TINY, steps=0), calibration.Measured(), costs)
     assert [s.name for s in none.stages] == ["predictive call"]
     assert none.latency_ms.central == pytest.approx(one.stages[0].ms.central)
-    two = pd.predict(device, case_of(TINY, batch=2), pd.Measured())
+    two = estimate.predict(device, case_of(TINY, batch=2), calibration.Measured())
     assert one.latency_ms.central < two.latency_ms.central < 2 * one.latency_ms.central
     assert two.rtf.central < one.rtf.central  # launches are shared
     assert two.memory.weights == one.memory.weights
@@ -465,13 +483,13 @@ def test_steps_batch_and_window_cost_what_they_should(costs):
 
 
 def test_more_memory_than_there_is_and_doubtful_real_time_are_said(costs):
-    small = dataclasses.replace(pd.DEVICES["orin-nano"], memory_gib=0.001, bandwidth_gbs=3.0)
-    lines = pd.warnings(pd.predict(small, case_of(TINY), pd.Measured(), costs))
+    small = dataclasses.replace(devices.DEVICES["orin-nano"], memory_gib=0.001, bandwidth_gbs=3.0)
+    lines = display.warnings(estimate.predict(small, case_of(TINY), calibration.Measured(), costs))
     assert any("more memory than the device has" in line for line in lines)
     assert any("real time lies within the error bar" in line for line in lines)
     assert any("the networks and the sampler alone" in line for line in lines)
     slow = dataclasses.replace(small, bandwidth_gbs=0.1)
-    lines = pd.warnings(pd.predict(slow, case_of(TINY), pd.Measured(), costs))
+    lines = display.warnings(estimate.predict(slow, case_of(TINY), calibration.Measured(), costs))
     assert any("slower than real time" in line for line in lines)
 
 
@@ -508,9 +526,9 @@ def test_every_table_row_and_json_object_is_called_an_estimate(tiny_engine, tmp_
 
 
 def test_this_machine_and_the_default_engine(tiny_engine, monkeypatch, capsys):
-    monkeypatch.setattr(pd.machine, "peak", lambda threads: {**CPU_PEAK, "threads": threads})
+    monkeypatch.setattr(machine, "peak", lambda threads: {**CPU_PEAK, "threads": threads})
     monkeypatch.setenv("DVPD_ENGINE", str(tiny_engine))
-    assert pd.main(["this-machine", "--window", "0.256"]) == 0
+    assert predict_device.main(["this-machine", "--window", "0.256"]) == 0
     text = capsys.readouterr().out
     assert "ESTIMATE, not measured: tiny (fp32)" in text
     assert "not calibrated" in text
@@ -519,25 +537,25 @@ def test_this_machine_and_the_default_engine(tiny_engine, monkeypatch, capsys):
 
 def test_many_devices_are_one_table_without_details(tiny_engine, capsys):
     names = ["orin-nano", "orin-nx", "agx-orin", "h100"]
-    assert pd.main([*names, "--engine", str(tiny_engine), "--window", "0.256"]) == 0
+    assert predict_device.main([*names, "--engine", str(tiny_engine), "--window", "0.256"]) == 0
     text = capsys.readouterr().out
     assert "ESTIMATE: stages" not in text
     assert "ESTIMATE: memory" in text
 
 
 def test_precision_takes_the_folder_beside(capsys, tmp_path, tiny_engine):
-    assert pd.with_precision(TINY, None) == TINY
-    assert pd.with_precision(TINY, "fp32") == TINY
-    assert pd.with_precision(TINY, "fp16") == FP16
-    assert pd.with_precision(FP16, "fp32") == TINY
+    assert predict_device.with_precision(TINY, None) == TINY
+    assert predict_device.with_precision(TINY, "fp32") == TINY
+    assert predict_device.with_precision(TINY, "fp16") == FP16
+    assert predict_device.with_precision(FP16, "fp32") == TINY
     with pytest.raises(InputError, match="is fp32 and there is no tiny-fp16 beside it"):
-        pd.with_precision(tiny_engine, "fp16")
+        predict_device.with_precision(tiny_engine, "fp16")
 
 
 def test_the_list_names_devices_and_sources(capsys):
     assert cli.main(["predict-device", "--list"]) == 0
     text = capsys.readouterr().out
-    for name in (*pd.DEVICES, "this-machine"):
+    for name in (*devices.DEVICES, "this-machine"):
         assert name in text
     assert "data sheet" in text
 
@@ -577,5 +595,5 @@ def test_help_is_the_modules_own(capsys):
 
 def test_without_onnx_it_says_what_to_install(tiny_engine, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    assert pd.main(["h100", "--engine", str(tiny_engine)]) == 1
+    assert predict_device.main(["h100", "--engine", str(tiny_engine)]) == 1
     assert "pip install onnx" in capsys.readouterr().err

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from dvpd.benchmarks import quality, recordings
-from dvpd.benchmarks.recordings import RATE_HZ
+from dvpd.benchmarks import quality
+from dvpd.benchmarks.common import recordings
+from dvpd.benchmarks.common.recordings import RATE_HZ
 from dvpd.quality.models import sampler_grid
 from dvpd.runtime.errors import InputError
-from dvpd.runtime.spec import Manifest
+from dvpd.runtime.manifest import Manifest
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 

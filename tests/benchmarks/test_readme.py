@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from dvpd.benchmarks import quality, report
+from dvpd.benchmarks import quality
+from dvpd.benchmarks.common import report
 from dvpd.benchmarks.readme import (
     BLOCKS,
     PAGES,

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dvpd.benchmarks import machine, meters, report, rtf, tables
+from dvpd.benchmarks import rtf
+from dvpd.benchmarks.common import comparison, machine, meters, report, report_html, tables
+from dvpd.benchmarks.common import timing as time_cases
 from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.errors import BackendError, InputError
 
@@ -43,9 +45,11 @@ def measured(tiny_engine, tiny_engine_fp16, tmp_path_factory):
 @pytest.mark.parametrize("steps", [0, 2])
 def test_what_is_timed_is_what_the_enhancer_does(tiny_engine, steps):
     with Enhancer.open(tiny_engine, "ort", "cpu", 1) as enhancer:
-        frames = rtf.frames_of(0.512, enhancer.manifest)
-        wavs = rtf.make_audio(enhancer.manifest, frames, 2)
-        out, timing = rtf.enhance_windows(enhancer.backend, enhancer.manifest, wavs, steps, seed=5)
+        frames = time_cases.frames_of(0.512, enhancer.manifest)
+        wavs = time_cases.make_audio(enhancer.manifest, frames, 2)
+        out, timing = time_cases.enhance_windows(
+            enhancer.backend, enhancer.manifest, wavs, steps, seed=5
+        )
         for wav, enhanced in zip(wavs, out, strict=True):
             expected = enhancer.enhance(wav, 16000, steps=steps, seed=5).wav
             np.testing.assert_allclose(enhanced, expected, atol=1e-6)
@@ -78,17 +82,17 @@ class OnDevice:
 
 def test_a_sampler_on_the_device_is_timed_as_it_is_used(tiny_engine):
     """Through predict and score a captured graph would be left out of the figures."""
-    item = rtf.load(tiny_engine, "ort", "cpu", 1)
-    wavs = rtf.make_audio(item.manifest, 64, 1)
-    expected, _ = rtf.enhance_windows(item.backend, item.manifest, wavs, 3)
+    item = time_cases.load(tiny_engine, "ort", "cpu", 1)
+    wavs = time_cases.make_audio(item.manifest, 64, 1)
+    expected, _ = time_cases.enhance_windows(item.backend, item.manifest, wavs, 3)
     item.backend = OnDevice(item.backend)
-    out, timing = rtf.enhance_windows(item.backend, item.manifest, wavs, 3)
+    out, timing = time_cases.enhance_windows(item.backend, item.manifest, wavs, 3)
     np.testing.assert_allclose(out, expected, atol=1e-6)
     assert timing.predictive == sum(timing.score) == 0.0
     parts = timing.stft + timing.sampler + timing.fusion + timing.istft
     assert parts == pytest.approx(timing.total, rel=1e-6)
     rows = rtf.make_cases([item], [0.512], [1], [3], grid=False)
-    rtf.time_interleaved(rows, min_runs=2, min_seconds=0)
+    time_cases.time_interleaved(rows, min_runs=2, min_seconds=0)
     row = rtf.summarise(rows[0])
     assert row["stages_ms"]["sampler"] > 0
     (line,) = report.stage_rows({"rows": [row]})
@@ -98,19 +102,19 @@ def test_a_sampler_on_the_device_is_timed_as_it_is_used(tiny_engine):
 
 
 def test_rows_are_interleaved_in_a_new_order_every_round(tiny_engine, monkeypatch):
-    item = rtf.load(tiny_engine, "ort", "cpu", 1)
+    item = time_cases.load(tiny_engine, "ort", "cpu", 1)
     rows = rtf.make_cases([item], [0.256], [1], [0, 1, 2, 3], grid=False)
     order = []
-    real = rtf.enhance_windows
+    real = time_cases.enhance_windows
 
     def spy(backend, manifest, wavs, steps, seed=0):
         order.append(steps)
         return real(backend, manifest, wavs, steps, seed)
 
-    monkeypatch.setattr(rtf, "enhance_windows", spy)
-    rtf.time_interleaved(rows, min_runs=4, min_seconds=0)
+    monkeypatch.setattr(time_cases, "enhance_windows", spy)
+    time_cases.time_interleaved(rows, min_runs=4, min_seconds=0)
     rounds = [order[i : i + 4] for i in range(0, len(order), 4)]
-    assert len(rounds) == rtf.WARM_UP_ROUNDS + 4
+    assert len(rounds) == time_cases.WARM_UP_ROUNDS + 4
     assert all(sorted(r) == [0, 1, 2, 3] for r in rounds)
     assert len({tuple(r) for r in rounds}) > 1
     assert all(len(row.timings) == 4 for row in rows)
@@ -118,13 +122,13 @@ def test_rows_are_interleaved_in_a_new_order_every_round(tiny_engine, monkeypatc
 
 
 def test_axes_around_the_base_case_or_the_whole_grid(tiny_engine):
-    item = rtf.load(tiny_engine, "ort", "cpu", 1)
+    item = time_cases.load(tiny_engine, "ort", "cpu", 1)
     axes = ([0.512, 0.256, 1.024], [1, 2], [3, 0])
     assert len(rtf.make_cases([item], *axes, grid=False)) == 1 + 2 + 1 + 1
     assert len(rtf.make_cases([item], *axes, grid=True)) == 12
     item.backend.close()
     with pytest.raises(InputError, match=r"expected 0\.256 to 60 s"):
-        rtf.frames_of(0.1, item.manifest)
+        time_cases.frames_of(0.1, item.manifest)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -185,7 +189,7 @@ def test_the_page_is_one_file_with_four_plots(measured):
     assert "prefers-color-scheme: dark" in text
     for outside in ("<script", "<link", 'src="http', "url(http", "@import"):
         assert outside not in text
-    assert report.INK not in text  # every line and letter takes the page's colour
+    assert report_html.INK not in text  # every line and letter takes the page's colour
     for svg in text.split("<svg")[1:]:
         ET.fromstring("<svg" + svg.split("</svg>")[0] + "</svg>")
     assert "| engine | backend |" in markdown.read_text()
@@ -224,10 +228,10 @@ class Failing:
 
 
 def test_a_backend_that_fails_in_the_middle_is_a_row_and_the_others_finish(tiny_engine):
-    items = [rtf.load(tiny_engine, "ort", "cpu", 1) for _ in range(2)]
+    items = [time_cases.load(tiny_engine, "ort", "cpu", 1) for _ in range(2)]
     items[0].backend = Failing(items[0].backend, good_calls=4)
     rows = rtf.make_cases(items, [0.256], [1], [1], grid=False)
-    rtf.time_interleaved(rows, min_runs=6, min_seconds=0)
+    time_cases.time_interleaved(rows, min_runs=6, min_seconds=0)
     broken, fine = (rtf.summarise(row) for row in rows)
     assert broken["status"] == "failed"
     assert broken["error"] == "the engine fell over"
@@ -322,7 +326,7 @@ def row(**change):
 def test_conditions(text, n_missed):
     process = {"engine": "e", "backend": "ort", "device": "cpu", "status": "ok", "error": None,
                "peak_rss_mib": 150.0, "gpu_mib": None}  # fmt: skip
-    missed = report.check(report.parse_condition(text), fake([row()], [process]))
+    missed = comparison.check(comparison.parse_condition(text), fake([row()], [process]))
     assert len(missed) == n_missed, missed
 
 
@@ -332,7 +336,7 @@ def test_conditions(text, n_missed):
 ])  # fmt: skip
 def test_conditions_of_another_form_are_refused(text):
     with pytest.raises(InputError):
-        report.parse_condition(text)
+        comparison.parse_condition(text)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -347,7 +351,7 @@ def compared(before, after):
             "warnings": [], "machine": {"cpu": "c"},
         }  # fmt: skip
 
-    return report.compare(one(before), one(after))[0]
+    return comparison.compare(one(before), one(after))[0]
 
 
 def test_comparison_finds_a_real_difference_and_no_other():
@@ -382,7 +386,7 @@ def test_comparison_names_what_cannot_be_compared(measured, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "only in the first report" in text
     assert "failed in the second report" in text
-    changes = report.compare(result, other)
+    changes = comparison.compare(result, other)
     assert all(c.ratio == pytest.approx(3, rel=0.01) for c in changes if c.ratio is not None)
 
 
@@ -465,10 +469,10 @@ def test_energy_reaches_the_row(tiny_engine):
         def close(self):
             pass
 
-    item = rtf.load(tiny_engine, "ort", "cpu", 1)
+    item = time_cases.load(tiny_engine, "ort", "cpu", 1)
     rows = rtf.make_cases([item], [0.256], [1], [0], grid=False)
-    rtf.time_interleaved(rows, min_runs=3, min_seconds=0)
-    idle = rtf.measure_energy(rows, [Steady()])
+    time_cases.time_interleaved(rows, min_runs=3, min_seconds=0)
+    idle = time_cases.measure_energy(rows, [Steady()])
     item.backend.close()
     assert idle["steady"] == pytest.approx(7.0, rel=0.01)
     energy = rtf.summarise(rows[0])["energy"]["steady"]
@@ -514,7 +518,7 @@ def test_measuring_needs_neither_torch_nor_a_plotting_library(tmp_path):
         f"import sys; sys.path.insert(0, {str(root)!r})\n"
         "for name in ('torch', 'matplotlib', 'rich', 'onnx', 'jsonschema'):\n"
         "    sys.modules[name] = None\n"
-        "from dvpd.benchmarks import rtf, report\n"
+        "from dvpd.benchmarks import rtf\nfrom dvpd.benchmarks.common import report\n"
         "rtf.build_parser()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

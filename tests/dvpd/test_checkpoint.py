@@ -4,9 +4,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dvpd import checkpoint, files
+from dvpd import checkpoint
 from dvpd.config import Config, to_dict
 from dvpd.model import DVPD
+from dvpd.runtime import files
 from dvpd.runtime.errors import InputError, ManifestError
 
 

@@ -20,6 +20,7 @@ import torch
 
 from dvpd.checkpoint import save_checkpoint
 from dvpd.config import Config
+from dvpd.config.train import TrainConfig
 from dvpd.evaluate import (
     PairFile,
     SharedBackend,
@@ -34,17 +35,16 @@ from dvpd.evaluate import (
     sampler_grid,
     torch_enhancer,
 )
-from dvpd.metrics import si_sdr
 from dvpd.model import DVPD
+from dvpd.quality.metrics import si_sdr
 from dvpd.quality.models import System
 from dvpd.quality.pauses import BLIND_MEASURES, PAUSE_MEASURES
 from dvpd.quality.report import REPORT_FILES
 from dvpd.runtime.errors import BackendError, InputError
+from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.noise import frame_noise
-from dvpd.runtime.spec import Manifest
 from dvpd.sde import sample
 from dvpd.spectral import compressed_noisy, istft_from_compressed
-from dvpd.train_config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "tests" / "assets"
@@ -289,7 +289,7 @@ def test_quick_evaluation(pair_set, config, small_model):
 
 
 def test_same_model_same_figures_as_in_process(pair_set, config, small_model, tmp_path):
-    """A checkpoint measured in another process, against the model at hand."""
+    """A checkpoint measured in another process, against the model in this one."""
     path = tmp_path / "m.safetensors"
     save_checkpoint(path, small_model.state_dict(), config)
     enhancer = torch_enhancer(small_model, config)

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from dvpd.config.train import TrainConfig
 from dvpd.losses import (
     anti_wrap,
     mr_stft_loss,
@@ -20,7 +21,6 @@ from dvpd.losses import (
     weighted_sum,
 )
 from dvpd.spectral import compress
-from dvpd.train_config import TrainConfig
 
 EXTRA = (
     "mr_stft_weight", "si_sdr_weight", "snr_weight", "perceptual_weight", "estoi_weight",

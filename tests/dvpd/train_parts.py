@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from dvpd.config import Config, ModelConfig
-from dvpd.data_config import DataConfig
-from dvpd.train_config import TrainConfig
+from dvpd.config.data import DataConfig
+from dvpd.config.train import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CROP = 4096

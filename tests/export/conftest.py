@@ -14,7 +14,7 @@ from dvpd.checkpoint import load_model, save_checkpoint
 from dvpd.config import Config, ModelConfig
 from dvpd.export.build import export_checkpoint
 from dvpd.model import DVPD
-from dvpd.runtime.spec import Manifest
+from dvpd.runtime.manifest import Manifest
 
 SMALL = ModelConfig(name="small", channels=8, blocks=1, decoder_channels=4, embedding=16, state=8)
 
@@ -90,6 +90,6 @@ def _one_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dvpd.runtime.backend.default_threads", lambda: 1)
+        patch.setattr("dvpd.runtime.backends.choose.default_threads", lambda: 1)
         yield
     torch.set_num_threads(before)

@@ -10,7 +10,7 @@ import enum
 import types
 from pathlib import Path
 
-from dvpd.runtime import plans
+from dvpd.runtime.tensorrt import onnx_inputs, plans, versions
 
 # Class -> attributes in use. Compared with the genuine bindings in test_trt_api.py.
 API = {
@@ -157,7 +157,7 @@ def make(version="10.3.0", *, lacks=(), builds=True, steps=3, wait=lambda: None)
             if not builds:
                 self.log.log(Severity.ERROR, "no tactic\n fits")
                 return None
-            numbers = plans.parse_version(version)
+            numbers = versions.parse_version(version)
             head = b"ftrt".ljust(plans.PLAN_VERSION_AT, b"\0")
             return head + bytes([*numbers, 0][:4]) + bytes(1000)
 
@@ -192,7 +192,7 @@ def make(version="10.3.0", *, lacks=(), builds=True, steps=3, wait=lambda: None)
 
             operators = {node.op_type for node in onnx.load(path).graph.node}
             self.errors = [ParserError(op) for op in sorted(operators & set(lacks))]
-            self.network.inputs = [Tensor(v) for v in plans.graph_inputs(Path(path))]
+            self.network.inputs = [Tensor(v) for v in onnx_inputs.graph_inputs(Path(path))]
             self.network.num_inputs = len(self.network.inputs)
             self.network.num_layers = 1
             return not self.errors

@@ -18,10 +18,14 @@ from pathlib import Path
 import pytest
 
 from dvpd.export import build_engine, trt_api
-from dvpd.runtime import cli, plans
+from dvpd.runtime import cli
 from dvpd.runtime.errors import BackendError, InputError, ManifestError
-from dvpd.runtime.plans import Gpu, Profile
-from dvpd.runtime.spec import GRAPH_NAMES, Manifest, sha256_of
+from dvpd.runtime.files import sha256_file
+from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.spec import GRAPH_NAMES
+from dvpd.runtime.tensorrt import gpus, onnx_inputs, plans, versions
+from dvpd.runtime.tensorrt.gpus import Gpu
+from dvpd.runtime.tensorrt.onnx_inputs import Profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -53,7 +57,7 @@ def _own_cache(monkeypatch, tmp_path):
 
 @pytest.fixture
 def orin(monkeypatch):
-    driver = plans.CudaDriver((12, 6), (Gpu("Orin", "8.7"),))
+    driver = gpus.CudaDriver((12, 6), (Gpu("Orin", "8.7"),))
     monkeypatch.setattr(trt_api, "cuda_driver", lambda: driver)
     return driver
 
@@ -77,7 +81,7 @@ def built_and_reused(folder, target, capsys):
     slug = target.replace(",", "-")
     for row in rows:
         path = Path(row["path"])
-        version = plans.release(trt_api.TrtApi("tensorrt-rtx").version)
+        version = versions.release(trt_api.TrtApi("tensorrt-rtx").version)
         precision = Manifest.load(folder).precision
         assert path.name == f"{row['graph']}.tensorrt-rtx-{version}.{slug}.{precision}.plan"
         assert path.stat().st_size == row["size_bytes"] > 1_000_000
@@ -148,7 +152,7 @@ def test_the_names_that_the_runtime_uses_of_rtx_are_there():
         cls, attribute = name.split(".")
         assert hasattr(getattr(tensorrt_rtx, cls), attribute), name
     known = {n for n in dir(tensorrt_rtx.ComputeCapability) if n.startswith("SM")}
-    assert known <= {f"SM{c.replace('.', '')}" for c in plans.RTX_CAPABILITIES}
+    assert known <= {f"SM{c.replace('.', '')}" for c in gpus.RTX_CAPABILITIES}
 
 
 @rtx
@@ -172,7 +176,7 @@ def test_real_builder_refuses_what_does_not_fit():
     api = trt_api.TrtApi("tensorrt-rtx")
     onnx = ENGINES / "dvpd-tiny-fp16" / "predictive.onnx"
     parsed = api.parse(onnx)
-    inputs = plans.graph_inputs(onnx)
+    inputs = onnx_inputs.graph_inputs(onnx)
     api.check_inputs(parsed, inputs, onnx)
     with pytest.raises(BackendError, match="reads the inputs as"):
         api.check_inputs(parsed, (dataclasses.replace(inputs[0], shape=("B", 3, 64, 257)),), onnx)
@@ -200,10 +204,10 @@ def test_rtx_on_a_card_that_is_here(monkeypatch):
         (Gpu("NVIDIA H100 PCIe", "9.0"), None),
         (Gpu("Orin", "8.7"), None),
     ):
-        driver = plans.CudaDriver((13, 0), (gpu,))
+        driver = gpus.CudaDriver((13, 0), (gpu,))
         monkeypatch.setattr(trt_api, "cuda_driver", lambda driver=driver: driver)
         if name:
-            assert api.target("local") == plans.Target.parse(name)
+            assert api.target("local") == gpus.Target.parse(name)
         else:
             with pytest.raises(InputError, match=rf"does not run on {gpu.name} \(compute"):
                 api.target("local")
@@ -221,7 +225,7 @@ def test_tensorrt_build(tiny, orin, version, tmp_path):
     fake = fake_trt.make(version)
     api = trt_api.TrtApi("tensorrt", fake)
     built = build_engine.build_engines(tiny, api=api)
-    release = plans.release(version)
+    release = versions.release(version)
     assert [b.path.name for b in built] == [
         f"{g}.tensorrt-{release}.orin.fp16.plan" for g in GRAPH_NAMES
     ]
@@ -348,36 +352,36 @@ def test_stand_in_has_no_names_of_its_own():
 # Reasons, interruptions, company
 
 
-def told(folder, api, capsys, **options):
-    build_engine.build_engines(folder, api=api, teller=build_engine.Teller(), **options)
+def printed(folder, api, capsys, **options):
+    build_engine.build_engines(folder, api=api, printer=build_engine.ProgressPrinter(), **options)
     return capsys.readouterr().err
 
 
 def test_reasons_are_said(tiny, orin, capsys):
     api = trt_api.TrtApi("tensorrt", fake_trt.make())
-    text = told(tiny, api, capsys)
+    text = printed(tiny, api, capsys)
     assert "tensorrt 10.3.0, Python 3." in text
     assert "target Orin (compute 8.7)" in text
     assert text.count("to be built: there is none") == 2
-    assert "is valid, kept" in told(tiny, api, capsys)
+    assert "is valid, kept" in printed(tiny, api, capsys)
     path = plans.find_plans(tiny)[0]
     path.write_bytes(path.read_bytes()[:-1])
-    assert "to be built: it has 1027 bytes, its sidecar says 1028" in told(tiny, api, capsys)
+    assert "to be built: it has 1027 bytes, its sidecar says 1028" in printed(tiny, api, capsys)
     path.chmod(0o666)
-    assert "others may write" in told(tiny, api, capsys)
-    text = told(tiny, api, capsys, profile=Profile((32, 64, 128)))
+    assert "others may write" in printed(tiny, api, capsys)
+    text = printed(tiny, api, capsys, profile=Profile((32, 64, 128)))
     assert "to be built: profile frames (32, 256, 1024)" in text
 
 
 def test_stale_after_a_new_export(tiny, orin, capsys):
     api = trt_api.TrtApi("tensorrt", fake_trt.make())
-    told(tiny, api, capsys)
+    printed(tiny, api, capsys)
     table = json.loads((tiny / "manifest.json").read_text())
     with (tiny / "score.onnx").open("ab") as file:
         file.write(b"\x12\x01x")  # ModelProto.producer_name once more: another export
-    table["graphs"]["score"]["sha256"] = sha256_of(tiny / "score.onnx")
+    table["graphs"]["score"]["sha256"] = sha256_file(tiny / "score.onnx")
     (tiny / "manifest.json").write_text(json.dumps(table))
-    text = told(tiny, api, capsys)
+    text = printed(tiny, api, capsys)
     assert text.count("built from another export of the graph") == 1
     assert "predictive.tensorrt-10.3.0.orin.fp16.plan is valid, kept" in text
 
@@ -405,10 +409,10 @@ def test_read_only_folder_is_known_before_the_build(tiny, orin, monkeypatch):
 
 
 def test_progress_is_told_off_a_terminal(tiny, orin, capsys, monkeypatch):
-    monkeypatch.setattr(build_engine, "TOLD_EVERY_S", 0.1)
+    monkeypatch.setattr(build_engine, "LINE_EVERY_S", 0.1)
     monkeypatch.setattr(trt_api, "WAIT_S", 0.05)
     api = trt_api.TrtApi("tensorrt", fake_trt.make(steps=6, wait=lambda: time.sleep(0.1)))
-    text = told(tiny, api, capsys)
+    text = printed(tiny, api, capsys)
     assert "predictive: Timing (" in text
     assert "\r" not in text
     assert all(line.startswith("[") for line in text.splitlines())
@@ -416,11 +420,11 @@ def test_progress_is_told_off_a_terminal(tiny, orin, capsys, monkeypatch):
 
 def test_progress_is_redrawn_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(build_engine, "DRAWN_EVERY_S", 0.0)
-    teller = build_engine.Teller()
-    teller.progress("score: Timing (10%)")
-    teller.say("done")
-    teller.close()
+    monkeypatch.setattr(build_engine, "DRAW_EVERY_S", 0.0)
+    printer = build_engine.ProgressPrinter()
+    printer.progress("score: Timing (10%)")
+    printer.say("done")
+    printer.close()
     text = capsys.readouterr().err
     assert text.count("\n") == 1
     assert "\r\033[K[   0.0 s] score: Timing (10%)" in text
@@ -436,13 +440,13 @@ def test_interrupt_ends_the_build(tiny, orin, monkeypatch):
 
     fake = fake_trt.make(steps=1000, wait=wait)
 
-    class Stop(build_engine.Teller):
+    class Stop(build_engine.ProgressPrinter):
         def progress(self, text):
             if begun.is_set():
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_engine.build_engines(tiny, api=trt_api.TrtApi("tensorrt", fake), teller=Stop())
+        build_engine.build_engines(tiny, api=trt_api.TrtApi("tensorrt", fake), printer=Stop())
     assert ("cancelled",) in fake.calls
     assert names(tiny) == []
     with plans.folder_lock(tiny):

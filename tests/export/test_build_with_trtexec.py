@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from dvpd.runtime import plans
-from dvpd.runtime.spec import GRAPH_NAMES, Manifest
+from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.spec import GRAPH_NAMES
+from dvpd.runtime.tensorrt import gpus, onnx_inputs, plans
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPT = ROOT / "engines" / "build_with_trtexec.sh"
@@ -51,11 +52,11 @@ PYTHON = """#!{python}
 import sys
 if sys.argv[1] == "-c":
     exec(sys.argv[2])
-from dvpd.runtime import plans
-assert sys.argv[1:3] == ["-m", "dvpd.runtime.plans"]
-gpus = (plans.Gpu({gpu!r}, {capability!r}),)
-plans.cuda_driver = lambda: plans.CudaDriver((12, 6), gpus) if {gpu!r} else None
-sys.exit(plans.main(sys.argv[3:]))
+from dvpd.runtime.tensorrt import gpus, trtexec_helper
+assert sys.argv[1:3] == ["-m", "dvpd.runtime.tensorrt.trtexec_helper"]
+here = (gpus.Gpu({gpu!r}, {capability!r}),)
+trtexec_helper.cuda_driver = lambda: gpus.CudaDriver((12, 6), here) if {gpu!r} else None
+sys.exit(trtexec_helper.main(sys.argv[3:]))
 """
 
 
@@ -121,11 +122,11 @@ def test_flags_of_each_version(tmp_path, number, version, gpu, flag):
     board = Board(tmp_path, number, *gpu)
     done = board.run()
     assert done.returncode == 0, done.stderr
-    target = plans.Target(*gpu)
+    target = gpus.Target(*gpu)
     cache = tmp_path / "cache" / "dvpd" / f"tensorrt-{version}.{target.slug}.timing"
     for graph, call in zip(GRAPH_NAMES, board.calls(), strict=True):
-        inputs = plans.graph_inputs(board.engine / f"{graph}.onnx")
-        table = plans.Profile().shapes(inputs)
+        inputs = onnx_inputs.graph_inputs(board.engine / f"{graph}.onnx")
+        table = onnx_inputs.Profile().shapes(inputs)
         shapes = [
             f"--{which}Shapes="
             + ",".join(f"{n}:{'x'.join(map(str, s[i]))}" for n, s in table.items())
@@ -140,7 +141,7 @@ def test_flags_of_each_version(tmp_path, number, version, gpu, flag):
     written = done.stdout.split()
     for graph, path in zip(GRAPH_NAMES, written, strict=True):
         # exactly what the Python builder would look for
-        spec = plans.plan_spec(manifest, graph, "tensorrt", version, target, plans.Profile())
+        spec = plans.plan_spec(manifest, graph, "tensorrt", version, target, onnx_inputs.Profile())
         assert Path(path) == board.engine / spec.file
         _, sidecar = plans.load_plan(board.engine, spec)
         assert sidecar.built["tool"] == "trtexec"

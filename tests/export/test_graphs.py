@@ -6,7 +6,8 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from dvpd.runtime.spec import GRAPH_NAMES, Manifest, check_metadata, graph_io
+from dvpd.runtime.manifest import Manifest, check_metadata
+from dvpd.runtime.spec import GRAPH_NAMES, graph_io
 
 # Standard operators that TensorRT 10.3 parses at opset 18 and that were built with TensorRT-RTX.
 ALLOWED = set(

@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from dvpd.export import lint
 from dvpd.export.trt_api import TrtApi
 from dvpd.runtime.errors import ManifestError
-from dvpd.runtime.spec import GRAPH_NAMES, MANIFEST_NAME
+from dvpd.runtime.manifest import MANIFEST_NAME
+from dvpd.runtime.spec import GRAPH_NAMES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ENGINES = sorted(path.parent for path in ROOT.glob(f"engines/*/{MANIFEST_NAME}"))

@@ -11,8 +11,8 @@ from dvpd import spectral
 from dvpd.export import parity
 from dvpd.runtime import sampler as runtime_sampler
 from dvpd.runtime import schedule, stft
-from dvpd.runtime.backend import LoadOptions
-from dvpd.runtime.ort import OrtBackend
+from dvpd.runtime.backends.base import LoadOptions
+from dvpd.runtime.backends.ort import OrtBackend
 from dvpd.runtime.spec import TLB_PRESETS, TlbFactors, padded_frames
 
 SIZES = [(1, 32), (3, 32), (2, 100), (1, 252), (1, 512)]
@@ -43,7 +43,7 @@ def ort_half(fp16):
 @pytest.fixture(scope="module")
 def openvino(fp32):
     pytest.importorskip("openvino", reason="openvino is not installed: dvpd[openvino]")
-    from dvpd.runtime.ov import OpenVinoBackend
+    from dvpd.runtime.backends.openvino import OpenVinoBackend
 
     backend = OpenVinoBackend(_options(fp32))
     yield backend

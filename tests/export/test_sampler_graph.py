@@ -8,10 +8,10 @@ import onnxruntime as ort
 import pytest
 
 from dvpd.export import sampler_graph
-from dvpd.runtime import plans
 from dvpd.runtime.sampler import sample
-from dvpd.runtime.schedule import initial_state, sampler_steps
-from dvpd.runtime.spec import SdeSpec, TlbFactors
+from dvpd.runtime.schedule import SdeSpec, initial_state, sampler_steps
+from dvpd.runtime.spec import TlbFactors
+from dvpd.runtime.tensorrt import onnx_inputs, plans
 
 NAMES = ("start", "step", "finish")
 SHIPPED = Path(sampler_graph.__file__).resolve().parent.parent / "runtime" / "graphs"
@@ -86,8 +86,8 @@ def test_tensorrt_rtx_builds_them(name):
     from dvpd.export.trt_api import TrtApi
 
     api, path = TrtApi("tensorrt-rtx"), SHIPPED / f"{name}.onnx"
-    inputs = plans.graph_inputs(path)
+    inputs = onnx_inputs.graph_inputs(path)
     parsed = api.parse(path)
     api.check_inputs(parsed, inputs, path)
-    data, _ = api.build(parsed, plans.Profile().shapes(inputs), api.target("portable"))
+    data, _ = api.build(parsed, onnx_inputs.Profile().shapes(inputs), api.target("portable"))
     assert data.startswith(plans.PLAN_MAGIC["tensorrt-rtx"])

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from dvpd.export import build, parity, to_onnx
 from dvpd.runtime.errors import InputError, ManifestError, ParityError
-from dvpd.runtime.spec import MANIFEST_NAME, Manifest
+from dvpd.runtime.manifest import MANIFEST_NAME, Manifest
 from dvpd.torch_backend import prepare
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -14,9 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dvpd.export import half, verify
 from dvpd.runtime import engines
-from dvpd.runtime.backend import LoadOptions, open_backend
+from dvpd.runtime.backends.base import LoadOptions
+from dvpd.runtime.backends.choose import open_backend
 from dvpd.runtime.errors import BackendError, InputError
-from dvpd.runtime.spec import MANIFEST_NAME, Manifest, sha256_of
+from dvpd.runtime.files import sha256_file
+from dvpd.runtime.manifest import MANIFEST_NAME, Manifest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SHIPPED = sorted(path.parent for path in ROOT.glob(f"engines/*/{MANIFEST_NAME}"))
@@ -60,7 +62,7 @@ def tamper(folder, graph="predictive", factor=1.02):
     tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
     onnx.save(model, str(path))
     table = json.loads((folder / MANIFEST_NAME).read_text())
-    table["graphs"][graph]["sha256"] = sha256_of(path)
+    table["graphs"][graph]["sha256"] = sha256_file(path)
     (folder / MANIFEST_NAME).write_text(json.dumps(table))
 
 
@@ -172,10 +174,14 @@ def test_without_a_checkpoint_the_float_engine_is_the_reference(tmp_path, few):
         verify.verify_engine(folder, ["ort"], seconds=SHORT_S, quality=False)
 
 
-def test_the_reference_alone_proves_nothing(tmp_path, few):
+def test_the_reference_alone_proves_nothing(tmp_path, few, capsys):
     folder = copies(tmp_path, "dvpd-tiny")
-    report = verify.verify_engine(folder, ["torch"], seconds=SHORT_S, quality=False)
-    assert report.failures == ["nothing was compared: no backend beside the reference"]
+    shutil.copy(ROOT / "engines" / "dvpd-tiny" / engines.VERIFICATION_NAME, folder)
+    before = (folder / engines.VERIFICATION_NAME).read_bytes()
+    args = [str(folder), "--backends", "torch", "--seconds", str(SHORT_S), "--no-quality"]
+    assert verify.main(args) == 1
+    assert "nothing was compared" in capsys.readouterr().err
+    assert (folder / engines.VERIFICATION_NAME).read_bytes() == before  # not "failed"
 
 
 def test_quality_is_compared(tmp_path, few, monkeypatch):

@@ -14,7 +14,7 @@ import types
 
 import numpy as np
 
-from dvpd.runtime import plans
+from dvpd.runtime.tensorrt import plans, versions
 
 
 class Misuse(AssertionError):
@@ -260,7 +260,7 @@ def make_trt(cuda, version="10.3.0", magic=b"ftrt", scratch=4096):
     """A module like tensorrt whose engines run in ONNX Runtime on ``cuda``'s memory."""
     import onnxruntime
 
-    numbers = plans.parse_version(version)[:3]
+    numbers = versions.parse_version(version)[:3]
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = 1
     module = types.SimpleNamespace(

@@ -265,7 +265,7 @@ def test_overwriting_keeps_permissions(enhancer, tmp_path):
     soundfile.write(tmp_path / "in.wav", tone(16000), 16000)
     (tmp_path / "out.wav").write_bytes(b"old")
     (tmp_path / "out.wav").chmod(0o640)
-    enhancer.enhance_file(tmp_path / "in.wav", tmp_path / "out.wav", steps=0)
+    enhancer.enhance_file(tmp_path / "in.wav", tmp_path / "out.wav", steps=0, overwrite=True)
     assert (tmp_path / "out.wav").stat().st_mode & 0o777 == 0o640
     mask = os.umask(0)
     os.umask(mask)
@@ -333,7 +333,7 @@ def test_disk_full(enhancer, tmp_path, monkeypatch, suffix, limit):
 
     monkeypatch.setattr(audio._RecordingFile, "write", write)
     with pytest.raises(InputError, match="No space left on device") as error:
-        enhancer.enhance_file(tmp_path / "in.wav", target, steps=0)
+        enhancer.enhance_file(tmp_path / "in.wav", target, steps=0, overwrite=True)
     assert "\n" not in str(error.value)
     assert target.read_bytes() == b"previous"
     assert leftovers(tmp_path) == []
@@ -359,11 +359,15 @@ def test_failed_rename(enhancer, tmp_path, monkeypatch):
     def refuse(*args):
         raise OSError(errno.EIO, "Input/output error")
 
-    for name in ("replace", "fsync"):
+    for name, overwrite in (("link", False), ("replace", True), ("fsync", False)):
         with monkeypatch.context() as patch:
             patch.setattr(audio.os, name, refuse)
+            if name == "link":  # a file system without links: a rename does it
+                patch.setattr(audio.os, "replace", refuse)
             with pytest.raises(InputError, match="Input/output error"):
-                enhancer.enhance_file(tmp_path / "in.wav", tmp_path / "out.wav", steps=0)
+                enhancer.enhance_file(
+                    tmp_path / "in.wav", tmp_path / "out.wav", steps=0, overwrite=overwrite
+                )
     assert [p.name for p in tmp_path.iterdir()] == ["in.wav"]
 
 
@@ -384,7 +388,7 @@ import re, sys, soundfile
 from pathlib import Path
 from dvpd.runtime import Enhancer
 with Enhancer.open(sys.argv[1], "ort", "cpu", 1) as e:
-    e.enhance_file(sys.argv[2], sys.argv[3], steps=0)
+    e.enhance_file(sys.argv[2], sys.argv[3], steps=0, overwrite=True)
 # not ru_maxrss: across an exec it keeps the peak of the process that forked
 peak_kib = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 print(peak_kib // 1024, soundfile.info(sys.argv[3]).frames)

@@ -1,4 +1,4 @@
-"""TensorRT on simulated machines: the line that is told, and each known failure with its cure."""
+"""TensorRT on simulated machines: the line that is shown, and each known failure with its fix."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from dvpd.runtime import cli, doctor, engines, plans, tensorrt_doctor
-from dvpd.runtime.plans import CudaDriver, Gpu, PlanSpec, Profile, Target
-from dvpd.runtime.spec import Manifest
+from dvpd.runtime import cli, doctor, engines, tensorrt_doctor
+from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.tensorrt import plans, versions
+from dvpd.runtime.tensorrt.gpus import CudaDriver, Gpu, Target
+from dvpd.runtime.tensorrt.onnx_inputs import Profile
+from dvpd.runtime.tensorrt.plans import PlanSpec
 from dvpd.runtime.tensorrt_doctor import Facts, Package, diagnose
 
 ORIN, THOR = Gpu("Orin", "8.7"), Gpu("NVIDIA Thor", "11.0")
@@ -90,7 +93,7 @@ def test_trtexec_alone():
 
 
 @pytest.mark.parametrize(
-    ("facts", "wrong", "cure"),
+    ("facts", "wrong", "fix"),
     [
         (
             changed(JETPACK62, tensorrt=None, sees_system=False),
@@ -139,10 +142,10 @@ def test_trtexec_alone():
         ),
     ],
 )
-def test_known_failures(facts, wrong, cure):
+def test_known_failures(facts, wrong, fix):
     (problem,) = diagnose(facts).problems
     assert problem.startswith(wrong) or wrong in problem
-    assert cure in problem.partition(wrong)[2]
+    assert fix in problem.partition(wrong)[2]
     assert "\n" not in problem
 
 
@@ -158,7 +161,7 @@ def test_thor_is_no_orin():
 
 
 def install(folder, version="10.3.0", target=None, builder="tensorrt"):
-    numbers = bytes([*plans.parse_version(version), 0][:4])
+    numbers = bytes([*versions.parse_version(version), 0][:4])
     head = plans.PLAN_MAGIC[builder].ljust(plans.PLAN_VERSION_AT, b"\0") + numbers
     target = target or Target(ORIN.name, ORIN.compute_capability)
     spec = PlanSpec("score", "0" * 64, builder, version, target, "fp16", Profile())
@@ -291,7 +294,7 @@ def test_unverified_engine_is_told_once(engine, caplog):
     (engine / engines.VERIFICATION_NAME).unlink(missing_ok=True)
     for _ in range(2):
         Enhancer.open(engine, backend="ort", device="cpu").close()
-    told = [r for r in caplog.records if "verification" in r.getMessage()]
-    assert len(told) == 1
-    assert told[0].levelname == "WARNING"
-    assert "python export/verify.py" in told[0].getMessage()
+    warnings = [r for r in caplog.records if "verification" in r.getMessage()]
+    assert len(warnings) == 1
+    assert warnings[0].levelname == "WARNING"
+    assert "python export/verify.py" in warnings[0].getMessage()

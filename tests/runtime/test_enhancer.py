@@ -1,4 +1,8 @@
+import copy
 import json
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -6,14 +10,21 @@ import pytest
 from tiny_graphs import write_engine
 
 from dvpd.runtime import BackendError, Enhancer, InputError, ManifestError, TlbFactors, engines
+from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.noise import frame_noise
-from dvpd.runtime.windows import WindowPlan
+from dvpd.runtime.stft import compress, stft
+from dvpd.runtime.windows import LoudestStretch, WindowPlan
 
 pytest.importorskip("onnxruntime")
 # The tiny predictive graph halves the compressed spectrum: x 0.5^(1/0.3) in amplitude.
 PREDICTIVE_GAIN = 0.5 ** (1 / 0.3)
 FLOAT32_TOLERANCE = 2e-6
-SHORT = WindowPlan(window_samples=63 * 128, context_samples=8 * 128, fade_samples=4 * 128)
+SHORT = WindowPlan(
+    window_samples=95 * 128,
+    context_samples=8 * 128,
+    fade_samples=4 * 128,
+    reminder_samples=32 * 128,
+)
 
 
 def snr_db(reference, other):
@@ -95,7 +106,33 @@ def test_windows_equal_one_piece(engine_shared, speech):
 
 def test_bad_window_plan(engine_shared):
     with pytest.raises(InputError, match="hop"):
-        Enhancer.open(engine_shared, "ort", window_plan=WindowPlan(10000, 1000, 100))
+        Enhancer.open(
+            engine_shared, "ort", window_plan=WindowPlan(10000, 1000, 100, reminder_samples=0)
+        )
+
+
+def test_the_loudest_stretch_stands_beside_every_window_of_several(engine_shared, speech):
+    """That it does not come out, and has the noise of its own frames, is held by the test above."""
+    wav = np.concatenate([speech, 0.5 * speech])
+    loudest = LoudestStretch(SHORT.reminder_samples, 128)
+    loudest.push(wav)
+    signal = Manifest.load(engine_shared).signal
+    alone = wav[: SHORT.window_samples]
+    whole, expected = (compress(stft(x / np.abs(x).max(), signal), signal) for x in (wav, alone))
+    first = loudest.found.first_frame
+    with Enhancer.open(engine_shared, "ort", "cpu", 1, window_plan=SHORT) as cut:
+        seen, predict = [], cut.backend.predict
+        cut.backend.predict = lambda noisy: seen.append(noisy) or predict(noisy)
+        cut.enhance(wav, 16000, steps=0)
+        windows, seen[:] = seen[:], []
+        cut.enhance(alone, 16000, steps=0)
+    assert len(windows) > 8
+    assert max(noisy.shape[2] for noisy in windows) == 96
+    for i, noisy in enumerate(windows):  # but for frames that reach beyond its ends
+        at = 0 if i else 64  # after the first window, which ends where nothing is kept
+        kept = noisy[0, :, at + 2 : at + 30]
+        np.testing.assert_allclose(kept, whole[:, first + 2 : first + 30], atol=1e-5)
+    np.testing.assert_allclose(seen[0][0], expected, atol=1e-5)  # one window holds all
 
 
 @pytest.mark.parametrize("length", [1, 2, 100, 255, 256, 257, 512, 4096, 131000, 131073])
@@ -343,3 +380,88 @@ def test_a_folder_here_comes_before_a_name(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         (folder / "manifest.json").touch()
     assert engines.find_engine("mine") == Path("mine")
+
+
+def levels_db(wav, size=800):
+    frames = wav[: len(wav) // size * size].reshape(-1, size).astype(np.float64)
+    return 10 * np.log10((frames**2).mean(axis=1) + 1e-20)
+
+
+def test_mix_is_exact_at_both_ends_and_aligned_between(engine_shared, speech):
+    with Enhancer.open(engine_shared, "ort", "cpu", 1, window_plan=SHORT) as cut:
+        for rate, wav in ((16000, speech), (44100, np.stack([speech, 0.5 * speech[::-1]], 1))):
+            enhanced = cut.enhance(wav, rate, steps=0).wav
+            np.testing.assert_array_equal(cut.enhance(wav, rate, steps=0, mix=1.0).wav, enhanced)
+            np.testing.assert_array_equal(cut.enhance(wav, rate, steps=0, mix=0.0).wav, wav)
+            half = cut.enhance(wav, rate, steps=0, mix=0.5).wav
+            np.testing.assert_allclose(half, 0.5 * wav + 0.5 * enhanced, atol=1e-7)
+
+
+@pytest.mark.parametrize("limit_db", [3.0, 6.0, 12.0])
+def test_nothing_is_lowered_by_more_than_the_limit(engine_shared, speech, limit_db):
+    with Enhancer.open(engine_shared, "ort", "cpu", 1) as opened:
+        free = opened.enhance(speech, 16000, steps=0).wav
+        held = opened.enhance(speech, 16000, steps=0, attenuation_limit_db=limit_db).wav
+    loss = levels_db(speech) - levels_db(held)
+    assert (levels_db(speech) - levels_db(free)).min() > 19  # the tiny network: 20 dB everywhere
+    assert loss.max() <= limit_db
+    assert loss.min() > 0
+
+
+def test_the_ends_of_the_limit(enhancer, speech):
+    enhanced = enhancer.enhance(speech, 16000, steps=0).wav
+    for limit, expected in ((0, speech), (np.inf, enhanced), (None, enhanced)):
+        out = enhancer.enhance(speech, 16000, steps=0, attenuation_limit_db=limit).wav
+        np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mix": -0.1}, {"mix": 1.1}, {"mix": np.nan}, {"mix": "x"}, {"mix": None}, {"mix": True},
+        {"attenuation_limit_db": -1}, {"attenuation_limit_db": np.nan},
+        {"attenuation_limit_db": "6"},
+    ],
+)  # fmt: skip
+def test_bad_strength(enhancer, speech, options):
+    with pytest.raises(InputError, match=r"mix|attenuation_limit_db"):
+        enhancer.enhance(speech, 16000, **options)
+
+
+@pytest.mark.parametrize("backend", ["ort", "openvino"])
+def test_threads_may_share_one(engine_shared, speech, backend):
+    pytest.importorskip({"ort": "onnxruntime"}.get(backend, backend))
+    with Enhancer.open(engine_shared, backend, "cpu", 1, window_plan=SHORT) as shared:
+        wavs = [np.roll(speech, 997 * i) for i in range(4)]
+        expected = [shared.enhance(wav, 16000, steps=1).wav for wav in wavs]
+        with ThreadPoolExecutor(4) as pool:
+            got = list(pool.map(lambda wav: shared.enhance(wav, 16000, steps=1).wav, wavs))
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_another_process_is_told_to_open_its_own(enhancer, speech, monkeypatch):
+    for use in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="open one in each process"):
+            use(enhancer)
+    monkeypatch.setattr(os, "getpid", lambda: -1)  # after a fork
+    with pytest.raises(BackendError, match="open one in each process"):
+        enhancer.enhance(speech, 16000, steps=0)
+
+
+def test_an_interrupt_while_an_engine_loads_stops(engine_shared, monkeypatch):
+    from dvpd.runtime.backends import choose as backend
+
+    def load(options):
+        try:
+            try:
+                raise KeyboardInterrupt
+            except KeyboardInterrupt as interrupt:
+                raise ImportError("numpy failed to import") from interrupt
+        except ImportError:
+            raise BackendError("onnxruntime does not import") from None
+
+    table = {name: (*row[:2], load) for name, row in backend.BACKENDS.items()}
+    monkeypatch.setattr(backend, "BACKENDS", table)
+    with pytest.raises(KeyboardInterrupt):
+        Enhancer.open(engine_shared, "auto", "cpu")

@@ -8,17 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dvpd.runtime.spec import (
-    N_FEATS,
-    TLB_PRESETS,
-    GraphFile,
-    Manifest,
-    SamplerSpec,
-    SdeSpec,
-    SignalSpec,
-    graph_io,
-    manifest_to_metadata,
-)
+from dvpd.runtime.manifest import GraphFile, Manifest, manifest_to_metadata
+from dvpd.runtime.schedule import SdeSpec
+from dvpd.runtime.spec import N_FEATS, TLB_PRESETS, SamplerSpec, SignalSpec, graph_io
 
 GAIN = 0.5  # of the compressed spectrum, in the tiny predictive graph
 

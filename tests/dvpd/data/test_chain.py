@@ -7,10 +7,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from dvpd.config.data import LINKS, DataConfig
 from dvpd.data.chain import draw_links
 from dvpd.data.degrade import rms
 from dvpd.data.mix import Mixer, make_rng
-from dvpd.data_config import LINKS, DataConfig
 from dvpd.runtime.errors import InputError
 
 OFF = {f"{name}_p": 0.0 for name in LINKS}

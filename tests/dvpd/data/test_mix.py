@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from dvpd.config.data import NOISE_KINDS, DataConfig
 from dvpd.data.degrade import rms
 from dvpd.data.loader import batches
 from dvpd.data.mix import Mixer, add_pauses, make_rng, quiet_place
 from dvpd.data.pool import Pool
 from dvpd.data.rooms import Room
-from dvpd.data_config import NOISE_KINDS, DataConfig
 from dvpd.runtime.errors import InputError
 
 # What tests of one thing leave out.

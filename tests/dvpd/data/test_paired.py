@@ -9,11 +9,11 @@ import pytest
 import soundfile as sf
 import torch
 
+from dvpd.config.data import DataConfig
 from dvpd.data.loader import batches
 from dvpd.data.paired import PairedSource, match_names
 from dvpd.data.pool import Pool
 from dvpd.data.sources import find_sides
-from dvpd.data_config import DataConfig
 from dvpd.runtime.errors import InputError
 
 # two roundings to int16, and the scale to a peak of 1

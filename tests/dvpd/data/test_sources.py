@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from dvpd.config import Config
+from dvpd.config.data import DataConfig
 from dvpd.data import open_source, rooms, sources
 from dvpd.data.mix import Mixer
 from dvpd.data.paired import PairedSource
-from dvpd.data_config import DataConfig
 from dvpd.runtime.errors import InputError
 
 CONFIG = Config(data=DataConfig(crop_samples=8000))

@@ -16,7 +16,7 @@ from dvpd.lease import cli
 from dvpd.lease.cli import main
 from dvpd.lease.rows import Row, last_of, read_rows
 from dvpd.lease.work import Work
-from dvpd.train_state import StateFiles
+from dvpd.training.state import StateFiles
 
 COMMANDS = """
 [[commands]]

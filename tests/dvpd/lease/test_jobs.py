@@ -57,13 +57,13 @@ def appears(path: Path) -> str:
 def test_success_and_failure_are_told_apart(run, tmp_path):
     assert end(run(lambda: print("done"))) == "ok"
     assert end(run(lambda: sys.exit(3))) == "failed: exit 1"
-    assert end(run(lambda: os.execv("/bin/sh", ["sh", "-c", "echo told; exit 7"]))) == (
+    assert end(run(lambda: os.execv("/bin/sh", ["sh", "-c", "echo spoke; exit 7"]))) == (
         "failed: exit 7"
     )
     assert end(run(lambda: os.kill(os.getpid(), signal.SIGKILL))) == "failed: signal 9"
     log = (tmp_path / "log").read_text()
     assert "done" in log
-    assert "told" in log
+    assert "spoke" in log
     assert "SystemExit: 3" in log
 
 

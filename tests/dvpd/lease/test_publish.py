@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import dvpd.files
+import dvpd.runtime.files
 from dvpd.lease.publish import Publisher, collect, deliver, find_pieces, read_piece
 
 PIECE = 4096
@@ -109,7 +109,7 @@ def test_a_full_disk_keeps_the_publication_before(publisher, tmp_path, monkeypat
         if left < 0:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(dvpd.files.os, "fsync", full)
+    monkeypatch.setattr(dvpd.runtime.files.os, "fsync", full)
     assert not publisher.publish("result", {"x": bytes(30_000)})
     monkeypatch.undo()
     assert "No space left" in capfd.readouterr().err

@@ -49,7 +49,7 @@ def test_the_fastest_step_that_agrees_with_the_last_rung_is_taken(supervisor):
     assert chosen(supervisor, {})["name"] == "slow"
 
 
-class Told:
+class Recorder:
     """In place of processes: how each of them ends, and what was asked for."""
 
     def __init__(self, supervisor: Supervisor, ends) -> None:
@@ -80,17 +80,38 @@ def test_failures_without_progress_take_the_next_rung(supervisor):
 
     ends = [("failed", nothing), ("failed", progress(5)), ("failed", progress(9))]
     ends += [("failed", nothing), ("failed", nothing), ("failed", nothing), ("failed", nothing)]
-    told = Told(supervisor, ends)
+    recorder = Recorder(supervisor, ends)
     now = time.time()
-    told.run(supervisor._train(0, supervisor.plan.models[0], now, now + 100.0))
-    assert [more["rung"] for _, more in told.calls] == [0, 1, 1, 1, 2, 2, 2]
-    assert told.ends == []
+    recorder.run(supervisor._train(0, supervisor.plan.models[0], now, now + 100.0))
+    assert [more["rung"] for _, more in recorder.calls] == [0, 1, 1, 1, 2, 2, 2]
+    assert recorder.ends == []
+
+
+def test_data_that_took_too_long_get_more_time(supervisor):
+    (supervisor.work.data / ".part-000.tar.done").touch()
+    supervisor.begun -= 1e3  # the wait for parts is over
+    limits, again = [], []
+
+    def phase(name, limit_s, **more):
+        limits.append(limit_s)
+        again.append(more["again"])
+        return name
+
+    supervisor._phase = phase
+    lane = supervisor._data()
+    next(lane)
+    lane.send("late")
+    lane.send("late")
+    with pytest.raises(StopIteration):
+        lane.send("late")
+    assert limits == [200.0, 400.0, 600.0]
+    assert again == [False, True, True]
 
 
 def test_models_share_what_time_there_is(supervisor):
-    told = Told(supervisor, [("ok", nothing), ("ok", nothing)])
-    told.run(supervisor._train_all([]))
-    spans = [(more["begin"], more["end"]) for _, more in told.calls]
+    recorder = Recorder(supervisor, [("ok", nothing), ("ok", nothing)])
+    recorder.run(supervisor._train_all([]))
+    spans = [(more["begin"], more["end"]) for _, more in recorder.calls]
     whole = supervisor.train_end - spans[0][0]
     assert supervisor.train_end == supervisor.work.deadline - 20.0
     assert spans[0][1] - spans[0][0] == pytest.approx(0.75 * whole, rel=0.01)
@@ -98,12 +119,12 @@ def test_models_share_what_time_there_is(supervisor):
     assert spans[1][0] - spans[0][0] < 10.0  # the first ended early: its time goes to the next
     # Started again, it goes on with the same clock.
     rows = [r for r in supervisor.rows.read() if r["event"] != "done"]
-    told.ends = [("ok", nothing), ("ok", nothing)]
-    told.run(supervisor._train_all(rows))
-    again = [(more["begin"], more["end"]) for _, more in told.calls[2:]]
+    recorder.ends = [("ok", nothing), ("ok", nothing)]
+    recorder.run(supervisor._train_all(rows))
+    again = [(more["begin"], more["end"]) for _, more in recorder.calls[2:]]
     assert again == spans
-    told.ends = []
-    told.run(supervisor._train_all(supervisor.rows.read()))  # all is done
+    recorder.ends = []
+    recorder.run(supervisor._train_all(supervisor.rows.read()))  # all is done
 
 
 def test_publications_follow_new_weights_and_states(supervisor):
@@ -120,8 +141,10 @@ def test_publications_follow_new_weights_and_states(supervisor):
     (work.model("one") / "last.safetensors").write_bytes(b"weights")
     assert numbers() == {("state-one", 1), ("result", 1)}
     assert numbers() == {("state-one", 1), ("result", 1)}
-    (work.root / "cache.tgz").write_bytes(b"cache")
+    (work.kept / "one.compiled.gz").write_bytes(b"cache")
     assert ("cache", 1) in numbers()
+    (work.kept / ".two.compiled.gz.tmp").write_bytes(b"not whole")
+    assert ("cache", 2) not in numbers()
 
 
 def test_phases_become_programs_of_their_own_where_forked_ones_fail(supervisor, monkeypatch):
@@ -145,10 +168,10 @@ def test_phases_become_programs_of_their_own_where_forked_ones_fail(supervisor, 
 
 def test_whoever_stops_it_stops_everything(supervisor):
     supervisor.work.stop.touch()
-    told = Told(supervisor, [("stopped", nothing)])
-    told.run(supervisor._smoke())
-    told.run(supervisor._data())
-    told.run(supervisor._probes([]))
-    told.run(supervisor._train_all([]))
-    assert [name for name, _ in told.calls] == ["smoke"]
+    recorder = Recorder(supervisor, [("stopped", nothing)])
+    recorder.run(supervisor._smoke())
+    recorder.run(supervisor._data())
+    recorder.run(supervisor._probes([]))
+    recorder.run(supervisor._train_all([]))
+    assert [name for name, _ in recorder.calls] == ["smoke"]
     assert last_of(supervisor.rows.read(), "choice", "made") is None

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from dvpd.quality.pairs import PairFile, every
+from dvpd.quality.pairs import PairFile, spread_sample
 
 
 def pair_files(count):
@@ -13,7 +13,7 @@ def pair_files(count):
 @pytest.mark.parametrize("period", [2, 3, 4, 5])
 def test_a_part_of_a_set_holds_all_that_it_cycles_through(count, limit, period):
     files = pair_files(count)
-    part = every(files, limit)
+    part = spread_sample(files, limit)
     assert len({pair.name for pair in part}) == limit
     assert part == sorted(part, key=lambda pair: pair.name)
     places = [int(pair.name) for pair in part]
@@ -27,4 +27,4 @@ def test_a_part_of_a_set_holds_all_that_it_cycles_through(count, limit, period):
 @pytest.mark.parametrize("limit", [0, 8, 9])
 def test_a_limit_beyond_the_set_takes_all(limit):
     files = pair_files(8)
-    assert every(files, limit) == files
+    assert spread_sample(files, limit) == files

@@ -290,14 +290,14 @@ def test_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     first = {"report.json": "1", "index.html": "1"}
     write_folder(out, first)
     write_folder(out, {**first, "report.md": "2"})  # replaces
-    write = reports.write_text
+    write = reports.write_whole
 
     def full_disk(path, text):
         if path.name == "index.html":
             raise OSError(28, "No space left on device")
         write(path, text)
 
-    monkeypatch.setattr(reports, "write_text", full_disk)
+    monkeypatch.setattr(reports, "write_whole", full_disk)
     with pytest.raises(OSError, match="No space left"):
         write_folder(out, {"report.json": "3", "index.html": "3"})
     assert {p.name: p.read_text() for p in out.iterdir()} == {**first, "report.md": "2"}

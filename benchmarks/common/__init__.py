@@ -1,0 +1,1 @@
+"""What the commands share: machine, meters, recordings, costs of graphs, tables and reports."""

@@ -1,0 +1,1 @@
+"""Estimates for devices that were not measured: published figures, roofline, calibration, display."""

@@ -1,0 +1,1 @@
+"""Training of both branches: objective, steps, state, log and the processes that share the work."""

@@ -1,0 +1,1 @@
+"""One inference engine a file behind one interface, and the choice between those installed."""

@@ -1,0 +1,296 @@
+"""The interface of every inference engine, and the checks that all of them make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..arrays import FloatArray
+from ..errors import BackendError, InputError, ManifestError
+from ..manifest import Manifest
+from ..schedule import InitialState, SamplerStep
+from ..spec import (
+    FRAME_MULTIPLE,
+    MIN_FRAMES,
+    N_FEATS,
+    PREDICTIVE_INPUTS,
+    SCORE_OUTPUTS,
+    TensorSpec,
+    TlbFactors,
+    graph_io,
+    predictive_outputs,
+    score_inputs,
+)
+
+
+class Backend(Protocol):
+    """The two networks on one device.
+
+    Attributes:
+        name: Backend name, such as "ort".
+        device: Device in use, such as "cpu".
+    """
+
+    name: str
+    device: str
+
+    def predict(self, noisy: FloatArray) -> tuple[FloatArray, Sequence[Any]]:
+        """Run the predictive graph.
+
+        Args:
+            noisy: float32 [B, 3, T, 257], T a multiple of 4, at least 32.
+
+        Returns:
+            float32 [B, 2, T, 257], and the feats: opaque, to be handed to ``score`` as they are.
+
+        Raises:
+            InputError: Wrong dtype or shape.
+            BackendError: The engine failed or returned non-finite values.
+        """
+
+    def score(
+        self,
+        xt: FloatArray,
+        t: FloatArray,
+        feats: Sequence[Any],
+        tlb_skip: FloatArray,
+        tlb_backbone: FloatArray,
+    ) -> FloatArray:
+        """Run the score graph.
+
+        Args:
+            xt: float32 [B, 1, T, 257], state of the diffusion.
+            t: float32 [B], diffusion time.
+            feats: What ``predict`` returned for the same B and T.
+            tlb_skip: float32 [2, 2].
+            tlb_backbone: float32 [2, 2].
+
+        Returns:
+            float32 [B, 1, T, 257]: sigma z.
+
+        Raises:
+            InputError: Wrong dtype or shape.
+            BackendError: The engine failed or returned non-finite values.
+        """
+
+    def close(self) -> None:
+        """Release the engine; later calls raise BackendError."""
+
+
+class SamplerBackend(Backend, Protocol):
+    """A backend that runs the whole sampler on its device; ``sampler.sample`` prefers that."""
+
+    def run_sampler(
+        self,
+        noisy: FloatArray,
+        noise: FloatArray,
+        *,
+        start: InitialState,
+        steps: Sequence[SamplerStep],
+        alpha: float,
+        tlb: TlbFactors,
+    ) -> FloatArray:
+        """Compute what ``sampler.sample`` does, in one go.
+
+        Args:
+            noisy: float32 [B, 3, T, 257].
+            noise: float32 [steps, B, 1, T, 257]: what the sampler draws, in order.
+            start: Coefficients of the first state.
+            steps: Coefficients of the reverse steps; none for the predictive branch alone.
+            alpha: Weight of the predictive magnitude.
+            tlb: Factors of the score network.
+
+        Returns:
+            float32 [B, 2, T, 257].
+
+        Raises:
+            InputError: Wrong dtype or shape.
+            BackendError: The engine failed or returned non-finite values.
+        """
+
+
+def _text(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(spec.name for spec in specs)
+
+
+def check_array(spec: TensorSpec, value: object, sizes: dict[str, int]) -> None:
+    """Check one array against its description; dynamic sizes are collected and compared.
+
+    Args:
+        spec: The description.
+        value: The array.
+        sizes: Sizes of "B" and "T" met so far; new ones are added.
+
+    Raises:
+        InputError: Not an array, or another dtype or shape.
+    """
+    wanted = f"{spec.dtype} [{', '.join('?' if s is None else str(s) for s in spec.shape)}]"
+    if not isinstance(value, np.ndarray):
+        raise InputError(f"{spec.name} is {type(value).__name__}; expected an array, {wanted}")
+    got = f"{value.dtype} {list(value.shape)}"
+    if value.dtype != spec.dtype:
+        raise InputError(f"{spec.name} is {got}; expected {wanted}: cast it with .astype")
+    if value.ndim != len(spec.shape):
+        raise InputError(f"{spec.name} is {got}; expected {wanted}")
+    for size, want in zip(value.shape, spec.shape, strict=True):
+        expected = sizes.setdefault(want, size) if isinstance(want, str) else want
+        if expected is not None and size != expected:
+            raise InputError(f"{spec.name} is {got}; expected {wanted} with {sizes}")
+        if size < 1:
+            raise InputError(f"{spec.name} is {got}; expected no empty axis")
+    n_frames = sizes.get("T", MIN_FRAMES)
+    if n_frames < MIN_FRAMES or n_frames % FRAME_MULTIPLE:
+        raise InputError(
+            f"{spec.name} has T = {n_frames} frames; expected a multiple of {FRAME_MULTIPLE}, at "
+            f"least {MIN_FRAMES}: pad with zeros and crop after"
+        )
+
+
+def check_predict(noisy: object) -> dict[str, int]:
+    """Check the input of ``predict`` and return its sizes "B" and "T".
+
+    Args:
+        noisy: The array.
+
+    Raises:
+        InputError: Wrong dtype or shape.
+    """
+    sizes: dict[str, int] = {}
+    check_array(PREDICTIVE_INPUTS[0], noisy, sizes)
+    return sizes
+
+
+def check_score(
+    xt: object, t: object, feats: Sequence[Any], tlb_skip: object, tlb_backbone: object
+) -> dict[str, int]:
+    """Check the inputs of ``score`` but the opaque feats' contents; return sizes "B" and "T".
+
+    Args:
+        xt: State.
+        t: Times.
+        feats: What ``predict`` returned.
+        tlb_skip: Factors.
+        tlb_backbone: Factors.
+
+    Raises:
+        InputError: Wrong dtype, shape or number of feats.
+    """
+    sizes: dict[str, int] = {}
+    by_name = {spec.name: spec for spec in score_inputs()}
+    check_array(by_name["xt"], xt, sizes)
+    check_array(by_name["t"], t, sizes)
+    check_array(by_name["tlb_skip"], tlb_skip, sizes)
+    check_array(by_name["tlb_backbone"], tlb_backbone, sizes)
+    if len(feats) != N_FEATS:
+        raise InputError(f"score got {len(feats)} feats; expected the {N_FEATS} of predict")
+    return sizes
+
+
+def check_output(spec: TensorSpec, value: object, sizes: dict[str, int], source: str) -> FloatArray:
+    """Check what an engine returned.
+
+    Args:
+        spec: The description.
+        value: The array.
+        sizes: Sizes of "B" and "T" of the call.
+        source: Graph and backend, for the message.
+
+    Raises:
+        BackendError: Wrong dtype or shape, or a non-finite value.
+    """
+    try:
+        check_array(spec, value, dict(sizes))
+    except InputError as error:
+        raise BackendError(f"{source} returned a wrong tensor: {error}") from None
+    array: FloatArray = value  # type: ignore[assignment]  # checked above
+    if not bool(np.isfinite(array).all()):
+        raise BackendError(
+            f"{source} returned non-finite values in {spec.name}; nothing was written: try another "
+            "backend or the fp32 engine, and report the recording"
+        )
+    return array
+
+
+PREDICT_OUT = predictive_outputs()[0]
+SCORE_OUT = SCORE_OUTPUTS[0]
+
+
+@dataclass(frozen=True)
+class GraphTensor:
+    """One tensor of a loaded graph, as the engine describes it.
+
+    Attributes:
+        name: Tensor name.
+        dtype: NumPy dtype name, or the engine's own name where there is none.
+        shape: Sizes; None where dynamic.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+def check_signature(
+    graph: str,
+    precision: str,
+    inputs: Sequence[GraphTensor],
+    outputs: Sequence[GraphTensor],
+) -> None:
+    """Check a loaded graph's inputs and outputs against the contract.
+
+    Args:
+        graph: "predictive" or "score".
+        precision: "fp32" or "fp16".
+        inputs: What the engine reports.
+        outputs: What the engine reports.
+
+    Raises:
+        ManifestError: A name, dtype or shape differs, or B or T is fixed.
+    """
+    for side, specs, got in zip(
+        ("inputs", "outputs"), graph_io(graph, precision), (inputs, outputs), strict=True
+    ):
+        found = {tensor.name: tensor for tensor in got}
+        if set(found) != {spec.name for spec in specs}:
+            raise ManifestError(
+                f"the {graph} graph has {side} {sorted(found)}; expected {_text(specs)}: it is "
+                "not of this version, export the engine again"
+            )
+        for spec in specs:
+            tensor = found[spec.name]
+            fits = len(tensor.shape) == len(spec.shape) and all(
+                want is None
+                or (size is None if isinstance(want, str) else size is None or size == want)
+                for size, want in zip(tensor.shape, spec.shape, strict=True)
+            )
+            if tensor.dtype != spec.dtype or not fits:
+                raise ManifestError(
+                    f"the {graph} graph's {spec.name} is {tensor.dtype} {list(tensor.shape)}; "
+                    f"expected {spec.dtype} {list(spec.shape)} (None or a letter: dynamic): "
+                    "export the engine again"
+                )
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What a backend needs to load an engine folder.
+
+    Attributes:
+        predictive: Path of the predictive graph, its hash already verified.
+        score: Path of the score graph, likewise.
+        manifest: The folder's manifest.
+        device: Requested device; never "auto".
+        threads: CPU threads, or None for the engine's own choice.
+        tf32: Whether a GPU may round float32 products to TF32.
+    """
+
+    predictive: Path
+    score: Path
+    manifest: Manifest
+    device: str
+    threads: int | None
+    tf32: bool = False

@@ -1,0 +1,193 @@
+"""The choice between the inference engines that are installed, and opening one."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..errors import BackendError, InputError, raise_interrupt
+from ..manifest import Manifest
+from ..tensorrt.gpus import cuda_device_count
+from .base import Backend, LoadOptions
+
+logger = logging.getLogger("dvpd")
+
+FIX_NO_ENGINE = "pip install 'dvpd[cpu]' (ONNX Runtime) or pip install 'dvpd[openvino]'"
+
+
+def _open_ort(options: LoadOptions) -> Backend:
+    from .ort import OrtBackend
+
+    return OrtBackend(options)
+
+
+def _open_openvino(options: LoadOptions) -> Backend:
+    from .openvino import OpenVinoBackend
+
+    return OpenVinoBackend(options)
+
+
+def _open_trt(name: str) -> Callable[[LoadOptions], Backend]:
+    def load(options: LoadOptions) -> Backend:
+        from .trt import TrtBackend
+
+        return TrtBackend(options, name)
+
+    return load
+
+
+def _open_torch(options: LoadOptions) -> Backend:
+    # By name: the runtime itself stays free of torch.
+    module = importlib.import_module("...torch_backend", __package__)
+    backend: Backend = module.open_checkpoint(options)
+    return backend
+
+
+# Backend name -> (module to import, extra that installs it, loader).
+BACKENDS: dict[str, tuple[str, str, Callable[[LoadOptions], Backend]]] = {
+    "ort": ("onnxruntime", "dvpd[cpu]", _open_ort),
+    "openvino": ("openvino", "dvpd[openvino]", _open_openvino),
+    "tensorrt": ("tensorrt", "dvpd[trt]", _open_trt("tensorrt")),
+    "tensorrt-rtx": ("tensorrt_rtx", "dvpd[rtx]", _open_trt("tensorrt-rtx")),
+}
+# The PyTorch model needs a checkpoint beside the graphs: only on request, never by "auto".
+TORCH = ("torch", "dvpd[train]", _open_torch)
+GPU_ONLY = ("tensorrt", "tensorrt-rtx")
+
+
+def _loaders() -> dict[str, tuple[str, str, Callable[[LoadOptions], Backend]]]:
+    return BACKENDS | {"torch": TORCH}
+
+
+def installed(name: str) -> bool:
+    """Whether a backend's engine can be imported; it is not imported here.
+
+    Args:
+        name: Backend name.
+    """
+    return importlib.util.find_spec(_loaders()[name][0]) is not None
+
+
+def cpu_quota() -> int:
+    """CPUs that this process may use: affinity, limited by a container's quota."""
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        if quota != "max":
+            count = min(count, max(1, -(-int(quota) // int(period))))
+    except (OSError, ValueError):
+        pass
+    return count
+
+
+def default_threads() -> int | None:
+    """Threads to ask for when the caller does not say; None leaves it to the engine.
+
+    Engines choose one thread per physical core, but do not see a container's quota.
+    """
+    allowed = cpu_quota()
+    return allowed if allowed < (os.cpu_count() or 1) else None
+
+
+def _candidates(name: str, device: str, folder: Path) -> list[tuple[str, str]]:
+    """Backend and device pairs in the order in which "auto" tries them."""
+    names = [n for n in BACKENDS if installed(n)] if name == "auto" else [name]
+    if name == "auto":  # TensorRT where somebody has built its plans
+        names = [n for n in names if n not in GPU_ONLY or any(folder.glob(f"*.{n}-*.plan"))]
+    if not names:
+        raise BackendError(f"no inference engine is installed: {FIX_NO_ENGINE}")
+    if device != "auto":
+        if name != "auto":
+            return [(name, device)]
+        if device.startswith("tensorrt"):  # ONNX Runtime's provider; the others say so
+            return [("ort" if "ort" in names else names[0], device)]
+        if device.startswith("cuda"):
+            return [(n, device) for n in _cuda_order(names)] or [(names[0], device)]
+        return [(n, device) for n in _cpu_order(names)]
+    if name in GPU_ONLY:
+        return [(name, "cuda")]
+    pairs: list[tuple[str, str]] = []
+    if cuda_device_count() > 0:
+        pairs = [(n, "cuda") for n in _cuda_order(names)]
+    return pairs + [(n, "cpu") for n in _cpu_order(names)]
+
+
+def _cuda_order(names: Sequence[str]) -> list[str]:
+    return [n for n in (*GPU_ONLY, "torch", "ort") if n in names]
+
+
+def _cpu_order(names: Sequence[str]) -> list[str]:
+    # ONNX Runtime first: with AVX2 it takes a quarter less time than OpenVINO for 2 s windows
+    # (benchmarks/results), with AVX-512 it took at most 2 % more.
+    return sorted((n for n in names if n not in GPU_ONLY), key=lambda n: n != "ort")
+
+
+def open_backend(
+    folder: str | Path,
+    manifest: Manifest,
+    name: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    *,
+    tf32: bool = False,
+) -> Backend:
+    """Load an engine folder's two graphs.
+
+    Args:
+        folder: The engine folder.
+        manifest: Its manifest.
+        name: "ort", "openvino", "tensorrt", "tensorrt-rtx", "torch" or "auto".
+        device: "cpu", "cuda", "cuda:N" (not openvino), "tensorrt", "tensorrt:N" (ort: its TensorRT
+            provider), "gpu", "npu" (openvino) or "auto".
+        threads: CPU threads, >= 1; None for a sensible number.
+        tf32: Whether a GPU may round the float32 products of an fp32 engine to TF32 (10 bits):
+            faster on Ampere and later. TensorRT plans must have been built so (--tf32).
+
+    Raises:
+        InputError: Unknown backend name or impossible thread count.
+        ManifestError: A graph is missing, damaged, or does not fit the manifest.
+        BackendError: The engine or the device is not there; the message says what is.
+    """
+    if name != "auto" and name not in _loaders():
+        raise InputError(f"backend is {name!r}; expected auto, {', '.join(_loaders())}")
+    if threads is not None and (
+        isinstance(threads, bool) or not isinstance(threads, int) or threads < 1
+    ):
+        raise InputError(f"threads is {threads!r}; expected a whole number >= 1")
+    paths = manifest.verify_graphs(folder)
+    if name != "auto" and not installed(name):
+        available = [n for n in _loaders() if installed(n)]
+        raise BackendError(
+            f"backend {name!r} needs the package {_loaders()[name][0]}: pip install "
+            f"'{_loaders()[name][1]}'; installed here: {', '.join(available) or 'none'}"
+        )
+    failures: list[str] = []
+    candidates = _candidates(name, device.lower(), Path(folder))
+    for backend_name, backend_device in candidates:
+        options = LoadOptions(
+            predictive=paths["predictive"],
+            score=paths["score"],
+            manifest=manifest,
+            device=backend_device,
+            threads=default_threads() if threads is None else threads,
+            tf32=tf32,
+        )
+        try:
+            backend = _loaders()[backend_name][2](options)
+        except BackendError as error:
+            raise_interrupt(error)  # Ctrl-C while an engine loads is no reason to try the next
+            failures.append(str(error))
+            if len(candidates) > 1:
+                logger.warning("%s on %s is not usable: %s", backend_name, backend_device, error)
+            continue
+        if "auto" in (name, device):
+            logger.info("auto chose backend %s on %s", backend.name, backend.device)
+        return backend
+    raise BackendError("; ".join(failures))

@@ -1,0 +1,180 @@
+"""OpenVINO: CPU, and Intel GPU or NPU where its runtime finds one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..arrays import FloatArray
+from ..errors import BackendError, ManifestError
+from ..manifest import check_metadata
+from ..spec import N_FEATS
+from .base import (
+    PREDICT_OUT,
+    SCORE_OUT,
+    GraphTensor,
+    LoadOptions,
+    check_output,
+    check_predict,
+    check_score,
+    check_signature,
+)
+
+_DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64"}
+_FEAT_NAMES = [f"feat_{i}" for i in range(N_FEATS)]
+
+
+@lru_cache(maxsize=1)
+def shared_core() -> Any:
+    """The process's one OpenVINO core, never released.
+
+    Every core gives its thread another alternate signal stack and puts back the one before it when
+    it is released. Cores that are not released in reverse order leave a stack that is no longer
+    mapped, and the next signal with a Python handler (Ctrl-C, a child that ends) is a segmentation
+    fault. Seen with 2026.4.
+
+    Raises:
+        Exception: Whatever a damaged installation raises.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def _tensors(ports: Sequence[Any]) -> list[GraphTensor]:
+    return [
+        GraphTensor(
+            port.get_any_name(),
+            _DTYPES.get(port.get_element_type().get_type_name(), str(port.get_element_type())),
+            tuple(
+                None if size.is_dynamic else size.get_length() for size in port.get_partial_shape()
+            ),
+        )
+        for port in ports
+    ]
+
+
+class OpenVinoBackend:
+    """The two graphs in OpenVINO."""
+
+    name = "openvino"
+
+    def __init__(self, options: LoadOptions) -> None:
+        """Load and compile both graphs.
+
+        Args:
+            options: Verified paths, manifest, device ("cpu", "gpu", "npu") and threads.
+
+        Raises:
+            BackendError: Broken installation, or the device is not there.
+            ManifestError: A graph does not fit the contract.
+        """
+        try:
+            core = shared_core()
+        except Exception as error:  # a damaged or partial install raises whatever it likes
+            raise BackendError(
+                f"openvino does not import ({_first_line(error)}): pip install --force-reinstall "
+                "openvino"
+            ) from None
+        available: list[str] = core.available_devices
+        device = options.device.upper()
+        # "GPU" stands for GPU.0, GPU.1, ...
+        if not any(name == device or name.startswith(device + ".") for name in available):
+            raise BackendError(
+                f"backend openvino has no device {options.device!r} here; available: "
+                f"{', '.join(name.lower() for name in available) or 'none'}"
+            )
+        self.device = options.device
+        config: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            # The default on CPUs with AMX is bfloat16: off by a third of the output's range.
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        if device == "CPU" and options.threads is not None:
+            config["INFERENCE_NUM_THREADS"] = options.threads
+        self._requests: dict[str, Any] = {}
+        for graph, path in (("predictive", options.predictive), ("score", options.score)):
+            self._requests[graph] = self._load(core, graph, path, options, config)
+
+    def _load(
+        self, core: Any, graph: str, path: Path, options: LoadOptions, config: dict[str, Any]
+    ) -> Any:
+        try:
+            model = core.read_model(str(path))
+        except Exception as error:  # the library raises RuntimeError and its own types
+            raise ManifestError(
+                f"{path}: OpenVINO refuses the {graph} graph ({_first_line(error)}); export the "
+                "engine again, or update openvino"
+            ) from None
+        check_signature(
+            graph, options.manifest.precision, _tensors(model.inputs), _tensors(model.outputs)
+        )
+        # Releases that do not pass the metadata on leave this check to the verified hash.
+        if model.has_rt_info("framework"):
+            stored = model.get_rt_info("framework").value
+            check_metadata(
+                {key: str(getattr(item, "value", item)) for key, item in stored.items()},
+                options.manifest,
+                graph,
+            )
+        try:
+            return core.compile_model(model, self.device.upper(), config).create_infer_request()
+        except Exception as error:
+            raise BackendError(
+                f"OpenVINO cannot compile the {graph} graph for {self.device} "
+                f"({_first_line(error)})"
+            ) from None
+
+    def _run(self, graph: str, inputs: dict[str, Any]) -> dict[str, Any]:
+        request = self._requests.get(graph)
+        if request is None:
+            raise BackendError("this backend is closed")
+        try:
+            # Outputs are copied: a request reuses its memory, and callers may keep feats.
+            results = request.infer(inputs, share_inputs=True, share_outputs=False)
+            return {port.get_any_name(): value for port, value in results.items()}
+        except Exception as error:
+            raise BackendError(
+                f"OpenVINO failed in the {graph} graph on {self.device} ({_first_line(error)})"
+            ) from error
+
+    def predict(self, noisy: FloatArray) -> tuple[FloatArray, Sequence[Any]]:
+        """Run the predictive graph; see ``Backend.predict``."""
+        sizes = check_predict(noisy)
+        results = self._run("predictive", {"noisy": np.ascontiguousarray(noisy)})
+        source = "the predictive graph (openvino)"
+        clean_ri = check_output(PREDICT_OUT, results["clean_ri"], sizes, source)
+        return clean_ri, [results[name] for name in _FEAT_NAMES]
+
+    def score(
+        self,
+        xt: FloatArray,
+        t: FloatArray,
+        feats: Sequence[Any],
+        tlb_skip: FloatArray,
+        tlb_backbone: FloatArray,
+    ) -> FloatArray:
+        """Run the score graph; see ``Backend.score``."""
+        sizes = check_score(xt, t, feats, tlb_skip, tlb_backbone)
+        inputs = {
+            "xt": np.ascontiguousarray(xt),
+            "t": t,
+            **dict(zip(_FEAT_NAMES, feats, strict=True)),
+            "tlb_skip": tlb_skip,
+            "tlb_backbone": tlb_backbone,
+        }
+        results = self._run("score", inputs)
+        return check_output(SCORE_OUT, results["sigma_z"], sizes, "the score graph (openvino)")
+
+    def close(self) -> None:
+        """Release both requests."""
+        self._requests.clear()

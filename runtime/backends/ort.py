@@ -1,0 +1,351 @@
+"""ONNX Runtime: its CPU, CUDA and TensorRT providers."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..arrays import FloatArray
+from ..errors import BackendError, InputError, ManifestError
+from ..manifest import check_metadata
+from ..spec import N_FEATS
+from ..tensorrt.onnx_inputs import Profile, graph_inputs
+from .base import (
+    PREDICT_OUT,
+    SCORE_OUT,
+    GraphTensor,
+    LoadOptions,
+    check_output,
+    check_predict,
+    check_score,
+    check_signature,
+)
+
+logger = logging.getLogger("dvpd")
+
+_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
+_FEAT_NAMES = [f"feat_{i}" for i in range(N_FEATS)]
+
+
+def _tensors(values: Sequence[Any]) -> list[GraphTensor]:
+    return [
+        GraphTensor(
+            value.name,
+            _DTYPES.get(value.type, value.type),
+            tuple(size if isinstance(size, int) else None for size in value.shape),
+        )
+        for value in values
+    ]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def ort_conflict() -> str | None:
+    """The complaint if onnxruntime and onnxruntime-gpu share one environment, else None.
+
+    The two packages own the same files: whichever was installed last has overwritten the other,
+    and removing one leaves the other broken.
+    """
+    found = []
+    for package in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        found.append(package)
+    if len(found) < 2:
+        return None
+    return (
+        "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
+        "pip uninstall -y onnxruntime onnxruntime-gpu, then install one of them"
+    )
+
+
+def cuda_options(index: int, tf32: bool) -> dict[str, str]:
+    """Options of ONNX Runtime's CUDA provider.
+
+    Convolution algorithms are looked up, not timed: the provider's default tries all of them for
+    every new shape (seconds at each recording's last window) and gains nothing at the others
+    (github.com/PaddlePaddle/PaddleX/pull/5057). TF32 is on there by default.
+
+    Args:
+        index: The GPU's.
+        tf32: Whether float32 products may be rounded to TF32.
+    """
+    return {
+        "device_id": str(index),
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "use_tf32": str(int(tf32)),
+    }
+
+
+def preload_libraries(onnxruntime: Any) -> None:
+    """Load CUDA and cuDNN from their wheels, where this ONNX Runtime knows how (1.21).
+
+    Its CUDA provider finds only what the system's loader finds; pip's libraries are not among it.
+    What is missing shows when the provider is asked for, so nothing is raised here.
+
+    Args:
+        onnxruntime: The package.
+    """
+    preload = getattr(onnxruntime, "preload_dlls", None)
+    if preload is None:
+        return
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):  # it prints what it misses; stdout is for results
+            preload()
+    except Exception as error:  # likewise
+        said.write(str(error))
+    if said.getvalue().strip():
+        logger.debug("preload_dlls: %s", " ".join(said.getvalue().split()))
+
+
+def engine_cache(graph_sha256: str) -> Path:
+    """Folder of the user's alone for the engines that the TensorRT provider builds of one graph.
+
+    Engines are executable code: a folder that others can write to is refused.
+
+    Args:
+        graph_sha256: Hash of the graph.
+
+    Raises:
+        BackendError: The folder cannot be made, or is not the user's alone.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "dvpd" / "ort-tensorrt" / graph_sha256[:16]
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state = folder.stat()
+    except OSError as error:
+        raise BackendError(
+            f"{folder}: no folder for TensorRT's engines ({error}); set XDG_CACHE_HOME to a folder "
+            "that can be written"
+        ) from None
+    if os.name == "posix" and (state.st_uid != os.geteuid() or state.st_mode & 0o022):
+        raise BackendError(
+            f"{folder} belongs to or can be written by somebody else, and the engines in it are "
+            "executable code; remove it, or set XDG_CACHE_HOME to a folder of your own"
+        )
+    return folder
+
+
+def tensorrt_options(path: Path, sha256: str, precision: str, index: int) -> dict[str, str]:
+    """Options of ONNX Runtime's TensorRT provider for one graph.
+
+    One engine for the sizes of the default ``Profile``, kept on disk. The provider has no strongly
+    typed networks: of an fp16 graph TensorRT chooses the types of its layers itself. Nor has it an
+    option against TF32: NVIDIA_TF32_OVERRIDE=0 in the environment turns it off for the process.
+
+    Args:
+        path: The graph.
+        sha256: Its hash.
+        precision: "fp32" or "fp16".
+        index: The GPU's.
+
+    Raises:
+        BackendError: There is no place for the engines.
+        ManifestError: The graph's inputs cannot be read.
+    """
+    shapes = Profile().shapes(graph_inputs(path))
+    cache = str(engine_cache(sha256))
+    options = {
+        "device_id": str(index),
+        "trt_engine_cache_enable": "True",
+        "trt_engine_cache_path": cache,
+        "trt_timing_cache_enable": "True",
+        "trt_timing_cache_path": cache,
+        "trt_fp16_enable": str(precision == "fp16"),
+    }
+    for i, kind in enumerate(("min", "opt", "max")):
+        options[f"trt_profile_{kind}_shapes"] = ",".join(
+            f"{name}:{'x'.join(str(size) for size in rows[i])}" for name, rows in shapes.items()
+        )
+    return options
+
+
+class OrtBackend:
+    """The two graphs in ONNX Runtime.
+
+    On a GPU the feats stay on the device between ``predict`` and ``score``.
+    """
+
+    name = "ort"
+
+    def __init__(self, options: LoadOptions) -> None:
+        """Load both graphs.
+
+        Args:
+            options: Verified paths, manifest, device ("cpu", "cuda", "cuda:N", "tensorrt" or
+                "tensorrt:N") and threads.
+
+        Raises:
+            BackendError: Broken installation, or the device is not there.
+            ManifestError: A graph does not fit the contract or the manifest.
+        """
+        if (conflict := ort_conflict()) is not None:
+            raise BackendError(conflict)
+        try:
+            import onnxruntime
+        except Exception as error:  # a damaged or partial install raises whatever it likes
+            raise BackendError(
+                f"onnxruntime does not import ({_first_line(error)}): pip install --force-reinstall "
+                "onnxruntime"
+            ) from None
+        self._ort = onnxruntime
+        available: list[str] = onnxruntime.get_available_providers()
+        match = re.fullmatch(r"(cpu|cuda|tensorrt)(?::(\d+))?", options.device)
+        if match is None or (match[1] == "cpu" and match[2]):
+            raise BackendError(
+                f"backend ort has no device {options.device!r}; it knows cpu, cuda, cuda:N, "
+                f"tensorrt and tensorrt:N (providers here: {', '.join(available)})"
+            )
+        self._index = int(match[2] or 0)
+        self._on_gpu = match[1] != "cpu"
+        self._profile = Profile() if match[1] == "tensorrt" else None
+        self.device = options.device
+        self._wanted = {
+            "cpu": "CPUExecutionProvider",
+            "cuda": "CUDAExecutionProvider",
+            "tensorrt": "TensorrtExecutionProvider",
+        }[match[1]]
+        if self._wanted not in available:
+            raise BackendError(
+                f"device {options.device} asked for, but this ONNX Runtime has only "
+                f"{', '.join(available)}: pip uninstall -y onnxruntime, then pip install "
+                "'dvpd[gpu]'; or use device cpu"
+            )
+        if self._on_gpu:
+            preload_libraries(onnxruntime)
+        settings = onnxruntime.SessionOptions()
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        settings.log_severity_level = 3  # errors only: they are raised with their text as well
+        if options.threads is not None:
+            settings.intra_op_num_threads = options.threads
+        # Each graph has its own threads: those of the last call would spin on the cores of the
+        # next one (the first score call of a window took 20 to 50 % longer, on two cores).
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
+        self._sessions: dict[str, Any] = {}
+        for graph, path in (("predictive", options.predictive), ("score", options.score)):
+            providers: list[Any] = ["CPUExecutionProvider"]
+            if self._on_gpu:
+                cuda = cuda_options(self._index, options.tf32)
+                providers.insert(0, ("CUDAExecutionProvider", cuda))
+            if self._profile is not None:
+                sha256 = options.manifest.graphs[graph].sha256
+                choice = tensorrt_options(path, sha256, options.manifest.precision, self._index)
+                providers.insert(0, (self._wanted, choice))
+                if not any(Path(choice["trt_engine_cache_path"]).glob("*.engine")):
+                    logger.warning("TensorRT builds its engine of %s: minutes, once", path.name)
+            self._sessions[graph] = self._load(graph, path, settings, providers)
+        for graph, session in self._sessions.items():
+            check_signature(
+                graph,
+                options.manifest.precision,
+                _tensors(session.get_inputs()),
+                _tensors(session.get_outputs()),
+            )
+            check_metadata(session.get_modelmeta().custom_metadata_map, options.manifest, graph)
+
+    def _load(self, graph: str, path: Path, settings: Any, providers: list[Any]) -> Any:
+        try:
+            session = self._ort.InferenceSession(str(path), settings, providers=providers)
+        except Exception as error:  # the library raises many types, all of its own
+            if self._on_gpu:
+                raise BackendError(
+                    f"ONNX Runtime cannot start on {self.device} ({_first_line(error)})"
+                ) from None
+            raise ManifestError(
+                f"{path}: ONNX Runtime {self._ort.__version__} refuses the {graph} graph "
+                f"({_first_line(error)}); export the engine again, or update onnxruntime"
+            ) from None
+        if session.get_providers()[0] != self._wanted:
+            # ONNX Runtime would go on with the next provider and say nothing.
+            libraries = "TensorRT, CUDA" if self._profile is not None else "CUDA"
+            raise BackendError(
+                f"device {self.device} asked for, but ONNX Runtime could not load its {libraries} "
+                f"libraries and fell back to {session.get_providers()[0]}: install the {libraries} "
+                f"and cuDNN versions that onnxruntime-gpu {self._ort.__version__} names, or use "
+                "another device"
+            )
+        return session
+
+    def _run(
+        self, graph: str, outputs: list[str], inputs: dict[str, Any], keep: frozenset[str]
+    ) -> list[Any]:
+        """Run a graph; outputs named in ``keep`` stay where the device put them."""
+        session = self._sessions.get(graph)
+        if session is None:
+            raise BackendError("this backend is closed")
+        try:
+            if not self._on_gpu:
+                return list(session.run(outputs, inputs))
+            binding = session.io_binding()
+            for name, value in inputs.items():
+                if isinstance(value, np.ndarray):
+                    binding.bind_cpu_input(name, np.ascontiguousarray(value))
+                else:
+                    binding.bind_ortvalue_input(name, value)
+            for name in outputs:
+                if name in keep:
+                    binding.bind_output(name, "cuda", self._index)
+                else:
+                    binding.bind_output(name, "cpu")
+            session.run_with_iobinding(binding)
+            values = binding.get_outputs()
+            return [
+                value if name in keep else value.numpy()
+                for name, value in zip(outputs, values, strict=True)
+            ]
+        except Exception as error:
+            raise BackendError(
+                f"ONNX Runtime failed in the {graph} graph on {self.device} ({_first_line(error)})"
+            ) from error
+
+    def predict(self, noisy: FloatArray) -> tuple[FloatArray, Sequence[Any]]:
+        """Run the predictive graph; see ``Backend.predict``."""
+        sizes = check_predict(noisy)
+        if self._profile is not None and not self._profile.holds(sizes["T"], sizes["B"]):
+            raise InputError(
+                f"noisy has {sizes['T']} frames and batch {sizes['B']}; TensorRT's engine holds "
+                f"{self._profile.frames[0]} to {self._profile.frames[2]} frames and batches up to "
+                f"{self._profile.batch[2]}: use shorter windows, or device cuda"
+            )
+        names = ["clean_ri", *_FEAT_NAMES]
+        clean_ri, *feats = self._run("predictive", names, {"noisy": noisy}, frozenset(_FEAT_NAMES))
+        return check_output(PREDICT_OUT, clean_ri, sizes, "the predictive graph (ort)"), feats
+
+    def score(
+        self,
+        xt: FloatArray,
+        t: FloatArray,
+        feats: Sequence[Any],
+        tlb_skip: FloatArray,
+        tlb_backbone: FloatArray,
+    ) -> FloatArray:
+        """Run the score graph; see ``Backend.score``."""
+        sizes = check_score(xt, t, feats, tlb_skip, tlb_backbone)
+        inputs = {
+            "xt": xt,
+            "t": t,
+            **dict(zip(_FEAT_NAMES, feats, strict=True)),
+            "tlb_skip": tlb_skip,
+            "tlb_backbone": tlb_backbone,
+        }
+        (sigma_z,) = self._run("score", ["sigma_z"], inputs, frozenset())
+        return check_output(SCORE_OUT, sigma_z, sizes, "the score graph (ort)")
+
+    def close(self) -> None:
+        """Release both sessions."""
+        self._sessions.clear()

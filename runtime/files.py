@@ -1,0 +1,207 @@
+"""Files that appear whole or not at all, and never in the place of another without permission.
+
+What is written goes to a hidden temporary file in the same folder, which is flushed to the disk and
+renamed. A temporary file goes away with its context, and at the latest with the command
+(``remove_unfinished``): an exception, Ctrl-C, SIGTERM and SIGHUP leave none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import stat
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from .errors import InputError
+
+_NAME_BYTES = 100  # of the final name in the temporary one: systems take 255 bytes, some 143
+_O_BINARY: int = getattr(os, "O_BINARY", 0)  # Windows alone
+_unfinished: set[Path] = set()
+
+
+def temporary_path(target: Path) -> Path:
+    """A hidden name beside ``target`` that nobody else uses: ``.NAME.RANDOM.tmp``.
+
+    Args:
+        target: The final path. Its name is cut by bytes, as file systems count them, and between
+            characters.
+    """
+    name = os.fsencode(target.name)[:_NAME_BYTES].decode("utf-8", "ignore")
+    return target.with_name(f".{name}.{secrets.token_hex(6)}.tmp")
+
+
+def check_free(target: str | Path, *, overwrite: bool = False) -> None:
+    """Refuse to replace a file without permission.
+
+    Args:
+        target: The path to be written.
+        overwrite: The permission.
+
+    Raises:
+        InputError: Something is there.
+    """
+    if not overwrite and os.path.lexists(target):
+        raise InputError(
+            f"{target}: exists already and is not replaced without permission: choose another "
+            "name, or give --overwrite (overwrite=True)"
+        )
+
+
+class WholeFile:
+    """A file that gets its name when it is finished.
+
+    ::
+
+        with WholeFile(target) as whole:
+            whole.path.write_bytes(data)  # or anything else that writes to a path
+            whole.commit()
+
+    Leaving the context without ``commit`` removes the temporary file.
+
+    Attributes:
+        target: Final path; symbolic links are resolved, so that they keep pointing.
+        path: The temporary file, in the same folder; it does not exist yet.
+    """
+
+    def __init__(self, target: str | Path, *, overwrite: bool = True) -> None:
+        """Choose the temporary name.
+
+        Args:
+            target: Final path; its folder must exist.
+            overwrite: Whether a file of that name may be replaced. It is looked for again when
+                the name is given: another process may have been faster.
+
+        Raises:
+            InputError: The file exists and may not be replaced.
+        """
+        self.target = Path(os.path.realpath(target))
+        self.path = temporary_path(self.target)
+        self._overwrite = overwrite
+        check_free(self.target, overwrite=overwrite)
+        _unfinished.add(self.path)
+
+    def open(self) -> BinaryIO:
+        """Create the temporary file for reading and writing, unbuffered.
+
+        Unlike a file of ``tempfile``, it gets the permissions that the user's umask asks for.
+        Unbuffered: a full disk is reported by the write that met it.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY, 0o666)
+        return os.fdopen(fd, "r+b", buffering=0)
+
+    def commit(self) -> None:
+        """Flush the file to the disk and give it its name.
+
+        Raises:
+            InputError: Meanwhile a file of that name has appeared, which may not be replaced.
+            OSError: The file cannot be flushed or renamed; what ``target`` was is still there.
+        """
+        fd = os.open(self.path, os.O_RDWR | _O_BINARY)  # Windows flushes only what it may write
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        if self._overwrite:
+            if self.target.exists():  # an overwritten file keeps its permissions
+                os.chmod(self.path, stat.S_IMODE(self.target.stat().st_mode))
+            os.replace(self.path, self.target)
+        else:
+            self._rename_to_free()
+        _unfinished.discard(self.path)
+        _sync_folder(self.target.parent)
+
+    def _rename_to_free(self) -> None:
+        try:
+            os.link(self.path, self.target)  # unlike a rename, it never replaces anything
+        except FileExistsError:
+            check_free(self.target)
+            raise
+        except (OSError, NotImplementedError):  # a file system without links, such as FAT
+            check_free(self.target)
+            os.replace(self.path, self.target)
+        else:
+            os.unlink(self.path)
+
+    def discard(self) -> None:
+        """Remove the temporary file, if there is one."""
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
+        _unfinished.discard(self.path)
+
+    def __enter__(self) -> WholeFile:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Remove the temporary file unless it was committed."""
+        self.discard()
+
+
+def write_whole(
+    path: str | Path, data: bytes | str, previous: Path | None = None, *, overwrite: bool = True
+) -> None:
+    """Write a file so that it is whole or not there, whatever happens in between.
+
+    Args:
+        path: File to write; its folder must exist.
+        data: Its bytes, or its text, which becomes UTF-8.
+        previous: The file that ``path`` was until now is kept under this name.
+        overwrite: Whether a file that is there may be replaced.
+
+    Raises:
+        InputError: There is a file that may not be replaced.
+        OSError: It cannot be written; what ``path`` held is still there (or in ``previous``).
+    """
+    with WholeFile(path, overwrite=overwrite) as whole:
+        whole.path.write_bytes(data.encode() if isinstance(data, str) else data)
+        if previous is not None and whole.target.exists():
+            whole.target.replace(previous)
+        whole.commit()
+
+
+def remove_unfinished() -> int:
+    """Remove every temporary file of this process that is still there.
+
+    For the end of a command: an interrupt while a context is left can keep it from cleaning up.
+
+    Returns:
+        How many there were.
+    """
+    count = 0
+    for path in list(_unfinished):
+        with contextlib.suppress(OSError):
+            path.unlink()
+            count += 1
+        _unfinished.discard(path)
+    return count
+
+
+def sha256_file(path: str | Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable where the system can; elsewhere it is merely atomic."""
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

@@ -1,0 +1,187 @@
+"""Standard input and output as recordings, and samples without a header.
+
+What comes through a pipe is kept in a temporary file, as the level of the whole recording must be
+known before its first sample can be enhanced: memory does not grow, the first samples leave when
+the last have come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import struct
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import soundfile
+from numpy.typing import NDArray
+
+from .arrays import FloatArray
+from .audio import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ, AudioInfo, encode, limited, output_format
+from .containers import SAMPLE_BYTES, Raw
+from .errors import InputError
+
+PIPE = "-"
+_FORMATS = {
+    "u8": "PCM_U8", "s8": "PCM_S8", "s16": "PCM_16", "s24": "PCM_24", "s32": "PCM_32",
+    "f32": "FLOAT", "f64": "DOUBLE", "ulaw": "ULAW", "mulaw": "ULAW", "alaw": "ALAW",
+}  # fmt: skip
+_CODES = {"FLOAT": 3, "DOUBLE": 3, "ALAW": 6, "ULAW": 7}
+_COPY_BYTES = 1 << 20
+
+
+def parse_raw(text: str) -> Raw:
+    """Read a description of headerless samples.
+
+    Args:
+        text: RATE,CHANNELS,FORMAT, such as "48000,1,s16"; formats by ffmpeg's names (s16, s16le,
+            s24be, f32, ulaw, ...), little-endian where they do not say.
+
+    Raises:
+        InputError: It is none.
+    """
+    parts = text.replace(" ", "").lower().split(",")
+    wanted = (
+        f"{text!r} is no RATE,CHANNELS,FORMAT, such as 48000,1,s16; formats: {', '.join(_FORMATS)}, "
+        "with be for big-endian"
+    )
+    try:
+        rate, channels = int(parts[0]), int(parts[1])
+        name = parts[2] if len(parts) == 3 else ""
+    except (ValueError, IndexError):
+        raise InputError(wanted) from None
+    base = name[:-2] if name.endswith(("le", "be")) else name
+    if base not in _FORMATS:
+        raise InputError(wanted)
+    if not (MIN_RATE_HZ <= rate <= MAX_RATE_HZ and 1 <= channels <= MAX_CHANNELS):
+        raise InputError(
+            f"{text!r}: expected {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz and 1 to {MAX_CHANNELS} channels"
+        )
+    return Raw(rate, channels, _FORMATS[base], "BIG" if name.endswith("be") else "LITTLE")
+
+
+@contextlib.contextmanager
+def spooled_input() -> Iterator[Path]:
+    """Keep what comes through standard input in a temporary file.
+
+    Yields:
+        Its path.
+
+    Raises:
+        InputError: There is no standard input, it is a terminal, or the disk is full.
+    """
+    stream = getattr(sys.stdin, "buffer", None)
+    if stream is None or sys.stdin.isatty():
+        raise InputError("standard input: no recording comes in; give a file, or pipe one")
+    try:
+        with tempfile.TemporaryDirectory(prefix="dvpd-") as folder:
+            path = Path(folder) / "stdin"
+            with open(path, "xb") as out:
+                shutil.copyfileobj(stream, out, _COPY_BYTES)
+            yield path
+    except OSError as error:
+        raise InputError(
+            f"standard input: cannot be kept in {tempfile.gettempdir()} "
+            f"({error.strerror or error}); set TMPDIR to a folder with more space"
+        ) from None
+
+
+class PipeWriter:
+    """Write a recording of a known length to a stream that cannot be sought in."""
+
+    def __init__(self, info: AudioInfo, raw: Raw | None, stream: BinaryIO | None = None) -> None:
+        """Write the header.
+
+        Args:
+            info: The recording that comes in; rate, channels and length are those that go out.
+            raw: How the samples are coded if there is to be no header.
+            stream: Where to; None for standard output.
+
+        Raises:
+            InputError: There is no standard output, or it is a terminal.
+        """
+        self._owned = stream is None
+        self._stream = _stdout() if stream is None else stream
+        self._rate = info.sample_rate
+        self.n_clipped = 0
+        self._endian = "LITTLE"
+        if raw is not None:
+            self.container, self.subtype, self._endian = "RAW", raw.subtype, raw.endian
+        else:
+            self.container, self.subtype = output_format(info, Path("stdout.wav"))
+            self._put(_wav_header(info, self.subtype))
+
+    def __enter__(self) -> PipeWriter:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the stream."""
+        if self._owned:
+            with contextlib.suppress(OSError):
+                self._stream.close()
+
+    def write(self, block: FloatArray) -> None:
+        """Append samples; see ``AudioWriter.write``."""
+        if self.subtype not in ("FLOAT", "DOUBLE"):
+            block, beyond = limited(block)
+            self.n_clipped += beyond
+        data = io.BytesIO()
+        samples: NDArray[Any] = encode(block, self.subtype)
+        soundfile.write(data, samples, self._rate, self.subtype, endian=self._endian, format="RAW")
+        self._put(data.getbuffer())
+
+    def commit(self) -> None:
+        """Nothing: what was written is with the reader already."""
+
+    def _put(self, data: bytes | memoryview) -> None:
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[self._stream.write(rest) :]
+        except OSError as error:
+            raise InputError(f"standard output: {error.strerror or error}") from None
+
+
+def _stdout() -> BinaryIO:
+    try:
+        if sys.stdout.isatty():
+            raise InputError("standard output: is a terminal; give a file, or pipe it somewhere")
+        sys.stdout.flush()
+        # A copy, unbuffered: nothing is left over for Python to write at its end.
+        return os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
+    except (OSError, AttributeError) as error:
+        raise InputError(f"standard output: cannot be written ({error})") from None
+
+
+def _wav_header(info: AudioInfo, subtype: str) -> bytes:
+    """The header of a WAV file whose length is known; RF64 beyond 4 GiB."""
+    width = SAMPLE_BYTES[subtype]
+    align = width * info.n_channels
+    size = align * info.n_samples
+    rate = info.sample_rate
+    fmt = struct.pack(
+        "<HHIIHH", _CODES.get(subtype, 1), info.n_channels, rate, rate * align, align, 8 * width
+    )
+    body = b"fmt " + struct.pack("<I", len(fmt)) + fmt
+    if subtype in _CODES:
+        body += b"fact" + struct.pack("<II", 4, min(info.n_samples, 0xFFFFFFFF))
+    total = 4 + len(body) + 8 + size
+    if total < 0xFFFFFFFF:
+        return (
+            b"RIFF" + struct.pack("<I", total) + b"WAVE" + body + b"data" + struct.pack("<I", size)
+        )
+    ds64 = struct.pack("<IQQQI", 28, total + 36, size, info.n_samples, 0)
+    wide = struct.pack("<I", 0xFFFFFFFF)
+    return b"RF64" + wide + b"WAVE" + b"ds64" + ds64 + body + b"data" + wide

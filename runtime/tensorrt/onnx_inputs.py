@@ -1,0 +1,153 @@
+"""What a graph takes: its inputs, read without the onnx package, and the sizes that a plan accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, ManifestError
+from ..spec import FRAME_MULTIPLE, MIN_FRAMES
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class GraphInput:
+    """One input of an ONNX graph; sizes are numbers, or names such as "B" and "T/2"."""
+
+    name: str
+    shape: tuple[int | str, ...]
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    """A number of the wire format, and where the next one starts."""
+    value = shift = 0
+    while shift < 64:
+        byte = data[at]
+        value, shift, at = value | (byte & 0x7F) << shift, shift + 7, at + 1
+        if not byte & 0x80:
+            return value, at
+    raise ValueError("number too long")
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
+    """Fields of one protobuf message: (number, int or memoryview); fixed-size ones are skipped."""
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        number, kind = tag >> 3, tag & 7
+        if kind == 0:
+            value, at = _varint(data, at)
+            yield number, value
+        elif kind == 2:
+            size, at = _varint(data, at)
+            if size > len(data) - at:
+                raise ValueError("message cut off")
+            yield number, data[at : at + size]
+            at += size
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            raise ValueError(f"wire type {kind}")
+
+
+def _all(message: memoryview, *path: int) -> Iterator[Any]:
+    """Every value at a path of field numbers."""
+    for number, value in _fields(message):
+        if number == path[0]:
+            if len(path) == 1:
+                yield value
+            else:
+                yield from _all(value, *path[1:])
+
+
+def graph_inputs(path: Path) -> tuple[GraphInput, ...]:
+    """Inputs of an ONNX graph, read without the onnx package.
+
+    Args:
+        path: A graph written by export/to_onnx.py.
+
+    Raises:
+        ManifestError: The file is not such a graph.
+    """
+    # Field numbers of onnx.proto: ModelProto.graph 7, GraphProto.input 11, ValueInfoProto.name 1
+    # and .type 2, TypeProto.tensor_type 1, Tensor.shape 2, TensorShapeProto.dim 1, Dimension
+    # .dim_value 1 and .dim_param 2.
+    try:
+        found = []
+        for value in _all(memoryview(path.read_bytes()), 7, 11):
+            (name,) = _all(value, 1)
+            shape: list[int | str] = []
+            for dim in _all(value, 2, 1, 2, 1):
+                sizes = dict(_fields(dim))
+                shape.append(str(sizes[2], "utf-8") if 2 in sizes else int(sizes[1]))
+            found.append(GraphInput(str(name, "utf-8"), tuple(shape)))
+    except (OSError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ManifestError(
+            f"{path}: inputs cannot be read ({error}); export the engine again"
+        ) from None
+    if not found:
+        raise ManifestError(f"{path}: a graph without inputs; export the engine again")
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Sizes that a plan accepts: (smallest, tuned for, largest) of frames and of the batch.
+
+    The default holds the runtime's window of 1024 frames.
+    """
+
+    frames: tuple[int, int, int] = (32, 256, 1024)
+    batch: tuple[int, int, int] = (1, 1, 4)
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no graph accepts."""
+        for name, step, low in (("frames", FRAME_MULTIPLE, MIN_FRAMES), ("batch", 1, 1)):
+            sizes = getattr(self, name)
+            fits = (
+                isinstance(sizes, tuple)
+                and len(sizes) == 3
+                and all(isinstance(s, int) and not isinstance(s, bool) for s in sizes)
+                and list(sizes) == sorted(sizes)
+                and all(s >= low and s % step == 0 for s in sizes)
+            )
+            if not fits:
+                raise InputError(
+                    f"profile {name} is {sizes!r}; expected min,opt,max in rising order, multiples "
+                    f"of {step}, at least {low}"
+                )
+
+    def shapes(self, inputs: Sequence[GraphInput]) -> dict[str, tuple[Shape, Shape, Shape]]:
+        """Shapes (min, opt, max) of each input.
+
+        Args:
+            inputs: The graph's inputs.
+
+        Raises:
+            ManifestError: A dynamic size is neither the batch nor a part of the frames.
+        """
+        table = {}
+        for value in inputs:
+            rows = []
+            for batch, frames in zip(self.batch, self.frames, strict=True):
+                sizes = {"B": batch, "T": frames, "T/2": frames // 2, "T/4": frames // 4}
+                try:
+                    rows.append(tuple(sizes[d] if isinstance(d, str) else d for d in value.shape))
+                except KeyError as error:
+                    raise ManifestError(
+                        f"input {value.name} has a size named {error}; expected "
+                        f"{', '.join(sizes)}: export the engine again"
+                    ) from None
+            table[value.name] = (rows[0], rows[1], rows[2])
+        return table
+
+    def holds(self, n_frames: int, batch: int) -> bool:
+        """Whether a call of this size is inside."""
+        return (
+            self.frames[0] <= n_frames <= self.frames[2]
+            and n_frames % FRAME_MULTIPLE == 0
+            and self.batch[0] <= batch <= self.batch[2]
+        )

@@ -1,0 +1,88 @@
+import errno
+import os
+
+import pytest
+
+from dvpd.runtime import InputError, files
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["ノイズ" * 27 + ".wav", "я" * 125 + ".wav", "x" * 251 + ".wav"],
+    ids=["kana", "cyrillic", "ascii"],
+)
+def test_long_names_of_any_alphabet(tmp_path, name):
+    assert len(os.fsencode(name)) > 240
+    files.write_whole(tmp_path / name, b"sound")
+    assert names(tmp_path) == [name]
+    temporary = files.temporary_path(tmp_path / name).name
+    assert len(os.fsencode(temporary)) < 140
+    temporary.encode("utf-8")  # cut between characters
+
+
+def test_a_name_that_is_not_utf8(tmp_path):
+    target = tmp_path / os.fsdecode(b"caf\xe9.wav")
+    files.write_whole(target, b"sound")
+    assert target.read_bytes() == b"sound"
+
+
+def test_failing_leaves_the_previous_file(tmp_path, monkeypatch):
+    target = tmp_path / "x.json"
+    target.write_text("old")
+
+    def refuse(*args):
+        raise OSError(errno.EIO, "Input/output error")
+
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(files.os, name, refuse)
+            with pytest.raises(OSError, match="Input/output"):
+                files.write_whole(target, "new")
+    assert target.read_text() == "old"
+    assert names(tmp_path) == ["x.json"]
+
+
+def test_nothing_is_replaced_without_permission(tmp_path):
+    target = tmp_path / "take.wav"
+    target.write_bytes(b"the only take")
+    target.chmod(0o400)
+    with pytest.raises(InputError, match="--overwrite"):
+        files.write_whole(target, b"new", overwrite=False)
+    (tmp_path / "dangling").symlink_to(target)
+    with pytest.raises(InputError, match="exists already"):
+        files.write_whole(tmp_path / "dangling", b"new", overwrite=False)
+    assert target.read_bytes() == b"the only take"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_that_appears_meanwhile_is_kept(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(files.os, "link", lambda *a: (_ for _ in ()).throw(OSError(1, "no")))
+    target = tmp_path / "out.wav"
+    with files.WholeFile(target, overwrite=False) as whole:
+        whole.path.write_bytes(b"slow")
+        target.write_bytes(b"fast")
+        with pytest.raises(InputError, match="exists already"):
+            whole.commit()
+    assert target.read_bytes() == b"fast"
+    assert names(tmp_path) == ["out.wav"]
+    files.write_whole(tmp_path / "free.wav", b"x", overwrite=False)
+    assert names(tmp_path) == ["free.wav", "out.wav"]
+
+
+def test_previous_file_is_kept_under_its_name(tmp_path):
+    target, previous = tmp_path / "a", tmp_path / "a.previous"
+    files.write_whole(target, "one", previous)
+    files.write_whole(target, "two", previous)
+    assert (target.read_text(), previous.read_text()) == ("two", "one")
+
+
+def test_what_an_interrupted_context_left_is_removed_at_the_end(tmp_path):
+    whole = files.WholeFile(tmp_path / "x")
+    whole.path.write_bytes(b"half")
+    assert files.remove_unfinished() == 1
+    assert names(tmp_path) == []
