@@ -310,31 +310,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _main(args: argparse.Namespace, weights: dict[str, Path]) -> int:
+def _read_wav(source: Path, seconds: float | None) -> FloatArray:
+    """The recording that is timed, [L] at 16 kHz, cut after ``seconds``."""
     import soundfile
 
-    for path in (args.json, args.markdown):
-        if path is not None and not path.resolve().parent.is_dir():
-            raise InputError(f"{path}: its folder does not exist")
-    source = args.wav or ROOT / CLIP[0]
     try:
         wav, rate = soundfile.read(source, dtype="float32", always_2d=True)
     except (OSError, soundfile.LibsndfileError) as error:
         raise InputError(f"{source}: {error}") from None
     if rate != RATE_HZ or wav.shape[1] != 1:
         raise InputError(f"{source}: {rate} Hz, {wav.shape[1]} channels; expected 16 kHz mono")
-    wav = np.ascontiguousarray(wav[: int((args.seconds or 1e9) * RATE_HZ), 0])
-    pairs: Sequence[Any] = ()
-    if args.folder:
-        from dvpd.quality.pairs import find_pairs, spread_sample
+    return np.ascontiguousarray(wav[: int((seconds or 1e9) * RATE_HZ), 0])
 
-        pairs = spread_sample(find_pairs(args.folder), args.limit)
 
-    def say(text: str) -> None:
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-
-    threads = args.threads or cpu_quota()
+def _wanted(args: argparse.Namespace) -> list[tuple[str, str, Path | None]]:
+    """(name, kind of adapter, folder) of every system that is asked for."""
     engines = args.engine or [
         folder for folder in shipped_engines() if Manifest.load(folder).precision == "fp32"
     ]
@@ -353,6 +343,26 @@ def _main(args: argparse.Namespace, weights: dict[str, Path]) -> int:
             wanted.append((TITLES[kind], kind, None))
     if not wanted:
         raise InputError("nothing to measure: give an engine or a peer")
+    return wanted
+
+
+def _main(args: argparse.Namespace, weights: dict[str, Path]) -> int:
+    for path in (args.json, args.markdown):
+        if path is not None and not path.resolve().parent.is_dir():
+            raise InputError(f"{path}: its folder does not exist")
+    wav = _read_wav(args.wav or ROOT / CLIP[0], args.seconds)
+    pairs: Sequence[Any] = ()
+    if args.folder:
+        from dvpd.quality.pairs import find_pairs, spread_sample
+
+        pairs = spread_sample(find_pairs(args.folder), args.limit)
+
+    def say(text: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+    threads = args.threads or cpu_quota()
+    wanted = _wanted(args)
     children: list[tuple[str, Child]] = []
     load_before, watch = machine.load_average(), machine.CpuWatch()
     try:

@@ -322,30 +322,7 @@ def run(args: argparse.Namespace, say: Say = lambda _: None) -> dict[str, Any]:
         "schema": SCHEMA,
         "created": now(),
         "machine": machine.machine(),
-        "protocol": {
-            "timed": TIMED,
-            "threads": threads,
-            "affinity": sorted(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else None,
-            "governors": machine.governors(),
-            "clocks_mhz": None if watch.clocks is None else list(watch.clocks),
-            "nvpmodel": machine.nvpmodel(),
-            "versions": versions(),
-            "interleaved": True,
-            "warm_up_rounds": WARM_UP_ROUNDS,
-            "settle_s": SETTLE_S,
-            "min_runs": args.runs,
-            "min_seconds": args.seconds,
-            "cold_processes": args.cold_runs,
-            "cold_window_s": COLD_WINDOW_S,
-            "load_before": load_before,
-            "load_after": load_after,
-            "others_cpu_share": others,
-            "git": machine.git_revision(Path(__file__).resolve().parent),
-            "graphs": {item.name: _hashes(item) for item in items},
-            "note": args.note,
-        },
+        "protocol": _protocol(args, threads, items, watch, load_before, load_after, others),
         "peak": peak,
         "meters": {"found": [m.name for m in found], "absent": absent, "idle_watts": idle},
         "warnings": warnings,
@@ -353,6 +330,40 @@ def run(args: argparse.Namespace, say: Say = lambda _: None) -> dict[str, Any]:
         "costs": costs,
         "rows": [summarise(row) for row in rows],
         "processes": processes,
+    }
+
+
+def _protocol(
+    args: argparse.Namespace,
+    threads: int,
+    items: Sequence[Loaded],
+    watch: machine.CpuWatch,
+    load_before: Any,
+    load_after: Any,
+    others: float | None,
+) -> dict[str, Any]:
+    """How it was measured: the block of a report that lets somebody measure it again."""
+    return {
+        "timed": TIMED,
+        "threads": threads,
+        "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "governors": machine.governors(),
+        "clocks_mhz": None if watch.clocks is None else list(watch.clocks),
+        "nvpmodel": machine.nvpmodel(),
+        "versions": versions(),
+        "interleaved": True,
+        "warm_up_rounds": WARM_UP_ROUNDS,
+        "settle_s": SETTLE_S,
+        "min_runs": args.runs,
+        "min_seconds": args.seconds,
+        "cold_processes": args.cold_runs,
+        "cold_window_s": COLD_WINDOW_S,
+        "load_before": load_before,
+        "load_after": load_after,
+        "others_cpu_share": others,
+        "git": machine.git_revision(Path(__file__).resolve().parent),
+        "graphs": {item.name: _hashes(item) for item in items},
+        "note": args.note,
     }
 
 
