@@ -684,7 +684,10 @@ def read_texts(info: AudioInfo) -> dict[str, str]:
     """
     if info.layout is None:
         return media.read_texts(info.path)
-    with _opened(info.path, info.layout.segments[0]) as file:
+    segment = info.layout.segments[0]
+    if len(info.layout.segments) == 1:  # tags may follow the samples
+        segment = replace(segment, size=os.stat(info.path).st_size - segment.first)
+    with _opened(info.path, segment) as file:
         texts: dict[str, str] = file.copy_metadata()
         return texts
 

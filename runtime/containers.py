@@ -789,7 +789,7 @@ def _mpeg(view: View, offset: int) -> _Part | None:
     if promised is not None and promised > count:
         part.faults.append(f"promises {promised} frames, {count} are there: the file is truncated")
     prefix = b""
-    if not promised or promised < count:
+    if count and (not promised or promised < count):
         # The decoder estimates a length without a Xing header, and stops there.
         start, prefix = begin, _xing_frame(view.at(begin, 4), count)
     part.end = place

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import soundfile as sf
 import soxr
 from numpy.typing import NDArray
 
+from ..runtime.audio import read_whole
 from ..runtime.errors import InputError
 from ..runtime.files import WholeFile, write_whole
 from ..runtime.spec import SAMPLE_RATE
@@ -206,9 +206,11 @@ def decode(path: str | Path) -> NDArray[np.int16]:
         InputError: The file cannot be decoded or holds no samples.
     """
     try:
-        wav, rate = sf.read(str(path), dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"{path} cannot be decoded: {error}") from error
+        wav, rate = read_whole(path)
+    except InputError as error:
+        why = str(error).removeprefix(f"{path}: ")
+        why = why if why.startswith("holds no") else f"cannot be decoded: {why}"
+        raise InputError(f"{path} {why}") from error
     mono = wav.mean(axis=1) if wav.shape[1] > 1 else wav[:, 0]
     if rate != SAMPLE_RATE:
         mono = soxr.resample(mono, rate, SAMPLE_RATE)

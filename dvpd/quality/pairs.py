@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile as sf
 
 from ..runtime.arrays import FloatArray
+from ..runtime.audio import read_whole
 from ..runtime.errors import InputError
 from .metrics import SAMPLE_RATE
 from .pauses import check_intervals
@@ -154,9 +154,11 @@ def read_pair(pair: PairFile) -> tuple[FloatArray, FloatArray | None]:
     wavs = []
     for path in _files(pair):
         try:
-            wav, rate = sf.read(str(path), dtype="float32", always_2d=True)
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"{path} cannot be read: {error}") from error
+            wav, rate = read_whole(path)
+        except InputError as error:
+            why = str(error).removeprefix(f"{path}: ")
+            why = why if why.startswith("holds no") else f"cannot be read: {why}"
+            raise InputError(f"{path} {why}") from error
         if rate != SAMPLE_RATE or wav.shape[1] != 1:
             raise InputError(f"{path}: {rate} Hz, {wav.shape[1]} channels; expected 16 kHz mono")
         if not len(wav):

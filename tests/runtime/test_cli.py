@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from dvpd.runtime import cli, doctor
+from dvpd.runtime import InputError, cli, doctor
 
 pytest.importorskip("onnxruntime")
 ROOT = Path(__file__).resolve().parents[2]
@@ -323,3 +323,160 @@ def test_terminated_run_leaves_nothing(engine_shared, tmp_path, speech):
     assert process.returncode == -signal.SIGTERM
     assert "interrupted" in err
     assert os.listdir(tmp_path) == ["in.wav"]
+
+
+def test_nothing_is_replaced_without_permission(engine_shared, recording, tmp_path, capsys):
+    """A shell pattern that matched two files, and the second became the output."""
+    other = tmp_path / "second.wav"
+    other.write_bytes(b"the only take")
+    other.chmod(0o400)
+    assert run(recording, other, engine=engine_shared) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert other.read_bytes() == b"the only take"
+    assert run(recording, other, "--overwrite", "--steps", 0, engine=engine_shared) == 0
+    assert soundfile.info(other).frames == 16000
+
+
+def test_outputs_are_checked_before_a_model_is_loaded(
+    engine_shared, recording, tmp_path, monkeypatch, capsys
+):
+    from dvpd.runtime import Enhancer
+
+    monkeypatch.setattr(Enhancer, "open", lambda *a, **k: pytest.fail("a model was loaded"))
+    (tmp_path / "there.wav").write_bytes(b"x")
+    for out in ("o.mp3", "o", "there.wav", "nowhere/o.wav"):
+        assert run(recording, tmp_path / out, engine=engine_shared) == 1
+        assert capsys.readouterr().err.count("\n") == 1
+    assert run(tmp_path / "none.wav", tmp_path / "o.wav", engine=engine_shared) == 1
+    folder = tmp_path / "full"
+    folder.mkdir()
+    (folder / "noisy.wav").write_bytes(b"x")
+    assert run(recording, folder, engine=engine_shared) == 1
+
+
+def test_what_cannot_be_written_in_its_format_becomes_wav(engine_shared, tmp_path, speech, capsys):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    sources = []
+    for name, container, subtype in (
+        ("a.mp3", "MP3", "MPEG_LAYER_III"), ("b.aiff", "AIFF", "PCM_24"), ("c.w64", "W64", "FLOAT"),
+        ("d.caf", "CAF", "PCM_16"), ("E.FLAC", "FLAC", "PCM_16"),
+    ):  # fmt: skip
+        soundfile.write(tmp_path / name, speech[:16000], 16000, subtype, format=container)
+        sources.append(tmp_path / name)
+    assert run(*sources, folder, "--steps", 0, engine=engine_shared) == 0
+    assert "a.mp3: cannot be written in its own format; it becomes" in capsys.readouterr().err
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "E.FLAC",
+        "a.wav",
+        "b.wav",
+        "c.wav",
+        "d.wav",
+    ]
+    assert soundfile.info(folder / "b.wav").subtype == "PCM_24"
+    (tmp_path / "a.aiff").write_bytes((tmp_path / "b.aiff").read_bytes())
+    assert run(sources[0], tmp_path / "a.aiff", folder, engine=engine_shared) == 2
+    assert "would share the output" in capsys.readouterr().err
+
+
+def test_one_bad_file_does_not_end_a_batch(engine_shared, recording, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    odd = tmp_path / os.fsdecode(b"caf\xe9.wav")
+    broken = tmp_path / "broken.wav"
+    for path in (odd, broken):
+        path.write_bytes(recording.read_bytes())
+    from dvpd.runtime import Enhancer
+
+    real = Enhancer.enhance_file
+
+    def enhance_file(self, source, *args, **options):
+        if "broken" in str(source):
+            raise ZeroDivisionError("odd")
+        return real(self, source, *args, **options)
+
+    monkeypatch.setattr(Enhancer, "enhance_file", enhance_file)
+    args = [broken, odd, recording, folder, "--steps", 0]
+    assert run(*args, engine=engine_shared) == 1
+    err = capsys.readouterr().err
+    assert err.count("unexpected error (ZeroDivisionError") == 1
+    assert "Traceback" not in err
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_ctrl_c_ends_a_batch(engine_shared, recording, tmp_path, monkeypatch, capsys):
+    from dvpd.runtime import Enhancer
+
+    other = tmp_path / "other.wav"
+    other.write_bytes(recording.read_bytes())
+    folder = tmp_path / "out"
+    folder.mkdir()
+    calls = []
+
+    def enhance_file(self, source, *args, **options):
+        calls.append(source)
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as interrupt:
+            raise InputError("the engine failed") from interrupt
+
+    monkeypatch.setattr(Enhancer, "enhance_file", enhance_file)
+    assert run(recording, other, folder, engine=engine_shared) == 130
+    assert len(calls) == 1
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_salvage(engine_shared, recording, tmp_path, capsys):
+    recording.write_bytes(recording.read_bytes()[:-10000])
+    out = tmp_path / "o.wav"
+    assert run(recording, out, engine=engine_shared) == 1
+    assert "promises 16000 samples, 11000 are there" in capsys.readouterr().err
+    assert run(recording, out, "--salvage", "--json", "--steps", 0, engine=engine_shared) == 0
+    printed = capsys.readouterr()
+    assert "11000 are there" in printed.err
+    assert "11000 are there" in json.loads(printed.out)["gaps"][0]
+    assert soundfile.info(out).frames == 11000
+
+
+def test_strength(engine_shared, recording, tmp_path):
+    names = {
+        "0": ["--mix", "0"],
+        "limit": ["--max-attenuation", "6"],
+        "zero": ["--max-attenuation", "0"],
+    }
+    for name, options in names.items():
+        out = tmp_path / f"{name}.wav"
+        assert run(recording, out, "--steps", 0, *options, engine=engine_shared) == 0
+    read = lambda name: soundfile.read(tmp_path / f"{name}.wav", dtype="int16")[0]  # noqa: E731
+    np.testing.assert_array_equal(read("0"), read("noisy"))
+    np.testing.assert_array_equal(read("zero"), read("noisy"))
+    ratio = np.sqrt(
+        (read("limit").astype(float) ** 2).mean() / (read("noisy").astype(float) ** 2).mean()
+    )
+    assert 10 ** (-6 / 20) < ratio < 0.6
+
+
+def test_a_deleted_working_folder(engine_shared, recording, tmp_path, monkeypatch, capsys):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert run(recording, "o.wav", engine=engine_shared) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert run(recording, tmp_path / "o.wav", "--steps", 0, engine=engine_shared) == 0
+
+
+def test_version_and_completion(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("dvpd 0.")
+    pytest.importorskip("shtab", reason="shtab is not installed: dvpd[completion]")
+    for shell in cli.SHELLS:
+        assert cli.main(["completion", shell]) == 0
+        assert "predict-device" in capsys.readouterr().out
+
+
+def test_runs_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "dvpd", "--version"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout[:6]) == (0, "dvpd 0")

@@ -1,4 +1,8 @@
+import copy
 import json
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -316,3 +320,87 @@ def test_closed(engine_shared, speech):
         pass
     with pytest.raises(BackendError, match="closed"):
         opened.enhance(speech, 16000)
+
+
+def levels_db(wav, size=800):
+    frames = wav[: len(wav) // size * size].reshape(-1, size).astype(np.float64)
+    return 10 * np.log10((frames**2).mean(axis=1) + 1e-20)
+
+
+def test_mix_is_exact_at_both_ends_and_aligned_between(engine_shared, speech):
+    with Enhancer.open(engine_shared, "ort", "cpu", 1, window_plan=SHORT) as cut:
+        for rate, wav in ((16000, speech), (44100, np.stack([speech, 0.5 * speech[::-1]], 1))):
+            enhanced = cut.enhance(wav, rate, steps=0).wav
+            np.testing.assert_array_equal(cut.enhance(wav, rate, steps=0, mix=1.0).wav, enhanced)
+            np.testing.assert_array_equal(cut.enhance(wav, rate, steps=0, mix=0.0).wav, wav)
+            half = cut.enhance(wav, rate, steps=0, mix=0.5).wav
+            np.testing.assert_allclose(half, 0.5 * wav + 0.5 * enhanced, atol=1e-7)
+
+
+@pytest.mark.parametrize("limit_db", [3.0, 6.0, 12.0])
+def test_nothing_is_lowered_by_more_than_the_limit(engine_shared, speech, limit_db):
+    with Enhancer.open(engine_shared, "ort", "cpu", 1) as opened:
+        free = opened.enhance(speech, 16000, steps=0).wav
+        held = opened.enhance(speech, 16000, steps=0, attenuation_limit_db=limit_db).wav
+    loss = levels_db(speech) - levels_db(held)
+    assert (levels_db(speech) - levels_db(free)).min() > 19  # the tiny network: 20 dB everywhere
+    assert loss.max() <= limit_db
+    assert loss.min() > 0
+
+
+def test_the_ends_of_the_limit(enhancer, speech):
+    enhanced = enhancer.enhance(speech, 16000, steps=0).wav
+    for limit, expected in ((0, speech), (np.inf, enhanced), (None, enhanced)):
+        out = enhancer.enhance(speech, 16000, steps=0, attenuation_limit_db=limit).wav
+        np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mix": -0.1}, {"mix": 1.1}, {"mix": np.nan}, {"mix": "x"}, {"mix": None}, {"mix": True},
+        {"attenuation_limit_db": -1}, {"attenuation_limit_db": np.nan},
+        {"attenuation_limit_db": "6"},
+    ],
+)  # fmt: skip
+def test_bad_strength(enhancer, speech, options):
+    with pytest.raises(InputError, match=r"mix|attenuation_limit_db"):
+        enhancer.enhance(speech, 16000, **options)
+
+
+@pytest.mark.parametrize("backend", ["ort", "openvino"])
+def test_threads_may_share_one(engine_shared, speech, backend):
+    pytest.importorskip({"ort": "onnxruntime"}.get(backend, backend))
+    with Enhancer.open(engine_shared, backend, "cpu", 1, window_plan=SHORT) as shared:
+        wavs = [np.roll(speech, 997 * i) for i in range(4)]
+        expected = [shared.enhance(wav, 16000, steps=1).wav for wav in wavs]
+        with ThreadPoolExecutor(4) as pool:
+            got = list(pool.map(lambda wav: shared.enhance(wav, 16000, steps=1).wav, wavs))
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_another_process_is_told_to_open_its_own(enhancer, speech, monkeypatch):
+    for use in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="open one in each process"):
+            use(enhancer)
+    monkeypatch.setattr(os, "getpid", lambda: -1)  # after a fork
+    with pytest.raises(BackendError, match="open one in each process"):
+        enhancer.enhance(speech, 16000, steps=0)
+
+
+def test_an_interrupt_while_an_engine_loads_stops(engine_shared, monkeypatch):
+
+    def load(options):
+        try:
+            try:
+                raise KeyboardInterrupt
+            except KeyboardInterrupt as interrupt:
+                raise ImportError("numpy failed to import") from interrupt
+        except ImportError:
+            raise BackendError("onnxruntime does not import") from None
+
+    table = {name: (*row[:2], load) for name, row in choose.BACKENDS.items()}
+    monkeypatch.setattr(choose, "BACKENDS", table)
+    with pytest.raises(KeyboardInterrupt):
+        Enhancer.open(engine_shared, "auto", "cpu")
