@@ -390,6 +390,7 @@ def test_another_process_is_told_to_open_its_own(enhancer, speech, monkeypatch):
 
 
 def test_an_interrupt_while_an_engine_loads_stops(engine_shared, monkeypatch):
+    from dvpd.runtime.backends import choose
 
     def load(options):
         try:
