@@ -35,6 +35,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dvpd.benchmarks.common import machine, tables, timing
+from dvpd.benchmarks.common.status import show_status
 from dvpd.benchmarks.guard import CLIP, ROOT, shipped_engines
 from dvpd.benchmarks.peer_adapters.base import RATE_HZ
 from dvpd.benchmarks.peer_adapters.serve import ADAPTERS, CLONES, TITLES, serve
@@ -357,23 +358,19 @@ def _main(args: argparse.Namespace, weights: dict[str, Path]) -> int:
 
         pairs = spread_sample(find_pairs(args.folder), args.limit)
 
-    def say(text: str) -> None:
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-
     threads = args.threads or cpu_quota()
     wanted = _wanted(args)
     children: list[tuple[str, Child]] = []
     load_before, watch = machine.load_average(), machine.CpuWatch()
     try:
         for name, kind, folder in wanted:
-            say(f"{name}: loading")
+            show_status(f"{name}: loading")
             sites = [site.resolve() for site in args.site]
             where = None if folder is None else folder.resolve()
             file = weights[kind].resolve() if kind in weights else None
             child = Child(kind, where, file, threads, sites, args.timeout)
             children.append((name, child))
-        rows = measure(children, wav, pairs, args.runs, say)
+        rows = measure(children, wav, pairs, args.runs, show_status)
     finally:
         for _, child in children:
             child.close()

@@ -33,6 +33,7 @@ if __package__ in (None, ""):
 
 from dvpd.benchmarks.common import machine, meters
 from dvpd.benchmarks.common.machine import now, versions
+from dvpd.benchmarks.common.status import show_status
 from dvpd.benchmarks.common.timing import (
     SETTLE_S,
     WARM_UP_ROUNDS,
@@ -525,7 +526,7 @@ def _main(args: argparse.Namespace) -> int:
     if args.from_json:
         result = report.read(args.from_json)
     else:
-        result = run(args, _say)
+        result = run(args, show_status)
         report.validate(result)
     if args.json:
         write_whole(args.json, json.dumps(result, indent=1, allow_nan=False) + "\n")
@@ -537,7 +538,7 @@ def _main(args: argparse.Namespace) -> int:
     if args.report:
         from dvpd.benchmarks import board
 
-        _say("parity with the CPU's waveform")
+        show_status("parity with the CPU's waveform")
         table = board.make(result, [Path(p) for p in args.engines] or find_engines())
         print(f"\n{board.write(args.report, table)}: send this file; nothing in it is private")
     missed = [line for condition in conditions for line in comparison.check(condition, result)]
@@ -545,11 +546,6 @@ def _main(args: argparse.Namespace) -> int:
         print(f"not met: {line}", file=sys.stderr)
     every_failed = all(row["status"] == "failed" for row in result["rows"])
     return 1 if missed or every_failed else 0
-
-
-def _say(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
