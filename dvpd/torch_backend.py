@@ -33,7 +33,7 @@ from .runtime.spec import PRECISIONS, TlbFactors
 logger = logging.getLogger("dvpd")
 
 WARM_UP_RUNS = 3  # before a capture: libraries choose their algorithms and allocate
-MAX_GRAPHS = 8  # shapes kept; a recording needs two
+MAX_GRAPHS = 8  # shapes kept, with TLB and without; a recording needs two
 
 
 def prepare(model: DVPD, precision: str = "fp32") -> DVPD:
@@ -272,49 +272,51 @@ class TorchBackend:
     def _run(self, arrays: tuple[Any, ...], tlb: TlbFactors) -> FloatArray:
         factors = self._factors(*tlb.arrays())
         given = [self._to(array) for array in arrays]
-        # The factors of TLB make their band index on the host: such a call is not captured.
-        if self._device.type != "cuda" or not self.capture or any(f is not None for f in factors):
+        if self._device.type != "cuda" or not self.capture:
             eager: FloatArray = self._sampler(*given, factors).float().cpu().numpy()
             return eager
-        key = (*given[0].shape, len(given[1]))
+        key = (*given[0].shape, len(given[1]), *(f is not None for f in factors))
         if key not in self._known:
             while len(self._known) >= MAX_GRAPHS:
                 self._known.popitem(last=False)
-            self._known[key] = self._captured(given)
+            self._known[key] = self._captured(given, factors)
         self._known.move_to_end(key)
         captured = self._known[key]
         if captured is None:
             result: FloatArray = self._sampler(*given, factors).float().cpu().numpy()
             return result
-        for static, value in zip(captured.inputs, given, strict=True):
+        values = [*given, *(f for f in factors if f is not None)]
+        for static, value in zip(captured.inputs, values, strict=True):
             static.copy_(value)
         captured.graph.replay()
         replayed: FloatArray = captured.out.cpu().numpy()
         return replayed
 
-    def _captured(self, given: Sequence[Tensor]) -> _Captured | None:
-        """Capture the sampler for tensors like ``given``; None, said once, where that fails."""
+    def _captured(
+        self, given: Sequence[Tensor], factors: Sequence[Tensor | None]
+    ) -> _Captured | None:
+        """Capture the sampler for tensors like these; None, said once, where that fails."""
         inputs = tuple(tensor.clone() for tensor in given)
-        none: list[Tensor | None] = [None, None]
+        scales = [None if factor is None else factor.clone() for factor in factors]
         with torch.cuda.device(self._device):
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
                 for _ in range(WARM_UP_RUNS):
-                    self._sampler(*inputs, none)
+                    self._sampler(*inputs, scales)
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
             try:
                 # Another thread may allocate or synchronise meanwhile, as data loaders do.
                 with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                    out = self._sampler(*inputs, none).float()
+                    out = self._sampler(*inputs, scales).float()
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
                 first = str(error).strip().splitlines()[0]
                 logger.warning("the sampler cannot be captured (%s): it runs call by call", first)
                 return None
-        return _Captured(graph, inputs, out)
+        return _Captured(graph, (*inputs, *(f for f in scales if f is not None)), out)
 
     def close(self) -> None:
         """Release the model and the captured graphs."""

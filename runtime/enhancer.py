@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,9 +41,9 @@ from .noise import check_seed, frame_noise
 from .pipes import PIPE, PipeWriter
 from .schedule import SamplerStep, sampler_steps
 from .spec import TlbFactors
-from .stft import decompress, istft
-from .window import denoise, encode
-from .windows import WindowedStream, WindowPlan
+from .stft import compress, decompress, istft, stft
+from .window import denoise, pad
+from .windows import LoudestStretch, Reminder, WindowedStream, WindowPlan
 
 Tlb = str | Mapping[str, Any] | TlbFactors | None
 Progress = Callable[[float], None]
@@ -134,10 +134,12 @@ class _Levels:
     Attributes:
         offsets: Constant to be taken away, [n_channels]; 0 where there is none to speak of.
         peaks: Largest magnitude at the model's rate without it, [n_channels].
+        reminders: What stands beside the windows, [n_channels]; None where one window holds all.
     """
 
     offsets: FloatArray
     peaks: FloatArray
+    reminders: tuple[Reminder | None, ...]
 
 
 class _Chain:
@@ -152,11 +154,11 @@ class _Chain:
         self._up = Resampler(signal.sample_rate, rate, n_channels)
         self._streams = [
             WindowedStream(
-                enhancer._channel_process(settings, float(peak)),
+                enhancer._channel_process(settings, float(peak), reminder),
                 enhancer.window_plan,
                 signal.hop_length,
             )
-            for peak in levels.peaks
+            for peak, reminder in zip(levels.peaks, levels.reminders, strict=True)
         ]
         self._n_in = 0
 
@@ -204,7 +206,8 @@ class Enhancer:
         Args:
             manifest: The engine's manifest.
             backend: Its graphs, loaded.
-            window_plan: How long recordings are cut; None for 8.2 s windows.
+            window_plan: How long recordings are cut; None for windows of 8.2 s, of which 1 s is the
+                recording's loudest.
 
         Raises:
             InputError: The windows do not start on frames.
@@ -247,7 +250,8 @@ class Enhancer:
             device: "cpu", "cuda", "cuda:N" (not openvino), "tensorrt", "tensorrt:N" (ort: its
                 TensorRT provider), "gpu", "npu" (openvino) or "auto".
             threads: CPU threads; None for a sensible number.
-            window_plan: How long recordings are cut; None for 8.2 s windows.
+            window_plan: How long recordings are cut; None for windows of 8.2 s, of which 1 s is the
+                recording's loudest.
             tf32: Whether a GPU may round float32 products to TF32; see ``open_backend``.
 
         Raises:
@@ -466,8 +470,11 @@ class Enhancer:
     def _levels(
         self, blocks: Iterable[FloatArray], rate: int, n_channels: int, source: str
     ) -> _Levels:
-        """First pass: offset, and largest magnitude at the model's rate, of each channel."""
+        """First pass: offset, largest magnitude and loudest stretch at the model's rate."""
+        plan, hop = self.window_plan, self.manifest.signal.hop_length
         resampler = Resampler(rate, self._rate, n_channels)
+        n_remind = plan.reminder_samples
+        loudest = [LoudestStretch(n_remind, hop) for _ in range(n_channels if n_remind else 0)]
         low, high = np.zeros((2, n_channels), np.float32)
         total, done = np.zeros(n_channels), 0
 
@@ -475,13 +482,16 @@ class Enhancer:
             nonlocal low, high
             if len(part):
                 low, high = np.minimum(low, part.min(axis=0)), np.maximum(high, part.max(axis=0))
+                for channel, stretch in enumerate(loudest):
+                    stretch.push(part[:, channel])
 
         for block in blocks:
             check_finite(block, done, source)
             done += len(block)
             total += block.sum(axis=0, dtype=np.float64)
             add(resampler.push(block))
-        add(resampler.finish(_n_model(done, rate, self._rate)))
+        n_samples = _n_model(done, rate, self._rate)
+        add(resampler.finish(n_samples))
         peak = np.maximum(high, -low)
         if peak.max() > MAX_AMPLITUDE:
             raise InputError(
@@ -491,7 +501,13 @@ class Enhancer:
         mean = (total / max(done, 1)).astype(np.float32)
         is_offset = (np.abs(mean) > OFFSET_SHARE * peak) & (done >= OFFSET_FROM_S * rate)
         offsets = np.where(is_offset, mean, np.float32(0.0))
-        return _Levels(offsets, np.maximum(high - offsets, offsets - low))
+        reminders: list[Reminder | None] = [None] * n_channels
+        if n_samples > plan.window_samples:
+            for channel, stretch in enumerate(loudest):
+                if stretch.found:
+                    kept = stretch.found
+                    reminders[channel] = replace(kept, wav=kept.wav - offsets[channel])
+        return _Levels(offsets, np.maximum(high - offsets, offsets - low), tuple(reminders))
 
     def _run(
         self,
@@ -520,35 +536,59 @@ class Enhancer:
                 progress(done / n_samples)
 
     def _channel_process(
-        self, settings: _Settings, peak: float
+        self, settings: _Settings, peak: float, reminder: Reminder | None
     ) -> Callable[[FloatArray, int], FloatArray]:
-        def process(wav: FloatArray, first_frame: int) -> FloatArray:
+        def scaled(wav: FloatArray) -> FloatArray:
             # float64: 1 / peak overflows float32 for the faintest recordings.
-            scaled = (wav.astype(np.float64) / peak).astype(np.float32)
+            return (wav.astype(np.float64) / peak).astype(np.float32)
+
+        before = None if reminder is None else replace(reminder, wav=scaled(reminder.wav))
+
+        def process(wav: FloatArray, first_frame: int) -> FloatArray:
             if os.getpid() != self._process_id:
                 raise BackendError(
                     "this Enhancer was opened by another process, and its engine does not survive "
                     "a fork: open one in each process"
                 )
             with self._lock:  # engines hold one request, and features between their two graphs
-                out = self._enhance_window(scaled, first_frame, settings)
+                out = self._enhance_window(scaled(wav), first_frame, settings, before)
             return (out.astype(np.float64) * peak).astype(np.float32)
 
         return process
 
-    def _enhance_window(self, wav: FloatArray, first_frame: int, settings: _Settings) -> FloatArray:
-        """Enhance one window, [L] scaled to at most 1, whose first frame is ``first_frame``."""
+    def _enhance_window(
+        self, wav: FloatArray, first_frame: int, settings: _Settings, reminder: Reminder | None
+    ) -> FloatArray:
+        """Enhance one window, [L] scaled to at most 1, whose first frame is ``first_frame``.
+
+        The networks are given the reminder's frames beside those of the window, so that no frame
+        holds some of both: before it, or after the recording's first, where what is nearest to the
+        reminder is thrown away.
+        """
         signal = self.manifest.signal
-        noisy, n_frames = encode(wav[None], signal)
-        n_padded = noisy.shape[2]
+        features = compress(stft(wav, signal), signal)  # [3, T, F]
+        n_frames, own = features.shape[1], 0
+        parts, places = [features], [(first_frame, n_frames)]
+        if reminder is not None:
+            count = reminder.wav.size // signal.hop_length
+            where, own = (0, count) if first_frame else (1, 0)
+            parts.insert(where, compress(stft(reminder.wav, signal)[:count], signal))
+            places.insert(where, (reminder.first_frame, count))
+        shown = np.concatenate(parts, axis=1)[None]
+        noisy = pad(shown)
+        first, count = places.pop()
+        places.append((first, count + noisy.shape[2] - shown.shape[2]))
+
+        def rows(index: int, first: int, n_rows: int) -> FloatArray:
+            if settings.noise is None:
+                return frame_noise(settings.seed, index, first, n_rows)
+            given = np.zeros((n_rows, signal.n_freqs), np.float32)
+            found = settings.noise[index, first : first + n_rows]
+            given[: len(found)] = found
+            return given
 
         def draw(index: int) -> FloatArray:
-            if settings.noise is None:
-                return frame_noise(settings.seed, index, first_frame, n_padded)
-            given = np.zeros((n_padded, signal.n_freqs), np.float32)
-            rows = settings.noise[index, first_frame : first_frame + n_padded]
-            given[: len(rows)] = rows
-            return given
+            return np.concatenate([rows(index, *place) for place in places])
 
         clean_ri = denoise(
             self.backend,
@@ -559,7 +599,7 @@ class Enhancer:
             alpha=settings.alpha,
             tlb=settings.tlb,
         )
-        spec = decompress(clean_ri[0, :, :n_frames], signal)
+        spec = decompress(clean_ri[0, :, own : own + n_frames], signal)
         # Finite before the power 1 / p, yet beyond it: no speech scaled to 1 comes near.
         if not np.abs(spec).max() <= MAX_BIN:
             raise BackendError(

@@ -1,6 +1,6 @@
 """One window from waveform to waveform: spectrum in, both networks and the sampler, spectrum out.
 
-Everything that enhances, times or checks a window is put together from these three functions.
+Everything that enhances, times or checks a window is put together from these functions.
 """
 
 from __future__ import annotations
@@ -47,11 +47,21 @@ def encode(wavs: FloatArray, signal: SignalSpec) -> tuple[FloatArray, int]:
         float32 [B, 3, T, F], T padded with zeros to what the graphs take, and the frames before
         that.
     """
-    features = [compress(stft(wav, signal), signal) for wav in wavs]
-    n_frames = features[0].shape[1]
-    noisy = np.zeros((len(wavs), 3, padded_frames(n_frames), signal.n_freqs), np.float32)
-    noisy[:, :, :n_frames] = features
-    return noisy, n_frames
+    features = np.stack([compress(stft(wav, signal), signal) for wav in wavs])
+    return pad(features), features.shape[2]
+
+
+def pad(features: FloatArray) -> FloatArray:
+    """Spectra with frames of zeros after them, up to a number that the graphs take.
+
+    Args:
+        features: float32 [B, 3, T, F].
+
+    Returns:
+        float32 [B, 3, T', F].
+    """
+    extra = padded_frames(features.shape[2]) - features.shape[2]
+    return np.pad(features, ((0, 0), (0, 0), (0, extra), (0, 0))).astype(np.float32, copy=False)
 
 
 def denoise(

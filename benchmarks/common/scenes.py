@@ -19,6 +19,7 @@ from dvpd.runtime.arrays import FloatArray
 
 SPEECH_DB = -23.0
 UTTERANCE_S, GAP_S = 2.0, 1.0
+QUIET_SNR_DB = 10.0
 NOISE_S = 12.0  # longer than a window of the runtime
 EARLY_S = 0.05  # reflections that belong to the speech
 ROOM_T60_S, ROOM_DIRECT_DB = 0.6, -6.0
@@ -58,24 +59,50 @@ def _change(wav: FloatArray, out: FloatArray, start: int, end: int) -> float:
     return max(level_db(out[start:end]) - level_db(wav[start:end]), -CAP_DB)
 
 
-def quieter_talker(loud: FloatArray, quiet: FloatArray, down_db: float) -> Scene:
+def room_tone(rng: np.random.Generator, n: int) -> FloatArray:
+    """Steady noise [n] of a room: 3 dB less an octave from 50 Hz on, as fans and traffic have it."""
+    freqs = np.fft.rfftfreq(n, 1 / RATE_HZ)
+    spec = np.fft.rfft(rng.standard_normal(n)) / np.sqrt(np.maximum(freqs, 50.0))
+    return np.fft.irfft(spec, n).astype(np.float32)
+
+
+def quieter_talker(
+    loud: FloatArray, quiet: FloatArray, down_db: float, rng: np.random.Generator
+) -> tuple[Scene, Scene]:
     """Two talkers take turns, the second ``down_db`` quieter than the first; both are wanted.
+
+    The room's noise lies 10 dB below the second: without noise nothing is lost. The other scene has
+    the second alone, in the same noise: what goes there is not the louder one's fault. Noise that is
+    gone makes 0.4 dB.
 
     Args:
         loud: The first's utterance, [L].
         quiet: The second's, [L].
         down_db: How much quieter, dB.
+        rng: Of the noise.
     """
     turns = [at_level(loud, SPEECH_DB), at_level(quiet, SPEECH_DB - down_db)]
-    wav, speech = recordings.spaced(turns * 2, 0.2, GAP_S, 0.2)
+    both, speech = recordings.spaced(turns * 2, 0.2, GAP_S, 0.2)
+    noise = at_level(room_tone(rng, len(both)), SPEECH_DB - down_db - QUIET_SNR_DB)
+    alone = np.zeros_like(both)
+    for start, end in speech[1::2]:
+        alone[start:end] = both[start:end]
+    talkers = {"louder": speech[::2], "quieter": speech[1::2]}
 
-    def figures(out: FloatArray) -> dict[str, float]:
-        return {
-            f"{who} talker, dB": float(np.mean([_change(wav, out, *p) for p in places]))
-            for who, places in (("louder", speech[::2]), ("quieter", speech[1::2]))
-        }
+    def scene(name: str, wav: FloatArray, who: Sequence[str]) -> Scene:
+        def figures(out: FloatArray) -> dict[str, float]:
+            return {
+                f"{one} talker, dB": float(np.mean([_change(wav, out, *p) for p in talkers[one]]))
+                for one in who
+            }
 
-    return Scene(f"a talker {down_db:g} dB below the other", wav, figures)
+        return Scene(name, wav, figures)
+
+    name = f"a talker {down_db:g} dB below the other"
+    return (
+        scene(name, both + noise, ("louder", "quieter")),
+        scene(f"{name}, without the other", alone + noise, ("quieter",)),
+    )
 
 
 def room(rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -273,7 +300,11 @@ def make_scenes(
     a, b = (x[: int(UTTERANCE_S * RATE_HZ)] for x in speech[:2])
     n = int(NOISE_S * RATE_HZ)
     return [
-        *(quieter_talker(a, b, db) for db in (10.0, 20.0, 30.0)),
+        *(
+            s
+            for db in (10.0, 20.0, 30.0)
+            for s in quieter_talker(a, b, db, np.random.default_rng(1))
+        ),
         far_speech(speech[0], rng),
         telephone(speech[1], rng),
         events(a, b, rng),

@@ -1,5 +1,5 @@
 """Datasets and degradations for training."""
 
-from .sources import open_source
+from .sources import limit_to_built, open_source
 
-__all__ = ["open_source"]
+__all__ = ["limit_to_built", "open_source"]

@@ -358,8 +358,7 @@ def bank_rooms(
             if progress:
                 progress(min(len(rooms), count), count)
         return rooms[:count]
-    key = json.dumps([BANK_FORMAT, seed, asdict(ranges)])
-    folder = Path(cache) / f"rooms-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    folder = _bank_folder(ranges, seed, cache)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{chunk:05d}.npz" for chunk in chunks]
     missing = [chunk for chunk in chunks if not paths[chunk].is_file()]
@@ -369,6 +368,19 @@ def bank_rooms(
         if progress:
             progress(min(done * _CHUNK, count), count)
     return [room for path in paths for room in _load_chunk(path)][:count]
+
+
+def _bank_folder(ranges: RoomRanges, seed: int, cache: str | Path) -> Path:
+    key = json.dumps([BANK_FORMAT, seed, asdict(ranges)])
+    return Path(cache) / f"rooms-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+
+def count_built(ranges: RoomRanges, seed: int, cache: str | Path) -> int:
+    """How large a bank `bank_rooms` would load from a cache folder without building any room."""
+    folder, chunks = _bank_folder(ranges, seed, cache), 0
+    while (folder / f"{chunks:05d}.npz").is_file():
+        chunks += 1
+    return chunks * _CHUNK
 
 
 def _build_chunk(ranges: RoomRanges, seed: int, chunk: int) -> list[Room]:

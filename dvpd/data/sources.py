@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from ..config import Config
@@ -12,7 +13,7 @@ from ..runtime.errors import InputError
 from .mix import Mixer
 from .paired import PairedSource
 from .pool import Pool, load_pool
-from .rooms import Room, RoomRanges, bank_rooms, has_image_sources
+from .rooms import Room, RoomRanges, bank_rooms, count_built, has_image_sources
 
 BANK_SEED = 0  # of the rooms themselves; which of them a pair gets depends on the run's seed
 
@@ -98,8 +99,18 @@ def open_bank(
             "pyroomacoustics is not installed: statistical rooms stand in for image-source ones"
         )
         return []
-    ranges = RoomRanges(config.room_side_m, config.room_height_m, config.t60_s)
-    return bank_rooms(ranges, config.room_bank, BANK_SEED, cache, _reporter(report, "rooms"))
+    rooms = _reporter(report, "rooms")
+    return bank_rooms(_ranges(config), config.room_bank, BANK_SEED, cache, rooms)
+
+
+def limit_to_built(config: DataConfig, cache: str | Path) -> DataConfig:
+    """The config with no more image-source rooms than an interrupted build left in the cache."""
+    there = count_built(_ranges(config), BANK_SEED, cache)
+    return replace(config, room_bank=min(config.room_bank, there))
+
+
+def _ranges(config: DataConfig) -> RoomRanges:
+    return RoomRanges(config.room_side_m, config.room_height_m, config.t60_s)
 
 
 def _reporter(report: Report | None, kind: str) -> Callable[[int, int], None] | None:

@@ -84,9 +84,6 @@ def prepare(args: argparse.Namespace, work: Work) -> None:
     for wheel in sorted((work.setup / "wheels").glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(work.site)
-    for cache in sorted((work.setup / "cache").glob("*.tgz")):
-        with tarfile.open(cache) as tar:
-            tar.extractall(work.compiled, filter="data")
     root = Path(__file__).resolve().parents[2]
     for name in SOURCES:
         if (root / name).is_dir():

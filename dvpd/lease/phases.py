@@ -15,22 +15,24 @@ import shutil
 import signal
 import statistics
 import sys
-import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..config import Config, load_toml
-from ..data import open_source
+from ..data import limit_to_built, open_source
 from ..runtime.errors import InputError
 from ..runtime.files import write_whole
+from ..training import fast_kernels
 from ..training.parallel import Team
 from ..training.state import StateFiles, TrainingError
 from ..training.trainer import LAST_NAME, Trainer
-from .parts import unpack
+from .compiled import SUFFIX, count_hits, keep_compiled, load_compiled
+from .parts import MIB, unpack
 from .plan import Model, Plan
 from .rows import Rows
 from .work import Work
@@ -81,7 +83,7 @@ def smoke(work: Work, plan: Plan, out: str) -> None:
     _leave(work, out, facts)
 
 
-def data(work: Work, plan: Plan, out: str, until: float) -> None:
+def data(work: Work, plan: Plan, out: str, until: float, again: bool = False) -> None:
     """Unpack the parts as they come, then decode them once for all models.
 
     Args:
@@ -89,6 +91,7 @@ def data(work: Work, plan: Plan, out: str, until: float) -> None:
         plan: Its plan.
         out: Name of the result.
         until: When to do with the parts that are there (s since 1970).
+        again: Whether an attempt failed; this one does with the rooms that it simulated.
 
     Raises:
         InputError: There is not one part, or it cannot be used.
@@ -113,6 +116,8 @@ def data(work: Work, plan: Plan, out: str, until: float) -> None:
     hours = {}
     for model in plan.models:
         config = _config(work, plan, model)
+        if again:
+            config = replace(config, data=limit_to_built(config.data, work.cache / "audio"))
         source = open_source(config, work.data, work.cache / "audio", report)
         hours = {k: round(p.hours, 3) for k in ("speech", "noise") if (p := getattr(source, k, 0))}
     _leave(work, out, {"parts": len(here), "missing": missing, "hours": hours})
@@ -128,7 +133,9 @@ def probe(work: Work, plan: Plan, out: str, model: int, rung: int) -> None:
     config = _config(work, plan, chosen, rung)
     team = Team(find_device(work.lease["device"]))
     scratch = work.root / "probe"
-    trainer = Trainer(config, _Nothing(), scratch, team=team)
+    _load_compiled(work, config)
+    with _same_forms(work) as forms:
+        trainer = Trainer(config, _Nothing(), scratch, team=team)
     begin = time.perf_counter()
     _init(work, chosen, trainer)
     draw = torch.Generator().manual_seed(0)
@@ -162,7 +169,12 @@ def probe(work: Work, plan: Plan, out: str, model: int, rung: int) -> None:
     }
     if team.device.type == "cuda":
         figures["gpu_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    if config.train.compile:
+        figures |= count_hits()
+    if config.train.kernels == "fast":
+        figures["forms"] = forms
     _leave(work, out, figures)
+    _keep_compiled(work, plan, chosen, config)
 
 
 class _Nothing:
@@ -188,10 +200,14 @@ def train(
     config = _config(work, plan, chosen, rung)
     team = Team(find_device(work.lease["device"]))
     rows = Rows(work.rows, work.lease["started"])
+    config = _limit_rooms(work, rows, chosen, config)
     source = open_source(config, work.data, work.cache / "audio")
     folder = work.model(chosen.name)
-    trainer = LeasedTrainer(config, source, folder, team=team)
+    _load_compiled(work, config)
+    with _same_forms(work):
+        trainer = LeasedTrainer(config, source, folder, team=team)
     trainer.say = lambda event, **more: rows.add("train", event, model=chosen.name, **more)
+    trainer.saved = lambda: _keep_compiled(work, plan, chosen, config)
     signal.signal(signal.SIGTERM, lambda *_: trainer.stop())
     try:
         _start(work, chosen, trainer)
@@ -202,10 +218,20 @@ def train(
     _leave(work, out, {"step": trainer.step})
 
 
+def _limit_rooms(work: Work, rows: Rows, model: Model, config: Config) -> Config:
+    """The time of training simulates no room that the data phase had no time for."""
+    limited = limit_to_built(config.data, work.cache / "audio")
+    if limited == config.data:
+        return config
+    rows.add("train", "fewer rooms", model=model.name, rooms=limited.room_bank)
+    return replace(config, data=limited)
+
+
 class LeasedTrainer(Trainer):
     """A trainer that a full disk does not stop: what cannot be saved now may be saved later."""
 
     say: Callable[..., None] = staticmethod(lambda event, **more: None)
+    saved: Callable[[], None] = staticmethod(lambda: None)
 
     def save(self) -> None:
         """State and weights; where the state finds no room, the weights alone."""
@@ -220,6 +246,7 @@ class LeasedTrainer(Trainer):
             except TrainingError:
                 return
         self.say("saved", **kept)
+        self.saved()
 
     def _write(self, record: dict[str, Any]) -> None:
         try:
@@ -266,21 +293,48 @@ def _config(work: Work, plan: Plan, model: Model, rung: int | None = None) -> Co
     return replace(config, train=replace(config.train, save_minutes=every, workers=workers))
 
 
-def pack_cache(work: Work, plan: Plan, out: str) -> None:
-    """The compile caches as one file, where they are small enough to come back."""
-    target = work.root / "cache.tgz"
-    scratch = target.with_suffix(".tmp")
-    with tarfile.open(scratch, "w:gz", compresslevel=1) as tar:
-        for path in sorted(work.compiled.rglob("*")):
-            if path.is_file():
-                tar.add(path, path.relative_to(work.compiled).as_posix())
-    limit = 2 * plan.piece_mib * (1 << 20)
-    size = scratch.stat().st_size
-    if size > limit:
-        scratch.unlink()
-        raise InputError(f"the compile caches have {size / 1e6:.1f} MB; they stay here")
-    scratch.replace(target)
-    _leave(work, out, {"mb": round(size / 1e6, 2)})
+@contextmanager
+def _same_forms(work: Work) -> Iterator[dict[str, str]]:
+    """The layers' fast forms are measured once in a lease: what is compiled for them fits later."""
+    path = work.out / "forms.json"
+    try:
+        before = dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        before = {}
+    forms = fast_kernels.remembered = dict(before)
+    try:
+        yield forms
+        if forms != before:
+            with suppress(OSError):  # a full disk: measured again
+                write_whole(path, json.dumps(forms).encode())
+    finally:
+        fast_kernels.remembered = None
+
+
+def _load_compiled(work: Work, config: Config) -> None:
+    if config.train.compile:
+        begin = time.monotonic()
+        if count := load_compiled(work.setup / "cache", work.compiled):
+            rows = Rows(work.rows, work.lease["started"])
+            rows.add("compiled", "loaded", files=count, seconds=round(time.monotonic() - begin, 2))
+
+
+def _keep_compiled(work: Work, plan: Plan, model: Model, config: Config) -> None:
+    """Once for a model: by its probe, or by its training where that came to no end."""
+    path = work.kept / f"{model.name}{SUFFIX}"
+    mark = work.out / f"{path.name}.tried"
+    if not config.train.compile or mark.exists():
+        return
+    rows, begin = Rows(work.rows, work.lease["started"]), time.monotonic()
+    try:
+        mark.touch()
+        size = keep_compiled(path, int(2 * plan.piece_mib * MIB))
+    except Exception as error:  # the next lease compiles, this one goes on
+        rows.add("compiled", "not kept", model=model.name, why=str(error) or type(error).__name__)
+        return
+    if size:
+        seconds = round(time.monotonic() - begin, 2)
+        rows.add("compiled", "kept", model=model.name, mb=round(size / 1e6, 2), seconds=seconds)
 
 
 def _leave(work: Work, out: str, figures: dict[str, Any]) -> None:
@@ -290,6 +344,4 @@ def _leave(work: Work, out: str, figures: dict[str, Any]) -> None:
     write_whole(work.out / f"{out}.json", json.dumps(figures).encode())
 
 
-PHASES: dict[str, Callable[..., None]] = {
-    f.__name__: f for f in (smoke, data, probe, train, pack_cache)
-}
+PHASES: dict[str, Callable[..., None]] = {f.__name__: f for f in (smoke, data, probe, train)}

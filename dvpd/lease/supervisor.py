@@ -130,7 +130,7 @@ class Supervisor:
             else:
                 self.forked = bool((last_of(before, "smoke", "begin") or {}).get("forked", True))
             self.drive(self._data(), self._commands(before), self._probes(before))
-            self.drive(self._train_all(before), self._pack_cache())
+            self.drive(self._train_all(before))
         finally:
             for job in self._jobs:
                 job.kill()
@@ -154,8 +154,9 @@ class Supervisor:
         seconds = self.plan.seconds
         until, failures = self.begun + seconds.parts, 0
         while not self._over():
-            limit = max(until - time.time(), 0.0) + seconds.data
-            how = yield self._phase("data", limit, until=until)
+            # a decoding that was killed begins anew: it needs more than it had
+            limit = max(until - time.time(), 0.0) + seconds.data * (1 + failures)
+            how = yield self._phase("data", limit, until=until, again=failures > 0)
             if how == "ok" or self._over():
                 return
             if not any(self.work.data.glob(".*.done")):  # nothing came: wait as long again
@@ -185,9 +186,9 @@ class Supervisor:
                 if left <= 0.0 or self._over():
                     break
                 out = f"probe-{model.name}-{rung}"
-                how = yield self._phase("probe", left, out, model=m, rung=rung)
-                if how == "ok":
-                    figures[rung] = self._result(out)
+                yield self._phase("probe", left, out, model=m, rung=rung)
+                if found := self._result(out):  # a kill behind it costs no more than the caches
+                    figures[rung] = found
                     if rung != last and self._agrees(figures[rung], figures.get(last)):
                         break  # slower ones need no time
             if self._over():
@@ -254,11 +255,6 @@ class Supervisor:
         row = last_of(self.rows.read(), "train", "saved", model=model.name)
         return row["step"] if row else 0
 
-    def _pack_cache(self) -> Lane:
-        full = any(path.is_file() for path in self.work.compiled.rglob("*"))
-        if full and not (self.work.root / "cache.tgz").is_file():
-            yield self._phase("pack_cache", self.plan.seconds.data)
-
     # --- publication --------------------------------------------------------------------------
 
     def _publish(self) -> None:
@@ -274,9 +270,11 @@ class Supervisor:
                 f"state-{model.name}", {"state.pt": state}
             ):
                 self._published[str(state)] = _stamp(state)
-        cache = self.work.root / "cache.tgz"
-        if self._is_new(cache) and self.publisher.publish(CACHE, {"cache.tgz": cache}):
-            self._published[str(cache)] = _stamp(cache)
+        kept = sorted(self.work.kept.glob("[!.]*"))
+        if any(map(self._is_new, kept)) and self.publisher.publish(
+            CACHE, {p.name: p for p in kept}
+        ):
+            self._published |= {str(path): _stamp(path) for path in kept}
         if due:
             self._next_publication = time.monotonic() + self.plan.seconds.publish
             self.publisher.publish(RESULT, self._results())

@@ -103,8 +103,13 @@ class Work:
 
     @property
     def compiled(self) -> Path:
-        """Compile caches, which come back."""
+        """torch's compile caches."""
         return self._folder("cache/compiled")
+
+    @property
+    def kept(self) -> Path:
+        """What of them comes back."""
+        return self._folder("kept")
 
     @property
     def out(self) -> Path:

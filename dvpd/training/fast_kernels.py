@@ -24,6 +24,9 @@ logger = logging.getLogger("dvpd.train")
 DEPTHWISE_FORMS = ("convolution", "shifted sums")
 MEASURED_SHAPE = {"cuda": (16, 48, 128, 128), "cpu": (1, 8, 32, 128)}  # [B, C, T, F]
 REPEATS = 5
+# Choices by layer that a process is to keep to, and adds to; None measures in every training. Measured
+# anew, a close race may end otherwise, and what was compiled for the first choice fits no more.
+remembered: dict[str, str] | None = None
 
 
 class Pointwise(nn.Conv2d):
@@ -151,8 +154,9 @@ def use_fast_kernels(model: nn.Module, device: torch.device, config: TrainConfig
     lisas = [LISA(c, "batch") for _ in range(2)]
     torch.set_rng_state(random)
     lisas[1].shifted = True
-    depthwise, stripes = (
-        fastest({n: m.to(device) for n, m in zip(DEPTHWISE_FORMS, pair, strict=True)}, x, config)
-        for pair in (convs, lisas)
-    )
-    return replace_layers(model, depthwise, stripes == "shifted sums")
+    known = {} if remembered is None else remembered
+    for layer, pair in (("depthwise", convs), ("stripes", lisas)):
+        if layer not in known:
+            forms = {n: m.to(device) for n, m in zip(DEPTHWISE_FORMS, pair, strict=True)}
+            known[layer] = fastest(forms, x, config)
+    return replace_layers(model, known["depthwise"], known["stripes"] == "shifted sums")

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dvpd.checkpoint import load_model
 from dvpd.runtime.backends.choose import open_backend
@@ -183,7 +184,19 @@ assert (matmul.fp32_precision, conv.fp32_precision) == ("tf32", "ieee")
     assert done.returncode == 0, done.stderr
 
 
-def test_a_capture_bears_other_threads_work(backend, manifest, monkeypatch):
+class HostFree(TorchDispatchMode):
+    """In a capture's place: refuses what one cannot record, tensors of host data and readings."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket._qualified_op_name
+        assert not name.endswith(("lift_fresh", "lift_fresh_copy", "_local_scalar_dense")), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("preset", ["none", "severe"])
+def test_what_is_captured_bears_other_threads_work_and_reads_no_host(
+    backend, manifest, monkeypatch, preset
+):
     """A global capture ends when another thread, such as a data loader's, allocates."""
     modes = []
 
@@ -193,7 +206,7 @@ def test_a_capture_bears_other_threads_work(backend, manifest, monkeypatch):
 
     def graph(_, capture_error_mode="global"):
         modes.append(capture_error_mode)
-        return contextlib.nullcontext()
+        return HostFree()
 
     for name in ("Stream", "CUDAGraph", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, Nothing)
@@ -206,10 +219,14 @@ def test_a_capture_bears_other_threads_work(backend, manifest, monkeypatch):
     rows = [(start.w_x0, start.w_y, start.std, 0.0), (steps[0].a, steps[0].b, steps[0].e, 0.0)]
     rows += [(0.4, 0.6, 0.0, 0.0)]
     given = [torch.from_numpy(noisy), torch.from_numpy(noise[:1]), torch.tensor(rows)]
+    given.append(torch.full((1, 1), steps[0].t))
+    factors = backend._factors(*TLB_PRESETS[preset].arrays())
     with torch.inference_mode():
-        captured = backend._captured([*given, torch.full((1, 1), steps[0].t)])
+        captured = backend._captured(given, factors)
+        assert torch.equal(captured.out, backend._sampler(*given, factors))
     assert modes == ["thread_local"]
-    assert captured.out.shape == (1, 2, 32, 257)
+    # all that a later call may change is copied in
+    assert len(captured.inputs) == 4 + sum(f is not None for f in factors)
 
 
 @pytest.mark.gpu
@@ -219,8 +236,9 @@ def test_capture_changes_no_number(manifest, precision):
     model = prepare(load_model(TINY / "dvpd-tiny.safetensors")[1], precision)
     backend = TorchBackend(model, "cuda")
     noisy, noise = window(2, 64)
-    captured = [run(backend, manifest, noisy, noise) for _ in range(2)]
+    presets = ("none", "severe", "none", "mild")
+    captured = [run(backend, manifest, noisy, noise, tlb=preset) for preset in presets]
     backend.capture = False
-    eager = run(backend, manifest, noisy, noise)
-    for result in captured:
+    for preset, result in zip(presets, captured, strict=True):
+        eager = run(backend, manifest, noisy, noise, tlb=preset)
         np.testing.assert_allclose(result, eager, rtol=0, atol=1e-5 * np.ptp(eager))

@@ -9,14 +9,21 @@ import pytest
 from tiny_graphs import write_engine
 
 from dvpd.runtime import BackendError, Enhancer, InputError, ManifestError, TlbFactors
+from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.noise import frame_noise
-from dvpd.runtime.windows import WindowPlan
+from dvpd.runtime.stft import compress, stft
+from dvpd.runtime.windows import LoudestStretch, WindowPlan
 
 pytest.importorskip("onnxruntime")
 # The tiny predictive graph halves the compressed spectrum: x 0.5^(1/0.3) in amplitude.
 PREDICTIVE_GAIN = 0.5 ** (1 / 0.3)
 FLOAT32_TOLERANCE = 2e-6
-SHORT = WindowPlan(window_samples=63 * 128, context_samples=8 * 128, fade_samples=4 * 128)
+SHORT = WindowPlan(
+    window_samples=95 * 128,
+    context_samples=8 * 128,
+    fade_samples=4 * 128,
+    reminder_samples=32 * 128,
+)
 
 
 def snr_db(reference, other):
@@ -98,7 +105,33 @@ def test_windows_equal_one_piece(engine_shared, speech):
 
 def test_bad_window_plan(engine_shared):
     with pytest.raises(InputError, match="hop"):
-        Enhancer.open(engine_shared, "ort", window_plan=WindowPlan(10000, 1000, 100))
+        Enhancer.open(
+            engine_shared, "ort", window_plan=WindowPlan(10000, 1000, 100, reminder_samples=0)
+        )
+
+
+def test_the_loudest_stretch_stands_beside_every_window_of_several(engine_shared, speech):
+    """That it does not come out, and has the noise of its own frames, is held by the test above."""
+    wav = np.concatenate([speech, 0.5 * speech])
+    loudest = LoudestStretch(SHORT.reminder_samples, 128)
+    loudest.push(wav)
+    signal = Manifest.load(engine_shared).signal
+    alone = wav[: SHORT.window_samples]
+    whole, expected = (compress(stft(x / np.abs(x).max(), signal), signal) for x in (wav, alone))
+    first = loudest.found.first_frame
+    with Enhancer.open(engine_shared, "ort", "cpu", 1, window_plan=SHORT) as cut:
+        seen, predict = [], cut.backend.predict
+        cut.backend.predict = lambda noisy: seen.append(noisy) or predict(noisy)
+        cut.enhance(wav, 16000, steps=0)
+        windows, seen[:] = seen[:], []
+        cut.enhance(alone, 16000, steps=0)
+    assert len(windows) > 8
+    assert max(noisy.shape[2] for noisy in windows) == 96
+    for i, noisy in enumerate(windows):  # but for frames that reach beyond its ends
+        at = 0 if i else 64  # after the first window, which ends where nothing is kept
+        kept = noisy[0, :, at + 2 : at + 30]
+        np.testing.assert_allclose(kept, whole[:, first + 2 : first + 30], atol=1e-5)
+    np.testing.assert_allclose(seen[0][0], expected, atol=1e-5)  # one window holds all
 
 
 @pytest.mark.parametrize("length", [1, 2, 100, 255, 256, 257, 512, 4096, 131000, 131073])

@@ -5,9 +5,11 @@ import pytest
 
 from dvpd.runtime.errors import InputError
 from dvpd.runtime.spec import SignalSpec
-from dvpd.runtime.windows import WindowedStream, WindowPlan
+from dvpd.runtime.windows import LoudestStretch, WindowedStream, WindowPlan
 
-PLAN = WindowPlan(window_samples=63 * 128, context_samples=8 * 128, fade_samples=4 * 128)
+PLAN = WindowPlan(
+    window_samples=63 * 128, context_samples=8 * 128, fade_samples=4 * 128, reminder_samples=0
+)
 
 
 def run(wav, process, sizes, plan=PLAN):
@@ -22,9 +24,12 @@ def run(wav, process, sizes, plan=PLAN):
 
 
 SHORT_LAST = dataclasses.replace(PLAN, least_samples=31 * 128)
+REMINDED = dataclasses.replace(PLAN, window_samples=(63 + 32) * 128, reminder_samples=32 * 128)
 
 
-@pytest.mark.parametrize("plan", [PLAN, SHORT_LAST], ids=["whole last", "short last"])
+@pytest.mark.parametrize(
+    "plan", [PLAN, SHORT_LAST, REMINDED], ids=["whole last", "short last", "room for a reminder"]
+)
 @pytest.mark.parametrize("length", [1, 128, 8064, 8065, 8191, 14080, 14081, 20000, 50001, 100000])
 def test_identity_at_any_length_and_cut(length, plan):
     wav = np.random.default_rng(length).standard_normal(length).astype(np.float32)
@@ -41,8 +46,9 @@ def test_identity_at_any_length_and_cut(length, plan):
         np.testing.assert_allclose(out, wav, atol=1e-6)
         lengths = [size for _, size in calls]
         assert max(lengths) <= plan.window_samples
-        assert set(lengths[:-1]) <= {plan.window_samples}
+        assert set(lengths[:-1]) <= {plan.cut_samples}
         if length > plan.window_samples:  # no window is left with little to average over
+            assert max(lengths) == plan.cut_samples
             assert lengths[-1] > plan.last_samples - 128
             # and none is longer than it has to be
             rest = length - (len(calls) - 1) * plan.step_samples
@@ -50,7 +56,7 @@ def test_identity_at_any_length_and_cut(length, plan):
 
 
 def test_the_default_spends_little_on_the_last_window():
-    """11.5 s: a second window of 4.3 s, where one as long as the first would be 8.2 s."""
+    """11.5 s: a second window of 5.4 s, where one as long as the first would be 7.2 s."""
     lengths = []
 
     def process(piece, frame):
@@ -59,7 +65,7 @@ def test_the_default_spends_little_on_the_last_window():
 
     wav = np.ones(184000, np.float32)
     run(wav, process, 4096, WindowPlan())
-    assert lengths == [1023 * 128, 184000 - WindowPlan().step_samples]
+    assert lengths == [(1023 - 128) * 128, 184000 - WindowPlan().step_samples]
 
 
 def test_contaminated_ends_are_thrown_away():
@@ -96,14 +102,45 @@ def test_empty_signal():
     assert WindowedStream(lambda p, f: p, PLAN, 128).finish() == []
 
 
+@pytest.mark.parametrize("sizes", [1, 777, 5000, 10**6])
+def test_the_loudest_stretch_is_found_in_pieces_of_any_size(sizes):
+    wav = (0.01 * np.random.default_rng(0).standard_normal(60000)).astype(np.float32)
+    wav[10 * 2048 + 5 : 14 * 2048 - 5] *= 10.0
+    wav[20 * 2048 + 5 : 24 * 2048 - 5] *= 9.9
+    loudest = LoudestStretch(4 * 2048, 128)
+    for start in range(0, wav.size, sizes):
+        loudest.push(wav[start : start + sizes])
+    assert loudest.found.first_frame == 10 * 16
+    np.testing.assert_array_equal(loudest.found.wav, wav[10 * 2048 : 14 * 2048])
+
+
+def test_no_stretch_in_a_shorter_signal():
+    loudest = LoudestStretch(4 * 2048, 128)
+    loudest.push(np.ones(4 * 2048 - 1, np.float32))
+    assert loudest.found is None
+    loudest.push(np.zeros(1, np.float32))
+    assert loudest.found.first_frame == 0
+
+
+@pytest.mark.parametrize("samples", [-2048, 4000, 8 * 2048 + 1])
+def test_bad_reminder(samples):
+    with pytest.raises(InputError, match=r"reminder_samples is .*expected a multiple of 2048"):
+        WindowPlan(reminder_samples=samples)
+
+
 @pytest.mark.parametrize(
     "sizes", [(1000, 600, 100), (8064, 100, 200), (8064, 1024, 3), (8064, 1024, 4, 0)]
 )
 def test_bad_plan(sizes):
     with pytest.raises(InputError):
-        WindowPlan(*sizes)
+        WindowPlan(*sizes, reminder_samples=0)
+
+
+def test_windows_too_small_for_their_reminder():
+    with pytest.raises(InputError, match="must hold the reminder"):
+        WindowPlan(128 * 128)
 
 
 def test_plan_off_the_frame_grid():
     with pytest.raises(InputError, match="hop"):
-        WindowPlan(10000, 1000, 100).check_grid(SignalSpec())
+        WindowPlan(10000, 1000, 100, reminder_samples=0).check_grid(SignalSpec())

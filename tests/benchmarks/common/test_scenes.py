@@ -50,6 +50,20 @@ def test_a_deleted_talker_is_capped(by_name):
     assert figures == {"louder talker, dB": -CAP_DB, "quieter talker, dB": -CAP_DB}
 
 
+def test_the_quieter_talker_alone_is_the_same_one_in_the_same_noise(by_name):
+    both, alone = (
+        by_name[f"a talker 20 dB below the other{end}"] for end in ("", ", without the other")
+    )
+    turns = [slice(i * 3 * RATE_HZ + 3200, (i * 3 + 2) * RATE_HZ + 3200) for i in range(4)]
+    for turn in turns[1::2]:
+        np.testing.assert_array_equal(both.wav[turn], alone.wav[turn])
+    noise = level_db(alone.wav[turns[0]])
+    assert level_db(alone.wav[turns[1]]) - noise == pytest.approx(scenes.QUIET_SNR_DB, abs=0.7)
+    out = alone.wav.copy()
+    out[turns[1]] *= 0.1
+    assert alone.figures(out) == {"quieter talker, dB": pytest.approx(-10.0, abs=0.01)}
+
+
 def test_far_speech_is_mostly_reverberation():
     whole, early = scenes.room(np.random.default_rng(0))
     assert np.sum(whole**2) == pytest.approx(1.0)

@@ -162,9 +162,12 @@ def test_bank_is_built_once_and_goes_on_after_a_stop(tmp_path, monkeypatch):
         [files[0].parent.name, *(p.name for p in files)]
     )
     os.unlink(files[1])  # as if the first run had ended here
+    assert rooms.count_built(SMALL, 3, tmp_path) == 16
     stamp = files[0].stat().st_mtime_ns
     again = bank_rooms(SMALL, 20, 3, tmp_path, workers=1)
     assert files[0].stat().st_mtime_ns == stamp
+    assert rooms.count_built(SMALL, 3, tmp_path) == 32
+    assert rooms.count_built(SMALL, 4, tmp_path) == 0
     for a, b in zip(bank, again, strict=True):
         np.testing.assert_array_equal(a.response, b.response)
         assert a.peak == b.peak

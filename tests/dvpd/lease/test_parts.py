@@ -43,7 +43,7 @@ def test_calls_are_small_whole_and_of_all_sources(lease_data, tmp_path):
 
 def test_the_first_call_brings_plan_config_weights_wheels_and_cache(lease_data, tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"weights")
-    for folder, name in (("wheels", "x.whl"), ("wheels", "y.txt"), ("cache", "cache.tgz")):
+    for folder, name in (("wheels", "x.whl"), ("wheels", "y.txt"), ("cache", "one.compiled.gz")):
         (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / folder / name).write_bytes(b"z")
     text = (
@@ -55,7 +55,7 @@ def test_the_first_call_brings_plan_config_weights_wheels_and_cache(lease_data, 
     with tarfile.open(calls[0] / "setup.tar") as tar:
         assert set(tar.getnames()) == {
             "plan.json", "models/one/config.toml", "models/one/init.safetensors",
-            "wheels/x.whl", "cache/cache.tgz",
+            "wheels/x.whl", "cache/one.compiled.gz",
         }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,11 +17,15 @@ import dvpd.runtime.files
 import dvpd.training.trainer
 from dvpd.checkpoint import read_checkpoint, save_checkpoint
 from dvpd.config import load_toml
+from dvpd.config.train import TrainConfig
+from dvpd.data import sources
 from dvpd.lease import phases
 from dvpd.lease.rows import Rows, last_of
 from dvpd.lease.work import Work
 from dvpd.model import DVPD
 from dvpd.runtime.errors import InputError
+from dvpd.training import fast_kernels
+from dvpd.training.fast_kernels import use_fast_kernels
 
 TWO = PLAN.replace("new", "wider").replace("train.no_such_key=true", "train.batch_size=3")
 TWO = TWO.replace("part_mib = 0.2", "part_mib = 0.6") + (
@@ -123,6 +128,61 @@ def test_training_ends_on_its_deadline_and_the_next_model_starts_from_it(work, c
     config, after, _ = read_checkpoint(folder / "last.safetensors")
     assert config.train.batch_size == 3
     assert all(torch.equal(after[k], one[k]) for k in one)
+
+
+def test_training_simulates_no_room_that_the_data_phase_had_no_time_for(work, monkeypatch):
+    plan = work.plan()
+    config = load_toml(work.setup / plan.models[0].config)
+    config = replace(config, data=replace(config.data, room_bank=64))
+    rows = Rows(work.rows, 0.0)
+    assert phases._limit_rooms(work, rows, plan.models[0], config).data.room_bank == 0
+    assert last_of(rows.read(), "train", "fewer rooms", model="one")["rooms"] == 0
+    monkeypatch.setattr(sources, "count_built", lambda *_: 64)
+    assert phases._limit_rooms(work, rows, plan.models[0], config) == config
+
+
+def test_a_second_attempt_at_the_data_does_with_the_rooms_that_are_there(work, monkeypatch):
+    opened = []
+
+    def note(config, *_):
+        opened.append(config.data.room_bank)
+
+    monkeypatch.setattr(phases, "open_source", note)
+    monkeypatch.setattr(sources, "count_built", lambda *_: 32)
+    plan = work.plan()
+    plan = replace(plan, set=(*plan.set, "data.room_bank=64"), models=plan.models[:1])
+    for again in (False, True):
+        phases.data(work, plan, "data", until=time.time(), again=again)
+    assert opened == [64, 32]
+
+
+def test_fast_forms_are_measured_once_in_a_lease(work, monkeypatch):
+    monkeypatch.setattr(
+        fast_kernels, "fastest", lambda forms, *_: measured.append(1) or "shifted sums"
+    )
+    measured: list[int] = []
+    for _ in range(2):  # two processes
+        with phases._same_forms(work) as forms:
+            use_fast_kernels(torch.nn.Sequential(), torch.device("cpu"), TrainConfig())
+        assert forms == dict.fromkeys(("depthwise", "stripes"), "shifted sums")
+    assert len(measured) == 2
+    assert fast_kernels.remembered is None  # other trainings measure
+
+
+def test_compile_caches_that_cannot_be_kept_are_a_row_and_no_second_try(work, monkeypatch):
+    plan = work.plan()
+    config = load_toml(work.setup / plan.models[0].config)
+    config = replace(config, train=replace(config.train, compile=True))
+
+    def refuse(path, limit):
+        assert limit == 2 * 0.125 * 2**20  # two pieces
+        raise InputError("too large")
+
+    monkeypatch.setattr(phases, "keep_compiled", refuse)
+    for _ in range(2):
+        phases._keep_compiled(work, plan, plan.models[0], config)
+    rows = Rows(work.rows, 0.0).read()
+    assert [(r["event"], r["why"]) for r in rows] == [("not kept", "too large")]
 
 
 def test_a_full_disk_does_not_end_the_training(work, monkeypatch):

@@ -87,6 +87,27 @@ def test_failures_without_progress_take_the_next_rung(supervisor):
     assert recorder.ends == []
 
 
+def test_data_that_took_too_long_get_more_time(supervisor):
+    (supervisor.work.data / ".part-000.tar.done").touch()
+    supervisor.begun -= 1e3  # the wait for parts is over
+    limits, again = [], []
+
+    def phase(name, limit_s, **more):
+        limits.append(limit_s)
+        again.append(more["again"])
+        return name
+
+    supervisor._phase = phase
+    lane = supervisor._data()
+    next(lane)
+    lane.send("late")
+    lane.send("late")
+    with pytest.raises(StopIteration):
+        lane.send("late")
+    assert limits == [200.0, 400.0, 600.0]
+    assert again == [False, True, True]
+
+
 def test_models_share_what_time_there_is(supervisor):
     recorder = Recorder(supervisor, [("ok", nothing), ("ok", nothing)])
     recorder.run(supervisor._train_all([]))
@@ -120,8 +141,10 @@ def test_publications_follow_new_weights_and_states(supervisor):
     (work.model("one") / "last.safetensors").write_bytes(b"weights")
     assert numbers() == {("state-one", 1), ("result", 1)}
     assert numbers() == {("state-one", 1), ("result", 1)}
-    (work.root / "cache.tgz").write_bytes(b"cache")
+    (work.kept / "one.compiled.gz").write_bytes(b"cache")
     assert ("cache", 1) in numbers()
+    (work.kept / ".two.compiled.gz.tmp").write_bytes(b"not whole")
+    assert ("cache", 2) not in numbers()
 
 
 def test_phases_become_programs_of_their_own_where_forked_ones_fail(supervisor, monkeypatch):

@@ -368,7 +368,7 @@ def test_half_precision_engine(engine_fp16, tmp_path):
 def test_whole_recording_through_the_enhancer(rig, speech):
     from dvpd.runtime.windows import WindowPlan
 
-    plan = WindowPlan(127 * 128, 16 * 128, 4 * 128)
+    plan = WindowPlan(127 * 128, 16 * 128, 4 * 128, reminder_samples=0)
     gpu = Enhancer(rig.manifest, rig.open(), plan).enhance(speech, 16000)
     with Enhancer.open(rig.folder, "ort", "cpu", 1, window_plan=plan) as enhancer:
         want = enhancer.enhance(speech, 16000)
