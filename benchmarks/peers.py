@@ -35,6 +35,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dvpd.benchmarks.common import machine, tables, timing
+from dvpd.benchmarks.common.status import show_status
 from dvpd.benchmarks.guard import CLIP, ROOT, shipped_engines
 from dvpd.benchmarks.peer_adapters.base import RATE_HZ
 from dvpd.benchmarks.peer_adapters.serve import ADAPTERS, CLONES, TITLES, serve
@@ -310,31 +311,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _main(args: argparse.Namespace, weights: dict[str, Path]) -> int:
+def _read_wav(source: Path, seconds: float | None) -> FloatArray:
+    """The recording that is timed, [L] at 16 kHz, cut after ``seconds``."""
     import soundfile
 
-    for path in (args.json, args.markdown):
-        if path is not None and not path.resolve().parent.is_dir():
-            raise InputError(f"{path}: its folder does not exist")
-    source = args.wav or ROOT / CLIP[0]
     try:
         wav, rate = soundfile.read(source, dtype="float32", always_2d=True)
     except (OSError, soundfile.LibsndfileError) as error:
         raise InputError(f"{source}: {error}") from None
     if rate != RATE_HZ or wav.shape[1] != 1:
         raise InputError(f"{source}: {rate} Hz, {wav.shape[1]} channels; expected 16 kHz mono")
-    wav = np.ascontiguousarray(wav[: int((args.seconds or 1e9) * RATE_HZ), 0])
-    pairs: Sequence[Any] = ()
-    if args.folder:
-        from dvpd.quality.pairs import find_pairs, spread_sample
+    return np.ascontiguousarray(wav[: int((seconds or 1e9) * RATE_HZ), 0])
 
-        pairs = spread_sample(find_pairs(args.folder), args.limit)
 
-    def say(text: str) -> None:
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-
-    threads = args.threads or cpu_quota()
+def _wanted(args: argparse.Namespace) -> list[tuple[str, str, Path | None]]:
+    """(name, kind of adapter, folder) of every system that is asked for."""
     engines = args.engine or [
         folder for folder in shipped_engines() if Manifest.load(folder).precision == "fp32"
     ]
@@ -353,17 +344,33 @@ def _main(args: argparse.Namespace, weights: dict[str, Path]) -> int:
             wanted.append((TITLES[kind], kind, None))
     if not wanted:
         raise InputError("nothing to measure: give an engine or a peer")
+    return wanted
+
+
+def _main(args: argparse.Namespace, weights: dict[str, Path]) -> int:
+    for path in (args.json, args.markdown):
+        if path is not None and not path.resolve().parent.is_dir():
+            raise InputError(f"{path}: its folder does not exist")
+    wav = _read_wav(args.wav or ROOT / CLIP[0], args.seconds)
+    pairs: Sequence[Any] = ()
+    if args.folder:
+        from dvpd.quality.pairs import find_pairs, spread_sample
+
+        pairs = spread_sample(find_pairs(args.folder), args.limit)
+
+    threads = args.threads or cpu_quota()
+    wanted = _wanted(args)
     children: list[tuple[str, Child]] = []
     load_before, watch = machine.load_average(), machine.CpuWatch()
     try:
         for name, kind, folder in wanted:
-            say(f"{name}: loading")
+            show_status(f"{name}: loading")
             sites = [site.resolve() for site in args.site]
             where = None if folder is None else folder.resolve()
             file = weights[kind].resolve() if kind in weights else None
             child = Child(kind, where, file, threads, sites, args.timeout)
             children.append((name, child))
-        rows = measure(children, wav, pairs, args.runs, say)
+        rows = measure(children, wav, pairs, args.runs, show_status)
     finally:
         for _, child in children:
             child.close()

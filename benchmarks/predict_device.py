@@ -27,13 +27,13 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dvpd.benchmarks.common.graph_costs import engine_costs
+from dvpd.benchmarks.common.status import show_status
 from dvpd.benchmarks.common.timing import frames_of
 from dvpd.benchmarks.predict.calibration import measured, report_files
 from dvpd.benchmarks.predict.devices import DEVICES, THIS_MACHINE, device_name, find_device
 from dvpd.benchmarks.predict.display import show, show_devices, to_json
 from dvpd.benchmarks.predict.estimate import Case, predict
 from dvpd.benchmarks.predict.roofline import CALLS, GRAPH
-from dvpd.benchmarks.rtf import _say
 from dvpd.runtime.engines import default_engine
 from dvpd.runtime.errors import DvpdError, InputError
 from dvpd.runtime.files import write_whole
@@ -167,14 +167,16 @@ def _run(args: argparse.Namespace) -> None:
     steps = manifest.sampler.n_steps if args.steps is None else args.steps
     case = Case(folder, manifest, frames_of(args.window, manifest), args.batch, steps, args.launch)
     files = args.calibrate if args.calibrate is not None else report_files()
-    _say("counting the graphs of the measured reports")
+    show_status("counting the graphs of the measured reports")
     found = measured(files, [folder])
     costs = engine_costs(folder, case.frames, case.batch)
     predictions = []
     for name in names:
-        _say(name if name in DEVICES else "peak arithmetic and memory bandwidth of this machine")
+        show_status(
+            name if name in DEVICES else "peak arithmetic and memory bandwidth of this machine"
+        )
         predictions.append(predict(find_device(name, args.threads), case, found, costs))
-    _say("")
+    show_status("")
     if args.json is not None:
         text = json.dumps(to_json(case, predictions, found), indent=1, allow_nan=False)
         write_whole(args.json, text + "\n")

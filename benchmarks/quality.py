@@ -28,6 +28,7 @@ if __package__ in (None, ""):
 
 from dvpd.benchmarks import rtf
 from dvpd.benchmarks.common import machine, report_html, tables, timing
+from dvpd.benchmarks.common.status import show_status
 from dvpd.benchmarks.guard import shipped_engines
 from dvpd.runtime.backends.choose import cpu_quota
 from dvpd.runtime.errors import DvpdError, InputError
@@ -449,10 +450,6 @@ def _main(args: argparse.Namespace) -> int:
     if not models:
         raise InputError("no engine is shipped; give a model")
 
-    def say(text: str) -> None:
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-
     result: dict[str, Any] = {
         "format": FORMAT,
         "created": machine.now(),
@@ -462,7 +459,7 @@ def _main(args: argparse.Namespace) -> int:
         "models": [
             measure_model(
                 path, args.sets, args.sweeps, limit=args.limit, jobs=args.jobs or cpu_quota(),
-                backend=args.backend, say=say,
+                backend=args.backend, say=show_status,
             )
             for path in models
         ],

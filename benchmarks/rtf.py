@@ -33,6 +33,7 @@ if __package__ in (None, ""):
 
 from dvpd.benchmarks.common import machine, meters
 from dvpd.benchmarks.common.machine import now, versions
+from dvpd.benchmarks.common.status import show_status
 from dvpd.benchmarks.common.timing import (
     SETTLE_S,
     WARM_UP_ROUNDS,
@@ -322,30 +323,7 @@ def run(args: argparse.Namespace, say: Say = lambda _: None) -> dict[str, Any]:
         "schema": SCHEMA,
         "created": now(),
         "machine": machine.machine(),
-        "protocol": {
-            "timed": TIMED,
-            "threads": threads,
-            "affinity": sorted(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else None,
-            "governors": machine.governors(),
-            "clocks_mhz": None if watch.clocks is None else list(watch.clocks),
-            "nvpmodel": machine.nvpmodel(),
-            "versions": versions(),
-            "interleaved": True,
-            "warm_up_rounds": WARM_UP_ROUNDS,
-            "settle_s": SETTLE_S,
-            "min_runs": args.runs,
-            "min_seconds": args.seconds,
-            "cold_processes": args.cold_runs,
-            "cold_window_s": COLD_WINDOW_S,
-            "load_before": load_before,
-            "load_after": load_after,
-            "others_cpu_share": others,
-            "git": machine.git_revision(Path(__file__).resolve().parent),
-            "graphs": {item.name: _hashes(item) for item in items},
-            "note": args.note,
-        },
+        "protocol": _protocol(args, threads, items, watch, load_before, load_after, others),
         "peak": peak,
         "meters": {"found": [m.name for m in found], "absent": absent, "idle_watts": idle},
         "warnings": warnings,
@@ -353,6 +331,40 @@ def run(args: argparse.Namespace, say: Say = lambda _: None) -> dict[str, Any]:
         "costs": costs,
         "rows": [summarise(row) for row in rows],
         "processes": processes,
+    }
+
+
+def _protocol(
+    args: argparse.Namespace,
+    threads: int,
+    items: Sequence[Loaded],
+    watch: machine.CpuWatch,
+    load_before: Any,
+    load_after: Any,
+    others: float | None,
+) -> dict[str, Any]:
+    """How it was measured: the block of a report that lets somebody measure it again."""
+    return {
+        "timed": TIMED,
+        "threads": threads,
+        "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "governors": machine.governors(),
+        "clocks_mhz": None if watch.clocks is None else list(watch.clocks),
+        "nvpmodel": machine.nvpmodel(),
+        "versions": versions(),
+        "interleaved": True,
+        "warm_up_rounds": WARM_UP_ROUNDS,
+        "settle_s": SETTLE_S,
+        "min_runs": args.runs,
+        "min_seconds": args.seconds,
+        "cold_processes": args.cold_runs,
+        "cold_window_s": COLD_WINDOW_S,
+        "load_before": load_before,
+        "load_after": load_after,
+        "others_cpu_share": others,
+        "git": machine.git_revision(Path(__file__).resolve().parent),
+        "graphs": {item.name: _hashes(item) for item in items},
+        "note": args.note,
     }
 
 
@@ -514,7 +526,7 @@ def _main(args: argparse.Namespace) -> int:
     if args.from_json:
         result = report.read(args.from_json)
     else:
-        result = run(args, _say)
+        result = run(args, show_status)
         report.validate(result)
     if args.json:
         write_whole(args.json, json.dumps(result, indent=1, allow_nan=False) + "\n")
@@ -526,7 +538,7 @@ def _main(args: argparse.Namespace) -> int:
     if args.report:
         from dvpd.benchmarks import board
 
-        _say("parity with the CPU's waveform")
+        show_status("parity with the CPU's waveform")
         table = board.make(result, [Path(p) for p in args.engines] or find_engines())
         print(f"\n{board.write(args.report, table)}: send this file; nothing in it is private")
     missed = [line for condition in conditions for line in comparison.check(condition, result)]
@@ -534,11 +546,6 @@ def _main(args: argparse.Namespace) -> int:
         print(f"not met: {line}", file=sys.stderr)
     every_failed = all(row["status"] == "failed" for row in result["rows"])
     return 1 if missed or every_failed else 0
-
-
-def _say(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -35,19 +35,16 @@ from .quality.report import (
     check_folder,
     compare,
     csv_text,
-    families,
     json_text,
     load_baseline,
-    markdown,
-    plain,
     primary_system,
-    ranked,
     set_sha256,
     summarise_records,
     versions,
     write_folder,
 )
 from .quality.run import Progress, Task, measure_pair, measure_set
+from .quality.tables import families, markdown, plain, ranked
 from .runtime.backends.choose import BACKENDS, cpu_quota
 from .runtime.enhancer import Enhancer
 from .runtime.errors import DvpdError, InputError

@@ -94,7 +94,7 @@ def padded_frames(n_frames: int) -> int:
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """Defaults of the sampler (paper section 4.2).
+    """Defaults of the sampler (paper section 4.2); the shipped models take alpha = 0.7.
 
     Attributes:
         t_rs: Start time of the reverse process, in (0, 1).

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..runtime.errors import BackendError
 from .metrics import MEASURES, SAMPLE_RATE
 from .pauses import block_levels
-from .report import Table, families, headline, ranked, settings, tables
+from .tables import Table, families, headline, ranked, settings, tables
 
 PLOTTED = ("pesq", "estoi", "si_sdr", "dnsmos_ovrl")
 PLOTTED_LEVELS = ("pause_lowered", "pause_worst", "pause_jump", "words_lost", "loud_level")

@@ -1,4 +1,4 @@
-"""The training objective as one module: waveforms in, unweighted loss terms out (model.md, losses).
+"""The training objective as one module: waveforms in, unweighted loss terms out (`dvpd.losses`).
 
 Data parallelism wraps this module: all that is differentiated happens in its ``forward``, which reads
 nothing from the device and makes no tensor from host data. Random numbers come in from outside.

@@ -20,14 +20,11 @@ from dvpd.quality.report import (
     csv_text,
     json_text,
     load_baseline,
-    markdown,
-    plain,
     primary_system,
-    ranked,
     summarise_records,
-    tables,
     write_folder,
 )
+from dvpd.quality.tables import markdown, plain, ranked, tables
 from dvpd.runtime.errors import InputError
 from dvpd.runtime.spec import SamplerSpec
 
