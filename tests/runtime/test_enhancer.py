@@ -423,7 +423,7 @@ def test_another_process_is_told_to_open_its_own(enhancer, speech, monkeypatch):
 
 
 def test_an_interrupt_while_an_engine_loads_stops(engine_shared, monkeypatch):
-    from dvpd.runtime import backend
+    from dvpd.runtime.backends import choose
 
     def load(options):
         try:
@@ -434,7 +434,7 @@ def test_an_interrupt_while_an_engine_loads_stops(engine_shared, monkeypatch):
         except ImportError:
             raise BackendError("onnxruntime does not import") from None
 
-    table = {name: (*row[:2], load) for name, row in backend.BACKENDS.items()}
-    monkeypatch.setattr(backend, "BACKENDS", table)
+    table = {name: (*row[:2], load) for name, row in choose.BACKENDS.items()}
+    monkeypatch.setattr(choose, "BACKENDS", table)
     with pytest.raises(KeyboardInterrupt):
         Enhancer.open(engine_shared, "auto", "cpu")
