@@ -57,6 +57,7 @@ class Facts:
         trtexec: Its path.
         driver: What the CUDA driver says; None without a working one.
         board: Model of the Jetson; None on other machines.
+        cuda_python: Version of cuda-python (or its cuda-bindings); None without it.
     """
 
     python: str
@@ -68,6 +69,7 @@ class Facts:
     trtexec: str | None = None
     driver: CudaDriver | None = None
     board: str | None = None
+    cuda_python: str | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,15 @@ def gather(board: str | None = None) -> Facts:
         trtexec=found,
         driver=cuda_driver(),
         board=board,
+        cuda_python=_version_of("cuda-bindings") or _version_of("cuda-python"),
     )
+
+
+def _version_of(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def diagnose(facts: Facts, engines: Sequence[Path] = ()) -> Diagnosis:
@@ -151,7 +161,7 @@ def diagnose(facts: Facts, engines: Sequence[Path] = ()) -> Diagnosis:
         facts: From `gather`, or of a simulated board.
         engines: Engine folders whose plans are looked at.
     """
-    problems = [*_package_problems(facts), *_board_problems(facts)]
+    problems = [*_package_problems(facts), *_board_problems(facts), *_binding_problems(facts)]
     installed = {
         "tensorrt": facts.tensorrt.version if facts.tensorrt else None,
         "tensorrt-rtx": facts.rtx.version if facts.rtx else None,
@@ -209,6 +219,20 @@ def _package_problems(facts: Facts) -> list[str]:
                 f"install {builder}-cu{need - 1} instead of -cu{need}"
             )
     return problems
+
+
+def _binding_problems(facts: Facts) -> list[str]:
+    """Python bindings of a newer CUDA than the driver knows, such as 13 on JetPack 6."""
+    if facts.cuda_python is None or facts.driver is None:
+        return []
+    need, have = parse_version(facts.cuda_python)[0], facts.driver.version[0]
+    if need <= have:
+        return []
+    extra = " (the extra dvpd[jetson] does)" if facts.board else ", or update the driver"
+    return [
+        f"cuda-python {facts.cuda_python} needs CUDA {need}, the driver knows CUDA {have}: pip "
+        f"install 'cuda-python<{have + 1}'{extra}"
+    ]
 
 
 def _board_problems(facts: Facts) -> list[str]:

@@ -53,6 +53,14 @@ def test_jetson_orin():
     )
 
 
+def test_bindings_of_a_newer_cuda_than_the_boards():
+    """pip takes cuda-python 13 for cuda-python>=12.6; JetPack 6 has CUDA 12.6."""
+    (problem,) = diagnose(changed(JETPACK62, cuda_python="13.4.4")).problems
+    assert "pip install 'cuda-python<13' (the extra dvpd[jetson] does)" in problem
+    assert diagnose(changed(JETPACK62, cuda_python="12.9.1")).problems == ()
+    assert diagnose(changed(PC, cuda_python="13.4.4")).problems == ()
+
+
 def test_jetson_thor_with_tensorrt_11():
     facts = changed(
         JETPACK62,
