@@ -127,7 +127,7 @@ def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
     )
     enhance.add_argument(
         "--model",
-        metavar="ENGINE_DIR",
+        metavar="NAME|DIR",
         help="engine folder (default: $DVPD_ENGINE, else engines/dvpd-base or dvpd-tiny)",
     )
     enhance.add_argument(
@@ -241,12 +241,12 @@ def _refusal(source: str, target: str, overwrite: bool) -> InputError | None:
 
 
 def _enhance(args: argparse.Namespace) -> int:
-    from .engines import default_engine
+    from .engines import find_engine
     from .enhancer import Enhancer, resolve_tlb
     from .manifest import Manifest
     from .pipes import parse_raw
 
-    folder = Path(args.model) if args.model else default_engine()
+    folder = find_engine(args.model)
     manifest = Manifest.load(folder)
     try:
         if args.json and args.output == PIPE:
