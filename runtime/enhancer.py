@@ -361,7 +361,7 @@ class Enhancer:
             seed: Whole number in [0, 2^64).
             steps: Calls of the score network; 0 is the predictive branch alone, None the
                 manifest's default (3). The start time stays t_rs, so dt = t_rs / steps.
-            alpha: Weight of the predictive magnitude in [0, 1]; None for the manifest's (0.4).
+            alpha: Weight of the predictive magnitude in [0, 1]; None for the manifest's.
             tlb: Preset name, {"skip": [[..], [..]], "backbone": [[..], [..]]} or TlbFactors; None
                 for all ones.
             noise: float32 [steps, n_frames or more, 257], instead of the seed's noise, for
