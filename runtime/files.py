@@ -96,8 +96,12 @@ class WholeFile:
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY, 0o666)
         return os.fdopen(fd, "r+b", buffering=0)
 
-    def commit(self) -> None:
+    def commit(self, previous: Path | None = None) -> None:
         """Flush the file to the disk and give it its name.
+
+        Args:
+            previous: What ``target`` was until now is kept under this name. It is moved after the
+                new file is safe on the disk: a full disk changes neither.
 
         Raises:
             InputError: Meanwhile a file of that name has appeared, which may not be replaced.
@@ -111,7 +115,9 @@ class WholeFile:
         if self._overwrite:
             if self.target.exists():  # an overwritten file keeps its permissions
                 os.chmod(self.path, stat.S_IMODE(self.target.stat().st_mode))
-            os.replace(self.path, self.target)
+                if previous is not None:
+                    self.target.replace(previous)
+            self.path.replace(self.target)
         else:
             self._rename_to_free()
         _unfinished.discard(self.path)
@@ -166,9 +172,7 @@ def write_whole(
     """
     with WholeFile(path, overwrite=overwrite) as whole:
         whole.path.write_bytes(data.encode() if isinstance(data, str) else data)
-        if previous is not None and whole.target.exists():
-            whole.target.replace(previous)
-        whole.commit()
+        whole.commit(previous)
 
 
 def remove_unfinished() -> int:

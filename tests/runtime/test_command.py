@@ -123,7 +123,13 @@ def script(action, tmp_path, **options):
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_dies_of_the_signal_and_leaves_nothing(tmp_path, name):
     number = getattr(signal, name)
-    done = script(f"os.kill(os.getpid(), {int(number)}); time.sleep(60)", tmp_path)
+    # a shell's background jobs ignore SIGINT, and so would the child
+    action = f"os.kill(os.getpid(), {int(number)}); time.sleep(60)"
+    handler = signal.signal(number, signal.SIG_DFL)
+    try:
+        done = script(action, tmp_path)
+    finally:
+        signal.signal(number, handler)
     assert done.returncode == -number
     assert b"interrupted" in done.stderr
     assert b"Traceback" not in done.stderr
