@@ -17,4 +17,4 @@ if (_Path(__file__).parent.parent / "pyproject.toml").is_file():
 # the home folder, OpenVINO's Python package likewise. Without its module OpenVINO uses a stub.
 _os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 if _os.environ["ORT_DISABLE_TELEMETRY"] != "0":
-    _sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    _sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: no module

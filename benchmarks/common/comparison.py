@@ -24,20 +24,17 @@ _CONDITION = re.compile(rf"\s*(\w+)\s*(<=|>=|<|>)\s*({_NUMBER})\s*(?:@\s*(.*?))?
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
-_FIELDS: dict[str, Callable[[Row], float]] = {
-    "rtf": lambda r: r["rtf"],
-    "rtf_p95": lambda r: r["rtf_p95"],
-    "audio_s_per_s": lambda r: r["audio_s_per_s"],
-    **{
-        f"{k}_ms": (lambda r, k=k: r["latency_ms"][k])  # type: ignore[misc]
-        for k in ("p50", "p90", "p95", "p99", "max", "mean")
-    },
-    **{
-        k: (lambda r, k=k: r[k])  # type: ignore[misc]
-        for k in ("cold_start_s", "load_s", "first_window_s", "peak_rss_mib", "gpu_mib")
-    },
-}
 _PROCESS_FIELDS = ("cold_start_s", "load_s", "first_window_s", "peak_rss_mib", "gpu_mib")
+
+
+def _latency(percentile: str) -> Callable[[Row], float]:
+    return lambda row: row["latency_ms"][percentile]
+
+
+_FIELDS: dict[str, Callable[[Row], float]] = {
+    **{k: operator.itemgetter(k) for k in ("rtf", "rtf_p95", "audio_s_per_s", *_PROCESS_FIELDS)},
+    **{f"{k}_ms": _latency(k) for k in ("p50", "p90", "p95", "p99", "max", "mean")},
+}
 _FILTERS = ("engine", "backend", "device", "precision", "window_s", "batch", "steps")
 
 

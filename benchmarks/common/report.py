@@ -51,13 +51,13 @@ def read(path: Path) -> Report:
         InputError: It cannot be read or does not fit.
     """
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report: Report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {error}") from None
     if isinstance(report, dict) and report.get("schema") == BOARD_SCHEMA:
         report = report.get("rtf")
     validate(report, str(path))
-    return report  # type: ignore[no-any-return]
+    return report
 
 
 def label(row: Row) -> str:

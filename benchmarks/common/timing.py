@@ -90,7 +90,7 @@ class StageClock:
 
     def _run_sampler(self, *arrays: Any, **settings: Any) -> FloatArray:
         start = time.perf_counter()
-        result: FloatArray = self.inner.run_sampler(*arrays, **settings)  # type: ignore[attr-defined]
+        result: FloatArray = self.inner.run_sampler(*arrays, **settings)  # type: ignore[attr-defined]  # see __init__
         self.sampler_s = time.perf_counter() - start
         return result
 

@@ -10,13 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dvpd.benchmarks.common import machine
+from dvpd.config.tables import tomllib
 from dvpd.runtime.backends.choose import cpu_quota
 from dvpd.runtime.errors import InputError
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib  # type: ignore[no-redef]
 
 DEVICES_FILE = Path(__file__).with_name("devices.toml")
 THIS_MACHINE = "this-machine"

@@ -29,7 +29,7 @@ from .versions import BUILDERS, parse_version, release
 try:
     import fcntl
 except ImportError:  # Windows: no second builder can be waited for there
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # a module elsewhere
 
 SIDECAR_FORMAT = 2  # 1 did not say whether products are rounded to TF32
 SIDECAR_MAX_BYTES = 1 << 16
