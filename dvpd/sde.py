@@ -111,7 +111,7 @@ def make_plan(sde: SdeSpec, sampler: SamplerSpec) -> Plan:
     """
     return Plan(
         schedule.initial_state(sde, sampler.t_rs),
-        schedule.sampler_steps(sde, sampler.t_rs, sampler.n_steps),
+        schedule.sampler_steps(sde, sampler.t_rs, sampler.n_steps, sampler.last_step),
         sampler.alpha,
     )
 

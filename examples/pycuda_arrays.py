@@ -46,7 +46,7 @@ def enhance(enhancer: Enhancer, gpuarray: Any, wav: np.ndarray) -> np.ndarray:
 
     on_device = gpuarray.to_gpu(noisy)  # yours may come from a kernel of your own
     sampler = manifest.sampler
-    steps = sampler_steps(manifest.sde, sampler.t_rs, sampler.n_steps)
+    steps = sampler_steps(manifest.sde, sampler.t_rs, sampler.n_steps, sampler.last_step)
     noise = [frame_noise(0, draw, 0, padded) for draw in range(len(steps))]
     clean_ri = enhancer.backend.run_sampler(
         on_device,

@@ -493,9 +493,12 @@ class Enhancer:
             raise InputError(f"alpha is {weight!r}; expected a number in [0, 1]")
         if not 0.0 <= float(weight) <= 1.0:
             raise InputError(f"alpha is {weight}; expected 0 (diffusion) to 1 (predictive)")
+        steps_taken: tuple[SamplerStep, ...] = ()
+        if count:
+            steps_taken = sampler_steps(self.manifest.sde, sampler.t_rs, count, sampler.last_step)
         return _Settings(
             seed=check_seed(seed),
-            steps=sampler_steps(self.manifest.sde, sampler.t_rs, count) if count else (),
+            steps=steps_taken,
             alpha=float(weight),
             tlb=resolve_tlb(tlb, self.manifest.tlb_presets),
             noise=noise,

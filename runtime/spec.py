@@ -1,7 +1,6 @@
 """What the exported graphs promise: signal constants, tensors and presets.
 
-Training and export import this module, the runtime enforces it; spread_sample constant is written here
-once. Tensors are [B, channels, T frames, F bins].
+Training and export import this module, the runtime enforces it; every constant is written here once. Tensors are [B, channels, T frames, F bins].
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
+from .schedule import LAST_STEPS
 
 GRAPH_NAMES = ("predictive", "score")
 PRECISIONS = ("fp32", "fp16")
@@ -100,11 +100,14 @@ class SamplerSpec:
         t_rs: Start time of the reverse process, in (0, 1).
         n_steps: Calls of the score network.
         alpha: Weight of the predictive magnitude in the fusion, in [0, 1].
+        last_step: "euler" as in Algorithm 1, or "exact": what the network's noise says that x0 is
+            (``schedule.sampler_steps``). A score network is trained through one of them.
     """
 
     t_rs: float = 0.12
     n_steps: int = 3
     alpha: float = 0.4
+    last_step: str = "euler"
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -118,6 +121,10 @@ class SamplerSpec:
             raise InputError(f"sampler n_steps is {self.n_steps!r}; expected a whole number >= 1")
         if not 0.0 <= self.alpha <= 1.0:
             raise InputError(f"sampler alpha is {self.alpha}; expected 0 <= alpha <= 1")
+        if self.last_step not in LAST_STEPS:
+            raise InputError(
+                f"sampler last_step is {self.last_step!r}; expected one of {', '.join(LAST_STEPS)}"
+            )
 
 
 Factors = tuple[tuple[float, float], tuple[float, float]]

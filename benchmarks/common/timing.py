@@ -154,7 +154,8 @@ def enhance_windows(
     noisy, n_frames = encode(scaled, signal)
     n_padded = noisy.shape[2]
     ready = time.perf_counter()
-    schedule = sampler_steps(manifest.sde, manifest.sampler.t_rs, steps) if steps else ()
+    sampler = manifest.sampler
+    schedule = sampler_steps(manifest.sde, sampler.t_rs, steps, sampler.last_step) if steps else ()
     clean_ri = denoise(
         clock,
         manifest,

@@ -109,6 +109,8 @@ def complete_old(values: Mapping[str, Any]) -> Mapping[str, Any]:
         completed["data"] = complete_old_table(values["data"])
     if isinstance(values.get("train"), Mapping):
         completed["train"] = {**_LATER_TRAIN_KEYS, **values["train"]}
+    if isinstance(values.get("sampler"), Mapping):
+        completed["sampler"] = {"last_step": "euler", **values["sampler"]}
     return completed
 
 
