@@ -85,8 +85,8 @@ def base_rows(report: Report) -> list[Row]:
 # Tables
 
 HEADER = (
-    "engine", "backend", "window, s", "batch", "steps", "RTF", "p50, ms", "p90", "p95", "p99",
-    "max", "audio s / s", "runs",
+    "engine", "backend", "window, s", "batch", "steps", "RTF", "p50, ms", "p90, ms", "p95, ms",
+    "p99, ms", "max, ms", "audio s / s", "runs",
 )  # fmt: skip
 
 
@@ -145,7 +145,9 @@ def energy_rows(report: Report) -> list[list[Any]]:
     ]  # fmt: skip
 
 
-STAGE_HEADER = ("base case", "STFT, ms", "predictive", "score calls", "noise, fusion", "iSTFT")
+STAGE_HEADER = (
+    "base case", "STFT, ms", "predictive, ms", "score calls, ms", "noise, fusion, ms", "iSTFT, ms",
+)  # fmt: skip
 PROCESS_HEADER = (
     "fresh process", "cold start, s", "imports, s", "load, s", "first window, s", "peak RSS, MiB",
     "GPU, MiB",
