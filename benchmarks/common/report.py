@@ -175,8 +175,9 @@ def protocol_lines(report: Report) -> list[tuple[str, str]]:
          f"{tables.cell(m['memory_gib'])} GiB, {m['os']}"),
         ("board, GPUs", ", ".join(filter(None, [m["board"], *m["gpus"]])) or "none"),
         ("what is timed", p["timed"]),
-        ("statistic", f"at least {p['min_runs']} runs and {p['min_seconds']} s of each case after "
-         f"{p['warm_up_rounds']} warm-up rounds; cases interleaved in a new order every round, "
+        ("statistic", f"{p['min_runs']} runs and {p['min_seconds']} s of each case"
+         + (f", cut at {p['budget_s']:g} s an engine," if p.get("budget_s") is not None else "")
+         + f" after {p['warm_up_rounds']} warm-up rounds; cases interleaved in a new order every round, "
          f"{p['settle_s']} s pause between engines"),
         ("threads, affinity", f"{p['threads']}; cores {p['affinity']}"),
         ("governor, clocks", f"{', '.join(p['governors']) or 'not shown by this system'}; "
