@@ -45,9 +45,11 @@ figure { margin: 0; min-width: 0; max-width: 48rem; } figcaption { color: var(--
 svg { width: 100%; height: auto; color: var(--ink); }
 svg text { font-family: system-ui, sans-serif !important; }
 .scroll { overflow-x: auto; margin: .6rem 0; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .88rem; }
+table { border-collapse: separate; border-spacing: 0; font-variant-numeric: tabular-nums; font-size: .88rem; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right;
   white-space: nowrap; }
+th:first-child, td:first-child { position: sticky; left: 0;
+  background: var(--bg) padding-box; }
 th:first-child, td:first-child, th.text, td.text { text-align: left; }
 table.text td:last-child { white-space: normal; text-align: left; min-width: 12rem;
   overflow-wrap: anywhere; }

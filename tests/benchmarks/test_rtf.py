@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import os
+import re
 import shutil
 import time
 import xml.etree.ElementTree as ET
@@ -276,6 +277,20 @@ def test_the_page_is_one_file_with_four_plots(measured):
     for svg in text.split("<svg")[1:]:
         ET.fromstring("<svg" + svg.split("</svg>")[0] + "</svg>")
     assert "| engine | backend |" in markdown.read_text()
+
+
+def test_the_page_fits_a_narrow_window(measured):
+    _, (_, _, page) = measured
+    text = page.read_text()
+    assert 'name="viewport"' in text
+    assert text.count('<div class="scroll"><table') == text.count("<table") > 3
+    assert "|---" not in text
+    assert "minmax(min(27rem, 100%), 1fr)" in text
+    sizes = [float(x) for x in re.findall(r'<svg[^>]* width="([0-9.]+)pt"', text)]
+    assert len(sizes) == 4
+    assert max(sizes) <= 400  # at 370 pixels letters of 10 points are not much smaller
+    for name in {report.label(r) for r in report.base_rows(measured[0])}:
+        assert text.count(f">{name}</text>") >= 4  # every plot says which curve is which
 
 
 def test_a_report_renders_again_from_its_file(measured, tmp_path, capsys):
