@@ -570,6 +570,8 @@ def _main(args: argparse.Namespace) -> int:
     for path in (args.json, args.markdown, args.html):
         if path is not None and not path.resolve().parent.is_dir():
             raise InputError(f"{path}: its folder does not exist")
+        if path is not None and path.is_dir():
+            raise InputError(f"{path}: is a folder; give a file name")
     result = read(args.from_json) if args.from_json else _measure(args)
     text = "\n\n".join(filter(None, [set_tables(result), sweep_tables(result)]))
     print(text)

@@ -595,6 +595,9 @@ def _main(args: argparse.Namespace) -> int:
     for path in (args.json, args.markdown, args.html, args.report):
         if path is not None and not path.resolve().parent.is_dir():
             raise InputError(f"{path}: its folder does not exist")
+    for path in (args.json, args.markdown, args.html):
+        if path is not None and path.is_dir():  # before minutes are spent
+            raise InputError(f"{path}: is a folder; give a file name")
     if args.from_json:
         result = report.read(args.from_json)
     else:

@@ -88,5 +88,8 @@ def test_bad_logs(tmp_path, capsys, text, named):
 def test_no_log(tmp_path, capsys):
     assert main([str(tmp_path)]) == 1
     assert "has neither training.jsonl nor log.jsonl" in capsys.readouterr().err
+    (tmp_path / "log.jsonl").write_text(_line(None, 0.1, mag=1.0))
+    assert main([str(tmp_path), "-o", str(tmp_path)]) == 1
+    assert f"{tmp_path}: is a folder; give a file name" in capsys.readouterr().err
     assert main([str(tmp_path / "x.jsonl")]) == 1
     assert "No such file" in capsys.readouterr().err

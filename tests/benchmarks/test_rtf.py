@@ -358,6 +358,7 @@ def test_an_engine_that_does_not_load_is_a_row(tiny_engine, tmp_path, capsys):
 @pytest.mark.parametrize(("arguments", "message"), [
     (["nowhere", "--backend", "cuda9"], "backend is 'cuda9'"),
     (["ENGINE", "--json", "/nonexistent/x.json"], "folder does not exist"),
+    (["ENGINE", "--html", "/"], "/: is a folder; give a file name"),
     (["ENGINE", "--assert", "rtf is small"], "expected FIELD<NUMBER"),
     (["ENGINE", "--backend", "torch"], "torch runs checkpoints"),
     (["ENGINE", "--windows", "70", "--backend", "ort"], "expected 0.256"),
