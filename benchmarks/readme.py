@@ -126,7 +126,7 @@ def speed(found: report.Report) -> str:
     text = (
         f"{_machine(found)}, {p['threads']} threads, {found['created'][:10]}, {names}; windows "
         f"of {base[0]['window_s']:.2f} s from waveform to waveform (STFT and noise included), at "
-        f"least {p['min_runs']} interleaved runs"
+        f"least {min(p['min_runs'], *(row['runs'] for row in base))} interleaved runs"
     )
     if share is not None:
         text += f"; other processes used {share:.0%} of the CPU"

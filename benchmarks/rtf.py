@@ -6,7 +6,8 @@
     dvpd benchmark --report report.json                       # one file to send back; see board.py
     python benchmarks/rtf.py engines/dvpd-tiny --assert "rtf<0.5" --assert "p99_ms<900 @ steps=3"
 
-Cases (engine x backend x window x batch x steps) are timed interleaved, in a new order every
+An engine takes about a minute (``--seconds``): where that is too short, every case is still run, in
+fewer rounds, and the report says so. Cases (engine x backend x window x batch x steps) are timed interleaved, in a new order every
 round, after a warm-up and a pause in which idle threads of other engines stop spinning. What is
 timed is one window from waveform to waveform, by the runtime's own front end and sampler. A case
 that fails is a row that says why. Also ``dvpd benchmark``.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -57,6 +59,8 @@ from dvpd.runtime.files import sha256_file, write_whole
 SCHEMA = "dvpd-rtf-1"
 PERCENTILES = (50, 90, 95, 99)
 COLD_WINDOW_S = 2.048
+BUDGET_S = 60.0  # of an engine, on all its backends
+COLD_SHARE = 0.25  # of the budget: for fresh processes
 TIMED = (
     "one window of audio at 16 kHz, waveform in memory to waveform in memory: STFT and "
     "compression, the predictive call, the score calls, noise and fusion, inverse STFT; no file, "
@@ -158,12 +162,30 @@ def run_cold(path: Path, backend: str, device: str, threads: int, started: float
 
 
 def measure_cold(
-    items: Sequence[Loaded], threads: int, repeats: int, progress: Say
+    items: Sequence[Loaded],
+    threads: int,
+    repeats: int,
+    progress: Say,
+    budget_s: float = math.inf,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[dict[str, Any]]:
-    """Cold start, load time and memory of each item in fresh processes, interleaved; medians."""
+    """Cold start, load time and memory of each item in fresh processes, interleaved; medians.
+
+    Args:
+        items: What is opened.
+        threads: CPU threads.
+        repeats: Processes of each.
+        progress: Receives what is being done.
+        budget_s: No round but the first is begun that would end after so many seconds.
+        clock: Seconds; a test's own.
+    """
+    begin = clock()
     results: list[list[dict[str, Any]]] = [[] for _ in items]
     errors: list[str | None] = [item.error for item in items]
     for repeat in range(repeats):
+        # as long as the mean round before it
+        if repeat and (clock() - begin) * (repeat + 1) / repeat > budget_s:
+            break
         for i, item in enumerate(items):
             if errors[i] is not None:
                 continue
@@ -295,8 +317,11 @@ def run(args: argparse.Namespace, say: Say = lambda _: None) -> dict[str, Any]:
     watch = machine.CpuWatch()
     rows = make_cases(items, args.windows, args.batch, args.steps, args.grid)
     say(f"{len(rows)} cases")
+    cold_share = COLD_SHARE if args.cold_runs else 0.0
+    budget_s = args.seconds * len({item.name for item in items})
     time_interleaved(
-        rows, min_runs=args.runs, min_seconds=args.seconds, watch=watch,
+        rows, min_runs=args.runs, min_seconds=args.case_seconds, watch=watch,
+        budget_s=(1 - cold_share) * budget_s,
         progress=lambda done, total: say(f"timing: {done} of {total} cases have enough runs"),
     )  # fmt: skip
     warnings = watch.warnings()
@@ -308,7 +333,10 @@ def run(args: argparse.Namespace, say: Say = lambda _: None) -> dict[str, Any]:
     for item in items:
         if item.backend is not None:
             item.backend.close()
-    processes = measure_cold(items, threads, args.cold_runs, say) if args.cold_runs else []
+    processes = []
+    if args.cold_runs:
+        processes = measure_cold(items, threads, args.cold_runs, say, cold_share * budget_s)
+    warnings += cut_short(args, rows, processes)
     base = [r.case.frames for r in rows if r.error is None]
     costs, no_costs = network_costs(items, base[0]) if base else ({}, None)
     if no_costs:
@@ -334,6 +362,33 @@ def run(args: argparse.Namespace, say: Say = lambda _: None) -> dict[str, Any]:
     }
 
 
+def cut_short(
+    args: argparse.Namespace, rows: Sequence[Row], processes: Sequence[dict[str, Any]]
+) -> list[str]:
+    """What the budget left out, as warnings."""
+    more = f"within {args.seconds:g} s an engine; a larger --seconds gives more"
+    lines = []
+    few = sorted(
+        len(row.timings)
+        for row in rows
+        if row.error is None
+        and (
+            len(row.timings) < args.runs
+            or sum(timing.total for timing in row.timings) < args.case_seconds
+        )
+    )
+    if few:
+        span = str(few[0]) if few[0] == few[-1] else f"{few[0]} to {few[-1]}"
+        lines.append(
+            f"fewer rounds: {len(few)} of {len(rows)} cases have {span} runs, not {args.runs} runs "
+            f"and {args.case_seconds:g} s each, {more}; no case was left out"
+        )
+    fresh = [p["processes"] for p in processes if "processes" in p]
+    if fresh and min(fresh) < args.cold_runs:
+        lines.append(f"fewer fresh processes: {min(fresh)}, not {args.cold_runs}, {more}")
+    return lines
+
+
 def _protocol(
     args: argparse.Namespace,
     threads: int,
@@ -356,7 +411,8 @@ def _protocol(
         "warm_up_rounds": WARM_UP_ROUNDS,
         "settle_s": SETTLE_S,
         "min_runs": args.runs,
-        "min_seconds": args.seconds,
+        "min_seconds": args.case_seconds,
+        "budget_s": None if math.isinf(args.seconds) else args.seconds,
         "cold_processes": args.cold_runs,
         "cold_window_s": COLD_WINDOW_S,
         "load_before": load_before,
@@ -428,6 +484,16 @@ def _count(text: str) -> int:
     return value
 
 
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0")
+    return value
+
+
 def build_parser(prog: str = "rtf.py") -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -460,8 +526,14 @@ def build_parser(prog: str = "rtf.py") -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--runs", type=_count, default=20, help="runs of each case (default: 20)")
     parser.add_argument(
-        "--seconds", type=float, default=1.0, help="seconds of each case at least (default: 1)"
-    )
+        "--case-seconds", type=_seconds, default=1.0, metavar="S",
+        help="seconds of each case at least (default: 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seconds", type=_seconds, default=BUDGET_S, metavar="S",
+        help="seconds of an engine at most, on all its backends; where they do not suffice there are "
+        f"fewer rounds, not fewer cases (default: {BUDGET_S:g}; inf: no limit)",
+    )  # fmt: skip
     parser.add_argument(
         "--cold-runs", type=int, default=3, metavar="N",
         help="fresh processes for cold start and memory; 0 for none (default: 3)",
@@ -523,6 +595,9 @@ def _main(args: argparse.Namespace) -> int:
     for path in (args.json, args.markdown, args.html, args.report):
         if path is not None and not path.resolve().parent.is_dir():
             raise InputError(f"{path}: its folder does not exist")
+    for path in (args.json, args.markdown, args.html):
+        if path is not None and path.is_dir():  # before minutes are spent
+            raise InputError(f"{path}: is a folder; give a file name")
     if args.from_json:
         result = report.read(args.from_json)
     else:

@@ -41,7 +41,10 @@ def pesq_wb(wav: np.ndarray, reference: np.ndarray, rate: int) -> float | None:
 
 
 def picture(path: Path, wavs: dict[str, np.ndarray], rate: int) -> bool:
-    """Spectrograms side by side; False where matplotlib is missing."""
+    """Spectrograms one below the other, on one scale; False where matplotlib is missing.
+
+    Below and not beside each other, so that the letters can be read where the page is narrow.
+    """
     try:
         import matplotlib
     except ImportError:
@@ -49,20 +52,28 @@ def picture(path: Path, wavs: dict[str, np.ndarray], rate: int) -> bool:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(wavs), figsize=(5 * len(wavs), 3.6), sharey=True)
-    for axis, (name, wav) in zip(axes, wavs.items(), strict=True):
-        faint = 1e-8 * np.random.default_rng(0).standard_normal(
-            len(wav)
-        )  # silence has no logarithm
-        axis.specgram(wav + faint, NFFT=512, Fs=rate, noverlap=384, vmin=-130, vmax=-30)
-        axis.set(title=name, xlabel="s")
-    axes[0].set_ylabel("Hz")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    with matplotlib.rc_context({"font.size": 13}):
+        figure, axes = pyplot.subplots(
+            len(wavs), 1, figsize=(7.2, 1.9 * len(wavs)), sharex=True, layout="constrained"
+        )
+        for axis, (name, wav) in zip(axes, wavs.items(), strict=True):
+            # silence has no logarithm
+            faint = 1e-8 * np.random.default_rng(0).standard_normal(len(wav))
+            _, _, _, image = axis.specgram(
+                wav + faint, NFFT=512, Fs=rate, noverlap=384, vmin=-130, vmax=-30, cmap="magma"
+            )
+            image.set_extent((0, len(wav) / rate, 0, rate / 2000))
+            axis.axis((0, len(wav) / rate, 0, rate / 2000))
+            axis.set_title(name, loc="left", fontsize=13)
+            axis.set_ylabel("kHz")
+        axes[-1].set_xlabel("time, s")
+        figure.colorbar(image, ax=list(axes), label="dB / Hz", pad=0.01, aspect=40)
+        figure.savefig(path, dpi=110)
+        pyplot.close(figure)
     return True
 
 
-def shrink(source: Path, target: Path, width: int = 1100, colours: int = 40) -> None:
+def shrink(source: Path, target: Path, width: int = 790, colours: int = 48) -> None:
     """A small copy of a picture, for the README: noise compresses badly in many colours."""
     from PIL import Image  # matplotlib brings it
 

@@ -117,24 +117,29 @@ def default_engine() -> Path:
 def verification_problem(folder: str | Path, manifest: Manifest) -> str | None:
     """Why an engine folder does not count as verified, or None.
 
-    An export compares its graphs with the model before they appear, and keeps the figures in the
-    manifest: that counts, until a report of the same graphs says otherwise.
+    An export compares its graphs with the model before they appear, and keeps the figures and the
+    graphs' hashes in the manifest: that counts, until a report of the same graphs says otherwise.
+    What counts is the same for both: a comparison of these very graphs that passed.
 
     Args:
         folder: The engine folder.
         manifest: Its manifest.
     """
     path = Path(folder) / VERIFICATION_NAME
+    present = {name: graph.sha256 for name, graph in manifest.graphs.items()}
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
         known, passed, graphs = table["format"], table["passed"], table["graphs"]
     except FileNotFoundError:
-        return None if manifest.parity else "has no verification report"
+        exported = manifest.parity.get("graphs")
+        if exported is None:
+            return "has no verification report"
+        return None if exported == present else "has other graphs than were exported"
     except (OSError, KeyError, TypeError, ValueError, RecursionError):
         return "has a verification report that cannot be read"
     if known != VERIFICATION_FORMAT:
         return "has a verification report of another version"
-    if graphs != {name: graph.sha256 for name, graph in manifest.graphs.items()}:
+    if graphs != present:
         return "has a verification report of other graphs"
     return None if passed is True else "has failed its verification"
 
