@@ -92,7 +92,8 @@ def train_run(args: argparse.Namespace, variant: str, seed: int) -> Path:
         words.append("--resume")
     if train(words):
         raise InputError(f"training of {variant}, seed {seed}, failed; see above")
-    return out / "last.safetensors"
+    path: Path = out / "last.safetensors"
+    return path
 
 
 def measure(

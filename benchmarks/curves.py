@@ -63,14 +63,17 @@ def read_log(path: Path) -> list[list[dict[str, Any]]]:
     return list(runs.values())
 
 
-def series(runs: Sequence[Sequence[dict[str, Any]]], term: str) -> list[tuple[list[float], ...]]:
+def series(
+    runs: Sequence[Sequence[dict[str, Any]]], term: str
+) -> list[tuple[list[float], list[float]]]:
     """Points of one term, a pair of lists (hours of audio, value) for each run that has it.
 
     Args:
         runs: From ``read_log``.
         term: Key of ``TERMS``.
     """
-    found, before = [], 0.0
+    found: list[tuple[list[float], list[float]]] = []
+    before = 0.0
     for run in runs:
         rows = [r for r in run if term in r]
         if rows:

@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def floor(device: str, manifest: Manifest, n_bytes: int, window_s: float) -> dic
     for name, dtype in (("fp32", torch.float32), ("fp16", torch.float16)):
         if on_gpu or name == "fp32":
             a = torch.randn(n, n, device=device).to(dtype)
-            rates[name] = n**3 / best(lambda m=a: m @ m)
+            rates[name] = n**3 / best(partial(torch.matmul, a, a))
     macs = float(manifest.macs_per_second["total"]) * window_s
     return {
         "bandwidth_gb_s": bandwidth / 1e9,
@@ -114,7 +115,8 @@ def compulsory_bytes(backend: TorchBackend, work: Work, n_steps: int) -> int:
     kept = sum(f.numel() * f.element_size() for f in feats)
     plane = work.noisy.nbytes // 3
     predictive = branches["predictive"] + 5 * plane + kept
-    return predictive + n_steps * (branches["score"] + 2 * plane + kept)
+    total: int = predictive + n_steps * (branches["score"] + 2 * plane + kept)
+    return total
 
 
 class Energy:
@@ -150,7 +152,8 @@ class Report:
 
     def __init__(self, path: Path | None, table: dict[str, Any]) -> None:
         """Start with ``table``; None writes no file."""
-        self.table, self.path, self.unwritten = table, path, None
+        self.table, self.path = table, path
+        self.unwritten: str | None = None
 
     def part(self, table: dict[str, Any], key: str, work: Callable[[], Any]) -> Any:
         """Put what ``work`` returns under ``key``; what it raises is there as {"error": text}."""
@@ -229,11 +232,11 @@ def measure(args: argparse.Namespace) -> Report:
         report.table["engines"].append(row)
         if wav is not None:
             waves[f"{row['engine']}/{name}/{where}"] = wav
-            report.part(row, "snr_db", lambda w=wav: snr_db(reference, w))
-            report.part(row, "pesq", lambda w=wav: pesq_of(clean, w))
+            report.part(row, "snr_db", partial(snr_db, reference, wav))
+            report.part(row, "pesq", partial(pesq_of, clean, wav))
         report.save()
     if args.waveforms:
-        np.savez_compressed(args.waveforms, **waves)
+        np.savez_compressed(args.waveforms, allow_pickle=False, **waves)
     return report
 
 
@@ -272,7 +275,7 @@ def measure_precision(
     table["throughput"] = []
     for batch in args.batches:
         row: dict[str, Any] = {}
-        value = report.part(row, "row", lambda b=batch: throughput(b))
+        value = report.part(row, "row", partial(throughput, batch))
         table["throughput"].append({"batch": batch} | value)
     report.save()
 
@@ -334,7 +337,7 @@ def measure_engine(
             for batch in args.batches if device != "cpu" else (1,):
                 many = Work(manifest, window, batch)
                 try:
-                    took = timed(lambda w=many: w.run(backend), args.seconds)
+                    took = timed(partial(many.run, backend), args.seconds)
                 except DvpdError as error:  # beyond the engine's profile, or its memory
                     row["throughput"].append({"batch": batch, "error": str(error)})
                     continue

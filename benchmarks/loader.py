@@ -31,14 +31,14 @@ from torch import Tensor
 
 from dvpd.benchmarks.common.machine import machine
 from dvpd.benchmarks.common.tables import show
-from dvpd.config import Config, load_toml
+from dvpd.config import Config, load_toml, override
 from dvpd.data import open_source
 from dvpd.data.loader import PairSource, batches
 from dvpd.data.mix import Mixer
-from dvpd.data.pool import SAMPLE_RATE, Pool
+from dvpd.data.pool import Pool
 from dvpd.runtime.errors import DvpdError, InputError
 from dvpd.runtime.files import write_whole
-from dvpd.train import override
+from dvpd.runtime.spec import SAMPLE_RATE
 from dvpd.training.parallel import Team
 from dvpd.training.trainer import Trainer
 

@@ -183,6 +183,10 @@ def _quality(child: Child | None, pairs: Sequence[Any], scratch: Path) -> dict[s
     source, target = scratch / "in.npy", scratch / "out.npy"
     for pair in pairs:
         noisy, clean = read_pair(pair)
+        if clean is None:
+            raise InputError(
+                f"{pair.name}: has no clean recording, which peers are measured against"
+            )
         out = noisy
         if child is not None:
             np.save(source, noisy)

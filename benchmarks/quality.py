@@ -20,6 +20,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,10 @@ def sweep_systems(manifest: Manifest, sweep: str) -> list[Any]:
     return systems
 
 
+def _say_pairs(say: Callable[[str], None], engine: str, done: int, total: int, _: Any) -> None:
+    say(f"{engine}: {done} of {total} pairs")
+
+
 def measure_model(
     path: Path, sets: Sequence[Path], sweeps: Sequence[str], *, limit: int = 0, jobs: int = 1,
     backend: str = "auto", say: Say = lambda _: None,
@@ -133,7 +138,7 @@ def measure_model(
         say(f"{path.name} on {folder.name}: {len(pairs)} pairs, {len(systems)} samplers")
         records, failures = measure_set(
             Task(**{**vars(task), "systems": systems, "metrics": METRICS + pauses}), pairs, jobs,
-            lambda done, total, _, n=folder.name: say(f"{n}: {done} of {total} pairs"),
+            partial(_say_pairs, say, folder.name),
         )  # fmt: skip
         result["failures"] += [{"set": folder.name, **f} for f in failures]
         if not records:

@@ -187,15 +187,15 @@ def measure_cold(
             code = f"exit code {done.returncode}" if done is not None else "no answer"
             errors[i] = answer.get("error") or (text[0] if text else code)
     rows = []
-    for item, found, error in zip(items, results, errors, strict=True):
+    for item, found, problem in zip(items, results, errors, strict=True):
         row: dict[str, Any] = {
             "engine": item.name,
             "backend": item.backend_name,
             "device": item.device,
-            "status": "ok" if error is None else "failed",
-            "error": error,
+            "status": "ok" if problem is None else "failed",
+            "error": problem,
         }
-        if error is None and found:
+        if problem is None and found:
             row["processes"] = len(found)
             for key in found[0]:
                 values = [x[key] for x in found if x[key] is not None]

@@ -29,10 +29,9 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dvpd import lisa
-from dvpd.config import Config, load_toml
+from dvpd.config import Config, load_toml, override
 from dvpd.runtime.errors import DvpdError, InputError
 from dvpd.runtime.files import write_whole
-from dvpd.train import override
 from dvpd.training import fast_kernels
 from dvpd.training.fast_step import Step
 from dvpd.training.objective import Objective
@@ -53,7 +52,7 @@ class Counted(TorchDispatchMode):
 
     def __init__(self) -> None:
         """Start at zero."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types for it
         self.calls: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
 

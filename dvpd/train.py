@@ -158,7 +158,12 @@ def find_examples(config: Config, source: PairSource, dev: str | Path | None) ->
         found = find_pairs(dev)
         count = min(N_EXAMPLES, len(found))
         chosen = [found[i * len(found) // count] for i in range(count)]
-        named = [(pair.name, *read_pair(pair)) for pair in chosen]
+        named = []
+        for pair in chosen:
+            noisy, clean = read_pair(pair)
+            if clean is None:
+                raise InputError(f"{dev}: {pair.name} has no clean recording; --dev needs pairs")
+            named.append((pair.name, noisy, clean))
     return [(name, a[:EXAMPLE_SAMPLES], b[:EXAMPLE_SAMPLES]) for name, a, b in named]
 
 

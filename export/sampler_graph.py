@@ -106,7 +106,7 @@ def build(name: str) -> onnx.ModelProto:
         graph.node("Mul", ["clean_ri", "gain"], "fused")
 
     def value(tensor: str) -> onnx.ValueInfoProto:
-        shape = ["B", CHANNELS.get(tensor, 1), "T", N_FREQS]
+        shape: list[str | int | None] = ["B", CHANNELS.get(tensor, 1), "T", N_FREQS]
         return helper.make_tensor_value_info(tensor, TensorProto.FLOAT, shape)
 
     coefficients = helper.make_tensor_value_info("coefficients", TensorProto.FLOAT, [4])

@@ -336,7 +336,7 @@ def _half_nodes(
     for name, case in cases.items():
         noisy = np.ascontiguousarray(case.noisy[:, :, :NODE_FRAMES])
         inputs: dict[str, NDArray[Any]] = {PREDICTIVE_INPUTS[0].name: noisy}
-        feats: list[Any] = predict.run(half.FEAT_NAMES, inputs)
+        feats = list(predict.run(half.FEAT_NAMES, inputs))
         xt = noisy[:, 2:3] + np.float32(0.2) * case.noise[0][:, :, : noisy.shape[2]]
         score = {"xt": xt, "t": np.array([manifest.sampler.t_rs / 2], np.float32)}
         score |= dict(zip(half.FEAT_NAMES, feats, strict=True))

@@ -29,12 +29,13 @@ from numpy.random import Generator
 
 from ..config import load_toml
 from ..runtime.errors import DvpdError, InputError
+from ..runtime.spec import SAMPLE_RATE
 from . import degrade
 from .chain import run_chain
 from .degrade import Wav, rms
 from .mix import make_rng
 from .paired import match_names
-from .pool import SAMPLE_RATE, decode, find_audio
+from .pool import decode, find_audio
 from .rooms import (
     Room,
     RoomRanges,
@@ -205,6 +206,12 @@ PAUSES_SNR_DB = (0.0, 5.0, 10.0, 20.0)
 _ACTIVE_DB = -45.0  # under an utterance's loudest 10 ms: what is softer at its ends is cut off
 
 
+def _decode_float(path: Path) -> Wav:
+    """A recording as `decode` gives it, in [-1, 1)."""
+    wav: Wav = decode(path).astype(np.float32) / np.float32(32768.0)
+    return wav
+
+
 def _spoken(wav: Wav) -> Wav:
     """An utterance without the silence before and behind it."""
     count = SAMPLE_RATE // 100
@@ -231,7 +238,7 @@ def pauses(rng: Generator, clean: Wav, corpora: Corpora) -> Item:
             target[place : place + len(utterance)] = utterance
             spoken.append((place, place + len(utterance)))
         place += len(utterance) + int(rng.uniform(*PAUSES_BETWEEN_S) * SAMPLE_RATE)
-        utterance = decode(corpora.clean[int(rng.integers(len(corpora.clean)))]) / np.float32(32768)
+        utterance = _decode_float(corpora.clean[int(rng.integers(len(corpora.clean)))])
     snr_db = float(rng.choice(PAUSES_SNR_DB))
     noise, path = draw_noise(rng, corpora.noise, count)
     heard = np.concatenate([target[a:b] for a, b in spoken]) if spoken else target
@@ -288,7 +295,7 @@ def make_items(
         picked = make_rng(seed, 0, _SELECTION).permutation(len(files))[:count]
         files = [files[i] for i in sorted(picked)]
     for index, path in enumerate(files):
-        clean = decode(path) / np.float32(32768.0)
+        clean = _decode_float(path)
         if rms(clean) < _SILENT_RMS:
             yield path, None
         else:

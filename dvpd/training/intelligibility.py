@@ -35,11 +35,14 @@ def _third_octaves(signal: SignalSpec, sample_rate: int) -> np.ndarray:
     low, high = bands * 2.0 ** (-1 / 6), bands * 2.0 ** (1 / 6)
     bottom, top = centres[:, None] - spacing / 2, centres[:, None] + spacing / 2
     overlap = np.minimum(top, high) - np.maximum(bottom, low)
-    return np.maximum(overlap, 0.0) / spacing
+    matrix: np.ndarray = np.maximum(overlap, 0.0) / spacing
+    return matrix
 
 
 class EstoiEstimate(nn.Module):
     """ESTOI of each item, about 0 to 1."""
+
+    matrix: Tensor
 
     def __init__(self, signal: SignalSpec = SIGNAL, sample_rate: int = SAMPLE_RATE) -> None:
         """Make the bands.
@@ -98,7 +101,8 @@ def estoi_estimate(
     estimate: Tensor, target: Tensor, signal: SignalSpec = SIGNAL, sample_rate: int = SAMPLE_RATE
 ) -> Tensor:
     """`EstoiEstimate` of compressed spectra [B, 2, T, F]: [B], about 0 to 1."""
-    return _on(estimate.device, signal, sample_rate)(estimate, target)
+    value: Tensor = _on(estimate.device, signal, sample_rate)(estimate, target)
+    return value
 
 
 def _normal(bands: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from ..config import Config, TrainConfig
-from ..data.pool import SAMPLE_RATE
 from ..runtime.arrays import FloatArray
 from ..runtime.errors import InputError
+from ..runtime.spec import SAMPLE_RATE
 
 Example = tuple[str, FloatArray, FloatArray]  # name, noisy [L], clean [L]
 
@@ -76,7 +76,7 @@ class Bar:
             console=self.console,
             speed_estimate_period=600.0,
         )
-        unknown = dict.fromkeys(("loss", "lr", "crops_per_s", "audio_hours"), "-")
+        unknown: dict[str, Any] = dict.fromkeys(("loss", "lr", "crops_per_s", "audio_hours"), "-")
         self.task = self.progress.add_task(
             "step -", total=config.minutes or config.steps, **unknown
         )

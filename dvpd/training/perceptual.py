@@ -44,7 +44,8 @@ def bark(freqs_hz: np.ndarray) -> np.ndarray:
 def hearing_threshold_db(freqs_hz: np.ndarray) -> np.ndarray:
     """Threshold in quiet, dB SPL (Terhardt 1979)."""
     khz = np.maximum(freqs_hz, 20.0) / 1000.0
-    return 3.64 * khz**-0.8 - 6.5 * np.exp(-0.6 * (khz - 3.3) ** 2) + 1e-3 * khz**4
+    level: np.ndarray = 3.64 * khz**-0.8 - 6.5 * np.exp(-0.6 * (khz - 3.3) ** 2) + 1e-3 * khz**4
+    return level
 
 
 def _bands(signal: SignalSpec, sample_rate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -68,6 +69,10 @@ def _bands(signal: SignalSpec, sample_rate: int) -> tuple[np.ndarray, np.ndarray
 
 class LoudnessDisturbance(nn.Module):
     """Symmetric and asymmetric disturbance of each item, in units of raw MOS."""
+
+    matrix: Tensor
+    threshold: Tensor
+    speech: Tensor
 
     def __init__(self, signal: SignalSpec = SIGNAL, sample_rate: int = SAMPLE_RATE) -> None:
         """Make the bands.
@@ -104,7 +109,8 @@ class LoudnessDisturbance(nn.Module):
 
         def present(power: Tensor) -> Tensor:  # at the listening level, each on its own
             mean = (power * share).sum((1, 2), keepdim=True).clamp_min(_AUDIBLE)
-            return (power * (presented / mean)) @ self.matrix  # [B, T, K]
+            shown: Tensor = (power * (presented / mean)) @ self.matrix
+            return shown  # [B, T, K]
 
         e_bark, t_bark = present(e_power), present(t_power)
         # The target through the estimate's mean response, within 20 dB (P.862, 10.2.4). It is held fixed: with
@@ -149,12 +155,14 @@ def loudness_disturbance(
     estimate: Tensor, target: Tensor, signal: SignalSpec = SIGNAL, sample_rate: int = SAMPLE_RATE
 ) -> Tensor:
     """`LoudnessDisturbance` of compressed spectra [B, 2, T, F]: [B] in units of raw MOS."""
-    return _on(estimate.device, signal, sample_rate)(estimate, target)
+    value: Tensor = _on(estimate.device, signal, sample_rate)(estimate, target)
+    return value
 
 
 def _root(value: Tensor, order: int = 2) -> Tensor:
     """The root of a value >= 0, with a finite gradient at 0."""
-    return (value + _EPS) ** (1 / order) - _EPS ** (1 / order)
+    root: Tensor = (value + _EPS) ** (1 / order) - _EPS ** (1 / order)
+    return root
 
 
 def perceptual_loss(estimate: Tensor, target: Tensor) -> Tensor:

@@ -194,7 +194,7 @@ class TrtBackend:
     def _make_log(self) -> Any:
         trt, errors = self._trt, self._errors
 
-        class Log(trt.ILogger):  # type: ignore[name-defined,misc]
+        class Log(trt.ILogger):  # type: ignore[name-defined,misc]  # loaded at run time
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)
 
