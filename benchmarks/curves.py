@@ -20,7 +20,8 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dvpd.benchmarks.common import report_html
-from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime import command
+from dvpd.runtime.errors import InputError
 from dvpd.runtime.files import write_whole
 
 LOG_NAMES = ("training.jsonl", "log.jsonl")
@@ -117,22 +118,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    try:
-        path = args.log
-        if path.is_dir():
-            found = [path / name for name in LOG_NAMES if (path / name).is_file()]
-            if not found:
-                raise InputError(f"{path} has neither {' nor '.join(LOG_NAMES)}")
-            path = found[0]
-        out = args.out or path.with_name("curves.svg")
-        write_whole(out, plot(read_log(path)) + "\n")
-    except (DvpdError, OSError) as error:
-        print(f"curves.py: {error}", file=sys.stderr)
-        return 1
+    return command.run(build_parser(), argv, _draw)
+
+
+def _draw(args: argparse.Namespace) -> int:
+    path = args.log
+    if path.is_dir():
+        found = [path / name for name in LOG_NAMES if (path / name).is_file()]
+        if not found:
+            raise InputError(f"{path} has neither {' nor '.join(LOG_NAMES)}")
+        path = found[0]
+    out = args.out or path.with_name("curves.svg")
+    write_whole(out, plot(read_log(path)) + "\n")
     print(out)
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

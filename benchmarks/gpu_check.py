@@ -36,6 +36,7 @@ from dvpd.benchmarks.common.gpu_work import (
 )
 from dvpd.benchmarks.common.reference import CLIP, WINDOW_FRAMES
 from dvpd.export.figures import snr_db
+from dvpd.runtime import command
 from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import Manifest
@@ -404,31 +405,31 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 1 failed, 2 wrong usage."""
-    from dvpd.runtime.errors import DvpdError
+    from dvpd.benchmarks import gpu_quick
 
-    args = build_parser().parse_args(argv)
+    spent_s = gpu_quick.process_age() if argv is None else 0.0
+    return command.run(build_parser(), argv, lambda args: _check(args, spent_s))
+
+
+def _check(args: argparse.Namespace, spent_s: float) -> int:
+    from dvpd.benchmarks import gpu_quick
+
     if args.quick or args.make_reference:
-        from dvpd.benchmarks import gpu_quick
-
-        return gpu_quick.run(args, gpu_quick.process_age() if argv is None else 0.0)
+        return gpu_quick.run(args, spent_s)
     if len(args.engines) > 1:
-        print("error: several engines need --quick", file=sys.stderr)
-        return 2
+        command.say("several engines need --quick")
+        return command.EXIT_USAGE
     args.engine = args.engine or (args.engines or [ROOT / "engines" / "dvpd-tiny"])[0]
     args.seconds = 2.0 if args.seconds is None else args.seconds
     on_cpu = args.device == "cpu" or (args.device == "auto" and not torch.cuda.is_available())
     args.precisions = ("fp32",) if on_cpu else ("fp32", "fp16")
     args.batches = args.batches or ((1,) if on_cpu else BATCHES)
-    try:
-        report = measure(args)
-    except (DvpdError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    report = measure(args)
     print(report.text(), end="")
     if report.unwritten:
-        print(f"error: {report.unwritten}", file=sys.stderr)
-    return 1 if report.unwritten else 0
+        command.say(report.unwritten)
+    return command.EXIT_FAILED if report.unwritten else command.EXIT_DONE
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

@@ -22,7 +22,6 @@ import logging
 import math
 import operator
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +39,8 @@ from dvpd.benchmarks.common.reference import REFERENCE, WINDOW_FRAMES
 from dvpd.export.figures import snr_db
 from dvpd.model import DVPD
 from dvpd.runtime.arrays import FloatArray
-from dvpd.runtime.errors import BackendError, DvpdError, InputError
+from dvpd.runtime.command import EXIT_USAGE, say
+from dvpd.runtime.errors import BackendError, InputError
 from dvpd.runtime.files import WholeFile
 from dvpd.runtime.manifest import Manifest
 from dvpd.torch_backend import TorchBackend, prepare
@@ -139,7 +139,7 @@ class Journal:
     def _lost(self, where: str, error: OSError) -> None:
         if self.unwritten is None:
             self.unwritten = f"{where}: {error.strerror or error}"
-            print(f"error: rows are lost: {self.unwritten}", file=sys.stderr)
+            say(f"rows are lost: {self.unwritten}")
 
 
 @contextmanager
@@ -480,17 +480,13 @@ def run(args: argparse.Namespace, spent: float = 0.0) -> int:
     """
     if args.make_reference:
         shipped = [ROOT / "engines" / name for name in ENGINES if not name.endswith("-fp16")]
-        try:
-            names = make_reference(args.engines or shipped, REFERENCE)
-        except (DvpdError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+        names = make_reference(args.engines or shipped, REFERENCE)
         print(f"{REFERENCE}: {', '.join(names)}")
         return 0
     args.seconds = SECONDS if args.seconds is None else args.seconds
     if not (math.isfinite(args.seconds) and args.seconds > 0):
-        print(f"error: --seconds is {args.seconds}; expected a number > 0", file=sys.stderr)
-        return 2
+        say(f"--seconds is {args.seconds}; expected a number > 0")
+        return EXIT_USAGE
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     args.engines = args.engines or [ROOT / "engines" / name for name in ENGINES]

@@ -29,12 +29,13 @@ if __package__ in (None, ""):
 
 from dvpd.benchmarks import rtf
 from dvpd.benchmarks.common import machine, report_html, tables, timing
-from dvpd.benchmarks.common.status import show_status
 from dvpd.benchmarks.guard import shipped_engines
+from dvpd.runtime import command
 from dvpd.runtime.backends.choose import cpu_quota
-from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.errors import InputError
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.progress import show_status
 
 FORMAT = "dvpd-quality-1"
 METRICS = ("pesq", "estoi", "si_sdr")
@@ -435,12 +436,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    try:
-        return _main(args)
-    except (DvpdError, OSError) as error:
-        print(f"quality.py: {error}", file=sys.stderr)
-        return 1
+    return command.run(build_parser(), argv, _main)
 
 
 def _main(args: argparse.Namespace) -> int:
@@ -473,7 +469,7 @@ def _main(args: argparse.Namespace) -> int:
     print(text)
     failures = [f for model in result["models"] for f in model["failures"]]
     for failure in failures:
-        print(f"failed: {failure['set']} {failure['name']}: {failure['error']}", file=sys.stderr)
+        command.say(f"failed: {failure['set']} {failure['name']}: {failure['error']}")
     if args.json:
         write_whole(args.json, json.dumps(result, indent=1) + "\n")
     if args.markdown:
@@ -487,4 +483,4 @@ def _main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

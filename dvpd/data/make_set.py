@@ -28,7 +28,9 @@ import soxr
 from numpy.random import Generator
 
 from ..config import load_toml
-from ..runtime.errors import DvpdError, InputError
+from ..runtime import command
+from ..runtime.errors import InputError
+from ..runtime.progress import Progress as Bar
 from ..runtime.spec import SAMPLE_RATE
 from . import degrade
 from .chain import run_chain
@@ -411,39 +413,32 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _show(done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        filled = 30 * done // total
-        bar = "#" * filled + "." * (30 - filled)
-        sys.stderr.write(f"\r{bar} {done}/{total}" + "\n" * (done == total))
-        sys.stderr.flush()
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = build_parser().parse_args(argv)
+    return command.run(build_parser(), argv, _make)
+
+
+def _make(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        if args.seed < 0:
-            raise InputError(f"--seed {args.seed}; expected 0 or more")
-        if args.pairs:
-            clean = [pair[1] for pair in match_names(*find_sides(Path(args.pairs)))]
-        else:
-            clean = find_audio(args.speech)
-        corpora = Corpora(
-            clean,
-            find_audio(args.noise) if args.noise else [],
-            find_audio(args.rir) if args.rir else [],
-        )
+    if args.seed < 0:
+        raise InputError(f"--seed {args.seed}; expected 0 or more")
+    if args.pairs:
+        clean = [pair[1] for pair in match_names(*find_sides(Path(args.pairs)))]
+    else:
+        clean = find_audio(args.speech)
+    corpora = Corpora(
+        clean,
+        find_audio(args.noise) if args.noise else [],
+        find_audio(args.rir) if args.rir else [],
+    )
+    with Bar(args.name) as bar:
         made = make_set(
-            args.name, corpora, args.out, seed=args.seed, count=args.count, progress=_show
-        )
-    except (DvpdError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+            args.name, corpora, args.out, seed=args.seed, count=args.count,
+            progress=lambda done, total: bar(done / total, f"{done} of {total}"),
+        )  # fmt: skip
     sys.stdout.write(f"{Path(args.out) / args.name.lower()}: {made} pairs\n")
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

@@ -14,7 +14,6 @@ import platform
 import shutil
 import signal
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +24,7 @@ import torch
 
 from ..config import Config, load_toml
 from ..data import limit_to_built, open_source
+from ..runtime.command import say
 from ..runtime.errors import InputError
 from ..runtime.files import write_whole
 from ..training import fast_kernels
@@ -267,7 +267,7 @@ def _start(work: Work, model: Model, trainer: Trainer) -> None:
             trainer.resume()
             return
         except InputError as error:  # another rung's batch size, or damaged
-            sys.stderr.write(f"going on from the weights alone: {error}\n")
+            say(f"going on from the weights alone: {error}")
             files.newest.unlink(missing_ok=True)
             files.previous.unlink(missing_ok=True)
     if last.is_file():
