@@ -235,6 +235,17 @@ def main(argv: list[str] | None = None) -> int:
     return command.run(build_parser(), argv, _run)
 
 
+def _measure(
+    task: Task, pairs: Sequence[PairFile], jobs: int
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    with Bar("measuring") as bar:
+
+        def show(done: int, total: int, failed: int) -> None:
+            bar(done / total, f"{done} of {total}" + (f", {failed} failed" if failed else ""))
+
+        return measure_set(task, pairs, jobs, show)
+
+
 def _run(args: argparse.Namespace) -> int:
     # What can be refused is refused before time is spent.
     pairs = spread_sample(find_pairs(args.folder, alone=True), args.limit)
@@ -276,12 +287,7 @@ def _run(args: argparse.Namespace) -> int:
             manifest, steps=args.steps, alphas=args.alpha, tlbs=args.tlb, t_rs=args.t_rs
         )
     task = Task(**{**vars(task), "systems": systems})
-    with Bar("measuring") as bar:
-
-        def show(done: int, total: int, failed: int) -> None:
-            bar(done / total, f"{done} of {total}" + (f", {failed} failed" if failed else ""))
-
-        records, failures = measure_set(task, pairs, jobs, show)
+    records, failures = _measure(task, pairs, jobs)
     for failure in failures:
         command.say(f"failed: {failure['name']}: {failure['error']}")
     if not records:
