@@ -25,6 +25,7 @@ from .audio import (
 from .backends.base import Backend
 from .backends.choose import open_backend
 from .chain import Chain, Levels, Settings, mixed, n_model
+from .checks import check_whole, number
 from .containers import Raw
 from .engines import find_engine, warn_unverified
 from .errors import BackendError, InputError
@@ -304,20 +305,16 @@ class Enhancer:
         attenuation_limit_db: float | None,
     ) -> Settings:
         sampler = self.manifest.sampler
-        count = sampler.n_steps if steps is None else steps
-        if isinstance(count, bool) or not isinstance(count, (int, np.integer)):
-            raise InputError(f"steps is {count!r}; expected a whole number >= 0")
-        if not 0 <= count <= MAX_STEPS:
+        count = sampler.n_steps if steps is None else check_whole("", "steps", steps, 0)
+        if not count <= MAX_STEPS:
             raise InputError(f"steps is {count}; expected 0 (predictive alone) to {MAX_STEPS}")
-        weight = sampler.alpha if alpha is None else alpha
-        if isinstance(weight, bool) or not isinstance(weight, (int, float, np.number)):
-            raise InputError(f"alpha is {weight!r}; expected a number in [0, 1]")
-        if not 0.0 <= float(weight) <= 1.0:
+        weight = sampler.alpha if alpha is None else number("", "alpha", alpha)
+        if not 0.0 <= weight <= 1.0:
             raise InputError(f"alpha is {weight}; expected 0 (diffusion) to 1 (predictive)")
         return Settings(
             seed=check_seed(seed),
             steps=sampler_steps(self.manifest.sde, sampler.t_rs, count) if count else (),
-            alpha=float(weight),
+            alpha=weight,
             tlb=resolve_tlb(tlb, self.manifest.tlb_presets),
             noise=noise,
             noisy_share=noisy_share(mix, attenuation_limit_db),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from .arrays import FloatArray
 from .audio import MAX_CHANNELS
+from .checks import number
 from .errors import InputError
 from .spec import TlbFactors
 
@@ -33,13 +35,12 @@ def noisy_share(mix: float, attenuation_limit_db: float | None) -> float:
     Raises:
         InputError: A value is out of range.
     """
-    for name, value in (("mix", mix), ("attenuation_limit_db", attenuation_limit_db)):
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.number, type(None))):
-            raise InputError(f"{name} is {value!r}; expected a number")
-    if mix is None or not 0.0 <= mix <= 1.0:
+    if not 0.0 <= number("", "mix", mix) <= 1.0:
         raise InputError(f"mix is {mix}; expected 0 (the input) to 1 (enhanced)")
     if attenuation_limit_db is None:
         return 1.0 - float(mix)
+    if attenuation_limit_db != math.inf:
+        number("", "attenuation_limit_db", attenuation_limit_db)
     if not attenuation_limit_db >= 0.0:
         raise InputError(f"attenuation_limit_db is {attenuation_limit_db}; expected dB, >= 0")
     return float(max(1.0 - mix, 10.0 ** (-attenuation_limit_db / 20.0)))
