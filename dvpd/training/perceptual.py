@@ -13,7 +13,7 @@ the compensation of the response -0.73; a test holds a floor).
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..runtime.spec import SAMPLE_RATE, SignalSpec
 from ..spectral import SIGNAL, linear_power
+from .measure import SpectralMeasure, on_device
 
 LISTENING_LEVEL_DB = 79.0  # P.862: active speech is presented at this SPL
 BAND_BARK = 0.5
@@ -67,25 +68,18 @@ def _bands(signal: SignalSpec, sample_rate: int) -> tuple[np.ndarray, np.ndarray
     return matrix, threshold, speech
 
 
-class LoudnessDisturbance(nn.Module):
+class LoudnessDisturbance(SpectralMeasure):
     """Symmetric and asymmetric disturbance of each item, in units of raw MOS."""
 
     matrix: Tensor
     threshold: Tensor
     speech: Tensor
 
-    def __init__(self, signal: SignalSpec = SIGNAL, sample_rate: int = SAMPLE_RATE) -> None:
-        """Make the bands.
-
-        Args:
-            signal: STFT and compression.
-            sample_rate: Samples a second (Hz).
-        """
-        super().__init__()
-        self.signal = signal
+    @staticmethod
+    def tables(signal: SignalSpec, sample_rate: int) -> Mapping[str, np.ndarray]:
+        """See `SpectralMeasure`."""
         names = ("matrix", "threshold", "speech")
-        for name, table in zip(names, _bands(signal, sample_rate), strict=True):
-            self.register_buffer(name, torch.from_numpy(table).float(), persistent=False)
+        return dict(zip(names, _bands(signal, sample_rate), strict=True))
 
     def forward(self, estimate: Tensor, target: Tensor) -> Tensor:
         """Compare compressed spectra.
@@ -145,17 +139,13 @@ class LoudnessDisturbance(nn.Module):
         return torch.where(audible, total, 0.0)
 
 
-@lru_cache(maxsize=4)
-def _on(device: torch.device, signal: SignalSpec, sample_rate: int) -> LoudnessDisturbance:
-    with torch.inference_mode(False):
-        return LoudnessDisturbance(signal, sample_rate).to(device)
-
-
 def loudness_disturbance(
     estimate: Tensor, target: Tensor, signal: SignalSpec = SIGNAL, sample_rate: int = SAMPLE_RATE
 ) -> Tensor:
     """`LoudnessDisturbance` of compressed spectra [B, 2, T, F]: [B] in units of raw MOS."""
-    value: Tensor = _on(estimate.device, signal, sample_rate)(estimate, target)
+    value: Tensor = on_device(LoudnessDisturbance, estimate.device, signal, sample_rate)(
+        estimate, target
+    )
     return value
 
 
