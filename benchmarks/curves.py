@@ -23,7 +23,8 @@ if __package__ in (None, ""):
 
 from dvpd.benchmarks.common import report_html
 from dvpd.benchmarks.common.report_html import INK
-from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime import command
+from dvpd.runtime.errors import InputError
 from dvpd.runtime.files import write_whole
 
 LOG_NAMES = ("training.jsonl", "log.jsonl")
@@ -86,7 +87,7 @@ def series(
     Returns:
         Tuples (number from 1, shares from 0 to 1 of the run's hours, values).
     """
-    found = []
+    found: list[tuple[int, list[float], list[float]]] = []
     for number, run in enumerate(runs, start=1):
         rows = [r for r in run if term in r]
         if rows:
@@ -163,22 +164,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    try:
-        path = args.log
-        if path.is_dir():
-            found = [path / name for name in LOG_NAMES if (path / name).is_file()]
-            if not found:
-                raise InputError(f"{path} has neither {' nor '.join(LOG_NAMES)}")
-            path = found[0]
-        out = args.out or path.with_name("curves.svg")
-        write_whole(out, plot(read_log(path)) + "\n")
-    except (DvpdError, OSError) as error:
-        print(f"curves.py: {error}", file=sys.stderr)
-        return 1
+    return command.run(build_parser(), argv, _draw)
+
+
+def _draw(args: argparse.Namespace) -> int:
+    path = args.log
+    if path.is_dir():
+        found = [path / name for name in LOG_NAMES if (path / name).is_file()]
+        if not found:
+            raise InputError(f"{path} has neither {' nor '.join(LOG_NAMES)}")
+        path = found[0]
+    out = args.out or path.with_name("curves.svg")
+    write_whole(out, plot(read_log(path)) + "\n")
     print(out)
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

@@ -31,8 +31,9 @@ if __package__ in (None, ""):
 from dvpd.benchmarks.common import recordings
 from dvpd.benchmarks.common.graph_costs import engine_costs
 from dvpd.benchmarks.common.tables import markdown
+from dvpd.runtime import command
 from dvpd.runtime.backends.choose import BACKENDS, installed
-from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.errors import InputError
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import MANIFEST_NAME, Manifest
 from dvpd.runtime.spec import SAMPLE_RATE
@@ -398,15 +399,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    try:
-        if args.rounds:
-            _run_rounds(args.engines[0], args.rounds)
-            return 0
-        return _run(args)
-    except (DvpdError, OSError) as error:
-        print(f"guard.py: {error}", file=sys.stderr)
-        return 1
+    return command.run(build_parser(), argv, _guard)
+
+
+def _guard(args: argparse.Namespace) -> int:
+    if args.rounds:
+        _run_rounds(args.engines[0], args.rounds)
+        return 0
+    return _run(args)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -485,4 +485,4 @@ def report(
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

@@ -28,10 +28,11 @@ if __package__ in (None, ""):
 from dvpd.benchmarks.common import machine, recordings, tables
 from dvpd.benchmarks.common.recordings import ASSETS, RATE_HZ
 from dvpd.benchmarks.common.scenes import FLOOR_DB, Scene, at_level, level_db, make_scenes
+from dvpd.runtime import command
 from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.engines import default_engine
 from dvpd.runtime.enhancer import Enhancer
-from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.errors import InputError
 from dvpd.runtime.files import write_whole
 
 FORMAT = "dvpd-probes-1"
@@ -338,12 +339,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    try:
-        return _main(args)
-    except (DvpdError, OSError) as error:
-        print(f"probes.py: {error}", file=sys.stderr)
-        return 1
+    return command.run(build_parser(), argv, _main)
 
 
 def _main(args: argparse.Namespace) -> int:
@@ -384,4 +380,4 @@ def _write_audio(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

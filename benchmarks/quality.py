@@ -21,6 +21,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,13 @@ if __package__ in (None, ""):
 
 from dvpd.benchmarks import rtf
 from dvpd.benchmarks.common import machine, report_html, tables, timing
-from dvpd.benchmarks.common.status import show_status
 from dvpd.benchmarks.guard import shipped_engines
+from dvpd.runtime import command
 from dvpd.runtime.backends.choose import cpu_quota
-from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.errors import InputError
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.progress import show_status
 
 FORMAT = "dvpd-quality-1"
 METRICS = ("pesq", "estoi", "si_sdr")
@@ -87,6 +89,10 @@ def sweep_systems(manifest: Manifest, sweep: str) -> list[Any]:
     return systems
 
 
+def _say_pairs(say: Callable[[str], None], engine: str, done: int, total: int, _: Any) -> None:
+    say(f"{engine}: {done} of {total} pairs")
+
+
 def measure_model(
     path: Path, sets: Sequence[Path], sweeps: Sequence[str], *, limit: int = 0, jobs: int = 1,
     backend: str = "auto", say: Say = lambda _: None,
@@ -134,7 +140,7 @@ def measure_model(
         say(f"{path.name} on {folder.name}: {len(pairs)} pairs, {len(systems)} samplers")
         records, failures = measure_set(
             Task(**{**vars(task), "systems": systems, "metrics": METRICS + pauses}), pairs, jobs,
-            lambda done, total, _, n=folder.name: say(f"{n}: {done} of {total} pairs"),
+            partial(_say_pairs, say, folder.name),
         )  # fmt: skip
         result["failures"] += [{"set": folder.name, **f} for f in failures]
         if not records:
@@ -517,12 +523,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    try:
-        return _main(args)
-    except (DvpdError, OSError) as error:
-        print(f"quality.py: {error}", file=sys.stderr)
-        return 1
+    return command.run(build_parser(), argv, _main)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -577,7 +578,7 @@ def _main(args: argparse.Namespace) -> int:
     print(text)
     failures = [f for model in result["models"] for f in model["failures"]]
     for failure in failures:
-        print(f"failed: {failure['set']} {failure['name']}: {failure['error']}", file=sys.stderr)
+        command.say(f"failed: {failure['set']} {failure['name']}: {failure['error']}")
     if args.json:
         write_whole(args.json, json.dumps(result, indent=1) + "\n")
     if args.markdown:
@@ -591,4 +592,4 @@ def _main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

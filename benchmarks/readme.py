@@ -22,7 +22,8 @@ if __package__ in (None, ""):
 
 from dvpd.benchmarks import ablations, peers, quality
 from dvpd.benchmarks.common import report, tables
-from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime import command
+from dvpd.runtime.errors import InputError
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import MANIFEST_NAME
 
@@ -269,14 +270,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = build_parser().parse_args(argv)
+    return command.run(build_parser(), argv, _fill_pages)
+
+
+def _fill_pages(args: argparse.Namespace) -> int:
     stale = 0
-    try:
-        pages = {page: page.read_text(encoding="utf-8") for page in args.readme or PAGES}
-        filled = {page: fill(text, args.results) for page, text in pages.items()}
-    except (DvpdError, OSError) as error:
-        print(f"readme.py: {error}", file=sys.stderr)
-        return 1
+    pages = {page: page.read_text(encoding="utf-8") for page in args.readme or PAGES}
+    filled = {page: fill(text, args.results) for page, text in pages.items()}
     for page, after in filled.items():
         if not args.check:
             write_whole(page, after)
@@ -289,4 +289,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

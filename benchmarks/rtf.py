@@ -35,7 +35,6 @@ if __package__ in (None, ""):
 
 from dvpd.benchmarks.common import machine, meters
 from dvpd.benchmarks.common.machine import now, versions
-from dvpd.benchmarks.common.status import show_status
 from dvpd.benchmarks.common.timing import (
     SETTLE_S,
     WARM_UP_ROUNDS,
@@ -51,10 +50,12 @@ from dvpd.benchmarks.common.timing import (
     time_interleaved,
     variants,
 )
+from dvpd.runtime import command
 from dvpd.runtime.backends.choose import BACKENDS, cpu_quota, installed
 from dvpd.runtime.engines import find_engines
 from dvpd.runtime.errors import DvpdError, InputError, one_line
 from dvpd.runtime.files import sha256_file, write_whole
+from dvpd.runtime.progress import show_status
 
 SCHEMA = "dvpd-rtf-1"
 PERCENTILES = (50, 90, 95, 99)
@@ -209,15 +210,15 @@ def measure_cold(
             code = f"exit code {done.returncode}" if done is not None else "no answer"
             errors[i] = answer.get("error") or (text[0] if text else code)
     rows = []
-    for item, found, error in zip(items, results, errors, strict=True):
+    for item, found, problem in zip(items, results, errors, strict=True):
         row: dict[str, Any] = {
             "engine": item.name,
             "backend": item.backend_name,
             "device": item.device,
-            "status": "ok" if error is None else "failed",
-            "error": error,
+            "status": "ok" if problem is None else "failed",
+            "error": problem,
         }
-        if error is None and found:
+        if problem is None and found:
             row["processes"] = len(found)
             for key in found[0]:
                 values = [x[key] for x in found if x[key] is not None]
@@ -564,27 +565,26 @@ def build_parser(prog: str = "rtf.py") -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None, prog: str = "rtf.py") -> int:
     """Run the command line; returns the exit code: 0, or 1 for a failure or a missed condition."""
-    args = build_parser(prog).parse_args(argv)
+    return command.run(build_parser(prog), argv, _main)
+
+
+def _cold(args: argparse.Namespace) -> int:
+    """What a fresh process answers to the one that started it: JSON, whatever happens."""
     try:
-        if args.cold is not None:
-            result = run_cold(
-                Path(args.engines[0]), args.backend, args.device, args.threads, args.cold
-            )
-            print(json.dumps(result))
-            return 0
-        return _main(args)
+        print(json.dumps(
+            run_cold(Path(args.engines[0]), args.backend, args.device, args.threads, args.cold)
+        ))  # fmt: skip
     except (DvpdError, OSError) as error:
-        print(json.dumps({"error": str(error)}) if args.cold is not None else f"{prog}: {error}",
-              file=sys.stdout if args.cold is not None else sys.stderr)  # fmt: skip
-        return 1
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted; nothing was written", file=sys.stderr)
-        return 1
+        print(json.dumps({"error": str(error)}))
+        return command.EXIT_FAILED
+    return command.EXIT_DONE
 
 
 def _main(args: argparse.Namespace) -> int:
     from dvpd.benchmarks.common import comparison, report, report_html
 
+    if args.cold is not None:
+        return _cold(args)
     if args.compare:
         a, b = (report.read(path) for path in args.compare)
         print(comparison.render_comparison(comparison.compare(a, b), *map(str, args.compare)))
@@ -618,10 +618,10 @@ def _main(args: argparse.Namespace) -> int:
         print(f"\n{board.write(args.report, table)}: send this file; nothing in it is private")
     missed = [line for condition in conditions for line in comparison.check(condition, result)]
     for line in missed:
-        print(f"not met: {line}", file=sys.stderr)
+        command.say(f"not met: {line}")
     every_failed = all(row["status"] == "failed" for row in result["rows"])
     return 1 if missed or every_failed else 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

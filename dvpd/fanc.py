@@ -46,7 +46,10 @@ class BandEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, Cin, T, F] -> [B, C, T, F / stride]."""
-        return self.mix(torch.relu(torch.cat([branch(x) for branch in self.branches], dim=1)))
+        out: Tensor = self.mix(
+            torch.relu(torch.cat([branch(x) for branch in self.branches], dim=1))
+        )
+        return out
 
 
 class FANCEncoder(nn.Module):
@@ -92,7 +95,8 @@ def _spread(x: Tensor, factor: int) -> Tensor:
     """Sub-pixel step along F: [B, C r, T, F] -> [B, C, T, F r]."""
     if factor == 1:
         return x
-    return x.unflatten(1, (-1, factor)).permute(0, 1, 3, 4, 2).flatten(3)
+    out: Tensor = x.unflatten(1, (-1, factor)).permute(0, 1, 3, 4, 2).flatten(3)
+    return out
 
 
 class FANCDecoder(nn.Module):
@@ -109,7 +113,8 @@ class FANCDecoder(nn.Module):
         self.heads = nn.ModuleList(nn.Conv2d(channels, width * s, 3, padding=1) for *_, s in BANDS)
         self.last = nn.Conv2d(width, c_out, (3, 2), padding=(1, 1))
         nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        if self.last.bias is not None:
+            nn.init.zeros_(self.last.bias)
 
     def forward(self, out: Tensor, enc: Tensor) -> Tensor:
         """Decode the branch's output ``out`` together with its encoder's output ``enc``."""
@@ -119,7 +124,8 @@ class FANCDecoder(nn.Module):
             bins = (hi - lo) // stride
             parts.append(_spread(torch.relu(head(z[..., first : first + bins])), stride))
             first += bins
-        return self.last(torch.cat(parts, dim=-1))  # [B, c_out, T, 257]
+        last: Tensor = self.last(torch.cat(parts, dim=-1))
+        return last  # [B, c_out, T, 257]
 
 
 class UniformDecoder(nn.Module):
@@ -133,9 +139,13 @@ class UniformDecoder(nn.Module):
         self.head = nn.Conv2d(channels, width * UNIFORM_STRIDE, 3, padding=1)
         self.last = nn.Conv2d(width, c_out, (3, 2), padding=(1, 0))  # 258 bins -> 257
         nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        if self.last.bias is not None:
+            nn.init.zeros_(self.last.bias)
 
     def forward(self, out: Tensor, enc: Tensor) -> Tensor:
         """Decode as `FANCDecoder` does."""
         z = nn.functional.leaky_relu(self.join_out(out) + self.join_enc(enc), LEAK)
-        return self.last(_spread(torch.relu(self.head(z[..., :UNIFORM_BINS])), UNIFORM_STRIDE))
+        last: Tensor = self.last(
+            _spread(torch.relu(self.head(z[..., :UNIFORM_BINS])), UNIFORM_STRIDE)
+        )
+        return last

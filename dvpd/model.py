@@ -20,6 +20,8 @@ from .unet import UNet
 class TimeEmbedding(nn.Module):
     """Fourier features of log t with stored frequencies, two linear layers, SiLU: [B] -> [B, E]."""
 
+    frequencies: Tensor
+
     def __init__(self, width: int, seed: int = 0) -> None:
         """Make the embedding; the frequencies are drawn once and kept in the checkpoint."""
         super().__init__()
@@ -41,7 +43,7 @@ def _encoder(config: ModelConfig, c_in: int, embedding: int = 0) -> nn.Module:
     return kind(c_in, config.channels, config.norm, embedding)
 
 
-def _decoder(config: ModelConfig, c_out: int) -> nn.Module:
+def _decoder(config: ModelConfig, c_out: int) -> FANCDecoder | UniformDecoder:
     kind = FANCDecoder if config.encoder == "fanc" else UniformDecoder
     return kind(config.channels, config.decoder_channels, c_out, config.norm)
 
@@ -110,7 +112,8 @@ class ScoreNet(nn.Module):
             tlb_backbone,
         )
         a, r = self.decoder(out, enc).to(xt.dtype).split(1, dim=1)
-        return xt + a * xt - r
+        sigma_z: Tensor = xt + a * xt - r
+        return sigma_z
 
 
 class DVPD(nn.Module):

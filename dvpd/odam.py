@@ -59,7 +59,8 @@ class LinearScan(nn.Module):
         k = k.float()  # [B, T, N]
         k = (k / (k.sum(1, keepdim=True) + KEY_FLOOR)).to(v.dtype)
         mean = k.transpose(-1, -2) @ v.flatten(2)  # [B, N, F C]
-        return (q @ mean).unflatten(2, (n_bins, -1))
+        out: Tensor = (q @ mean).unflatten(2, (n_bins, -1))
+        return out
 
 
 def ssd_recurrence(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -112,7 +113,8 @@ def ssd_chunked(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, chunk: i
     moved = states.movedim(-4, -3).flatten(-2)  # [..., H, K, N P]
     start = (torch.exp(carry) @ moved).unflatten(-1, states.shape[-2:]).movedim(-3, -4)
     y = y + torch.exp(log).unsqueeze(-1) * (c.unsqueeze(-3) @ start)
-    return y.movedim(-3, -2).flatten(-4, -3)[..., :length, :, :]
+    out: Tensor = y.movedim(-3, -2).flatten(-4, -3)[..., :length, :, :]
+    return out
 
 
 class SSDScan(nn.Module):
@@ -157,7 +159,7 @@ class Mixer(nn.Module):
         self.local = ConvNorm(channels, channels, 3, groups=channels, norm=norm)
         self.gate = ConvNorm(channels, channels, norm=norm)
         if scan == "linear":
-            self.scan = LinearScan(channels, state)
+            self.scan: nn.Module = LinearScan(channels, state)
         elif scan == "ssd":
             self.scan = SSDScan(channels, state, heads)
         else:
@@ -171,7 +173,8 @@ class Mixer(nn.Module):
         v = u.permute(0, 2, 3, 1)  # [B, T, F, C], a view
         y = (self.scan(v) + v).permute(0, 3, 1, 2) * torch.sigmoid(self.gate(x))
         mean = y.float().mean((2, 3), keepdim=True).to(y.dtype)  # [B, C, 1, 1]
-        return self.out(y * torch.sigmoid(self.attention(mean)))
+        out: Tensor = self.out(y * torch.sigmoid(self.attention(mean)))
+        return out
 
 
 class FeedForward(nn.Module):
@@ -189,7 +192,8 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Transform ``x`` [B, C, T, F]."""
         gate = torch.sigmoid(self.gate_local(self.gate(x)))
-        return self.out(self.value_local(self.value(x)) * gate)
+        out: Tensor = self.out(self.value_local(self.value(x)) * gate)
+        return out
 
 
 class ODAM(nn.Module):
@@ -206,4 +210,5 @@ class ODAM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply both residual steps to ``x`` [B, C, T, F]."""
         x = x + self.mixer(x)
-        return x + self.ffn(x)
+        out: Tensor = x + self.ffn(x)
+        return out

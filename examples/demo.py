@@ -20,7 +20,7 @@ import soundfile as sf
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from dvpd.runtime import DvpdError, Enhancer  # noqa: E402
+from dvpd.runtime import Enhancer, command  # noqa: E402  # found by the line above
 
 
 def si_sdr_db(estimate: np.ndarray, reference: np.ndarray) -> float:
@@ -97,19 +97,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; returns the exit code."""
-    args = build_parser().parse_args(argv)
+    return command.run(build_parser(), argv, _run)
+
+
+def _run(args: argparse.Namespace) -> None:
     noisy_path, clean_path = ROOT / "examples" / "noisy.flac", ROOT / "examples" / "clean.flac"
     enhanced_path = args.out / "enhanced.wav"
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        with Enhancer.open(args.model, backend=args.backend) as enhancer:
-            name = f"{enhancer.manifest.name} {enhancer.manifest.version}"
-            warm, rate = sf.read(noisy_path, dtype="float32")
-            enhancer.enhance(warm[:16000], rate)  # first call: memory and kernels are set up
-            result = enhancer.enhance_file(noisy_path, enhanced_path, overwrite=True)
-    except DvpdError as error:
-        print(f"demo.py: {error}", file=sys.stderr)
-        return 1
+    args.out.mkdir(parents=True, exist_ok=True)
+    with Enhancer.open(args.model, backend=args.backend) as enhancer:
+        name = f"{enhancer.manifest.name} {enhancer.manifest.version}"
+        warm, rate = sf.read(noisy_path, dtype="float32")
+        enhancer.enhance(warm[:16000], rate)  # first call: memory and kernels are set up
+        result = enhancer.enhance_file(noisy_path, enhanced_path, overwrite=True)
     clean, rate = sf.read(clean_path, dtype="float32")
     noisy, _ = sf.read(noisy_path, dtype="float32")
     enhanced, _ = sf.read(enhanced_path, dtype="float32")
@@ -131,8 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if drawn:
             shrink(spectrograms, ROOT / "examples" / "before-after.png")
         print("wrote examples/enhanced.flac" + " and examples/before-after.png" * drawn)
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

@@ -19,6 +19,7 @@ from typing import overload
 import numpy as np
 
 from .arrays import DoubleArray
+from .checks import check_whole, number
 from .errors import InputError
 
 SDE_NAMES = ("bbed", "ouve")
@@ -51,11 +52,7 @@ class SdeSpec:
         if self.name not in SDE_NAMES:
             raise InputError(f"sde name is {self.name!r}; expected one of {', '.join(SDE_NAMES)}")
         for field in fields(self)[1:]:
-            value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise InputError(f"sde {field.name} is {value!r}; expected a number")
-            if not math.isfinite(value):
-                raise InputError(f"sde {field.name} is {value}; expected a finite number")
+            number("sde", field.name, getattr(self, field.name))
         if not 1.0 < self.k <= K_MAX:
             raise InputError(f"sde k is {self.k}; expected 1 < k <= {K_MAX:g}")
         if not self.c > 0.0:
@@ -215,7 +212,7 @@ def drift_rate(sde: SdeSpec, t: float | DoubleArray) -> float | DoubleArray:
 
 
 def _check_start(t_rs: float) -> None:
-    if isinstance(t_rs, bool) or not isinstance(t_rs, (int, float)) or not 0.0 < t_rs < 1.0:
+    if not 0.0 < number("sampler", "t_rs", t_rs) < 1.0:
         raise InputError(f"sampler start time t_rs is {t_rs!r}; expected 0 < t_rs < 1")
 
 
@@ -258,9 +255,7 @@ def sampler_steps(
     if last_step not in LAST_STEPS:
         raise InputError(f"last_step is {last_step!r}; expected one of {', '.join(LAST_STEPS)}")
     _check_start(t_rs)
-    if isinstance(n_steps, bool) or not isinstance(n_steps, (int, np.integer)) or n_steps < 1:
-        raise InputError(f"n_steps is {n_steps!r}; expected a whole number >= 1")
-    count = int(n_steps)
+    count = check_whole("", "n_steps", n_steps, 1)
     dt = float(t_rs) / count
     steps = []
     for index in range(count):

@@ -13,9 +13,6 @@ MAX_LINES, MAX_FUNCTION_LINES = 500, 80
 
 # Longer than that, each with its reason.
 LONG_FILES = {
-    "runtime/audio.py": "every way in which a recording is read and written",
-    "runtime/containers.py": "a reader for each container, which share nothing",
-    "runtime/enhancer.py": "the public class, its options and their descriptions",
     "runtime/backends/trt.py": "one class whose parts share the device's memory",
     "dvpd/training/trainer.py": "one loop, read from top to bottom",
     "export/translate.py": "a function for each operator",

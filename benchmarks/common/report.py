@@ -55,7 +55,7 @@ def read(path: Path) -> Report:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {error}") from None
     if isinstance(report, dict) and report.get("schema") == BOARD_SCHEMA:
-        report = report.get("rtf")
+        report = report.get("rtf") or {}
     validate(report, str(path))
     return report
 

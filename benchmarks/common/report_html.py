@@ -73,7 +73,7 @@ def figure(draw: Callable[[Any], None], salt: str, size: tuple[float, float] = (
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    style = {
+    style: dict[Any, Any] = {  # matplotlib asks for a Literal of all its keys
         "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK,
         "ytick.color": INK, "grid.color": INK, "grid.alpha": 0.15, "axes.grid": True,
         "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none",

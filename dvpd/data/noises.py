@@ -10,8 +10,8 @@ import numpy as np
 import scipy.fft
 from numpy.random import Generator
 
+from ..runtime.spec import SAMPLE_RATE
 from .degrade import Wav, db_to_gain, rms
-from .pool import SAMPLE_RATE
 
 _SEMITONE = 2.0 ** (1.0 / 12.0)
 _SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10), (0, 2, 4, 7, 9))
@@ -140,7 +140,8 @@ def burst(rng: Generator, decay_s: float) -> Wav:
     wav = scipy.fft.irfft(spec * np.exp(-0.5 * distance**2), size)[:count]
     time = np.arange(count, dtype=np.float32) / np.float32(SAMPLE_RATE)
     wav = wav * np.exp(-time / np.float32(decay_s)) * np.minimum(time / np.float32(5e-4), 1.0)
-    return (wav / max(float(np.max(np.abs(wav))), 1e-9)).astype(np.float32)
+    out: Wav = (wav / max(float(np.max(np.abs(wav))), 1e-9)).astype(np.float32)
+    return out
 
 
 def piece(rng: Generator, recording: Wav) -> Wav:

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.errors import BackendError
-from .metrics import MEASURES, SAMPLE_RATE
+from ..runtime.spec import SAMPLE_RATE
+from .metrics import MEASURES
 from .pauses import block_levels
 from .tables import Table, families, headline, ranked, settings, tables
 
@@ -100,7 +101,7 @@ def _svg(name: str, width_in: float, height_in: float, draw: Any) -> str:
     ink = dict.fromkeys(
         ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK
     )
-    style = {
+    style: dict[Any, Any] = {  # matplotlib asks for a Literal of all its keys
         **ink,
         "svg.fonttype": "none",
         "svg.hashsalt": name,  # ids are the same in each run, and differ between figures

@@ -13,7 +13,7 @@ import numpy as np
 from ..runtime.arrays import FloatArray
 from ..runtime.audio import read_whole
 from ..runtime.errors import InputError
-from .metrics import SAMPLE_RATE
+from ..runtime.spec import SAMPLE_RATE
 from .pauses import check_intervals
 
 AUDIO = (".flac", ".wav", ".ogg")

@@ -53,7 +53,10 @@ BLIND_MEASURES = (*_IN_PAUSES, "pause_share", "loud_level", *_LOUD_BANDS, "hiss"
 
 def decibels(power: NDArray[np.floating] | float) -> NDArray[np.float64]:
     """10 log10 of a power, at least ``FLOOR_DB``."""
-    return 10.0 * np.log10(np.maximum(np.asarray(power, np.float64), 10.0 ** (FLOOR_DB / 10.0)))
+    level: NDArray[np.float64] = 10.0 * np.log10(
+        np.maximum(np.asarray(power, np.float64), 10.0 ** (FLOOR_DB / 10.0))
+    )
+    return level
 
 
 def block_levels(wav: Wav, block: int = BLOCK) -> NDArray[np.float64]:
@@ -136,11 +139,14 @@ def speech_mask(
 
 def _whole_blocks(mask: NDArray[np.bool_], block: int) -> NDArray[np.bool_]:
     """Blocks from the start that lie wholly in ``mask``."""
-    return mask[: len(mask) // block * block].reshape(-1, block).all(axis=1)
+    whole: NDArray[np.bool_] = np.asarray(
+        mask[: len(mask) // block * block].reshape(-1, block).all(axis=1)
+    )
+    return whole
 
 
 def _mean_level(wav: Wav, where: NDArray[np.bool_]) -> float:
-    return float(decibels(np.mean(np.asarray(wav, np.float64)[where] ** 2)))
+    return float(decibels(float(np.mean(np.asarray(wav, np.float64)[where] ** 2))))
 
 
 def _pauses(noisy: Wav, estimate: Wav, silent: NDArray[np.bool_], loudness: float) -> list[float]:
@@ -173,7 +179,9 @@ def _spectra(wav: Wav) -> NDArray[np.float64]:
 def _frames(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Frames of ``_spectra`` that lie wholly in ``mask`` [L]."""
     padded = np.pad(mask, (0, max(N_FFT - len(mask), 0)))
-    return np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP].all(axis=1)
+    frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP]
+    whole: NDArray[np.bool_] = np.asarray(frames.all(axis=1))
+    return whole
 
 
 _KHZ = np.arange(N_FFT // 2 + 1) * SAMPLE_RATE / N_FFT / 1000.0

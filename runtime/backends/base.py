@@ -190,6 +190,26 @@ def check_score(
     return sizes
 
 
+def score_feeds(
+    xt: FloatArray,
+    t: FloatArray,
+    feats: Sequence[Any],
+    tlb_skip: FloatArray,
+    tlb_backbone: FloatArray,
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """What the score graph is fed with, checked as by ``check_score``.
+
+    Returns:
+        Sizes "B" and "T", and the inputs by name.
+
+    Raises:
+        InputError: As ``check_score``.
+    """
+    sizes = check_score(xt, t, feats, tlb_skip, tlb_backbone)
+    feeds = {"xt": np.ascontiguousarray(xt), "t": t, **dict(zip(FEAT_NAMES, feats, strict=True))}
+    return sizes, {**feeds, "tlb_skip": tlb_skip, "tlb_backbone": tlb_backbone}
+
+
 def check_output(spec: TensorSpec, value: object, sizes: dict[str, int], source: str) -> FloatArray:
     """Check what an engine returned.
 
@@ -215,6 +235,7 @@ def check_output(spec: TensorSpec, value: object, sizes: dict[str, int], source:
     return array
 
 
+FEAT_NAMES = tuple(f"feat_{i}" for i in range(N_FEATS))
 PREDICT_OUT = predictive_outputs()[0]
 SCORE_OUT = SCORE_OUTPUTS[0]
 

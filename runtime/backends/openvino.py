@@ -12,20 +12,19 @@ import numpy as np
 from ..arrays import FloatArray
 from ..errors import BackendError, ManifestError
 from ..manifest import check_metadata
-from ..spec import N_FEATS
 from .base import (
+    FEAT_NAMES,
     PREDICT_OUT,
     SCORE_OUT,
     GraphTensor,
     LoadOptions,
     check_output,
     check_predict,
-    check_score,
     check_signature,
+    score_feeds,
 )
 
 _DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64"}
-_FEAT_NAMES = [f"feat_{i}" for i in range(N_FEATS)]
 
 
 @lru_cache(maxsize=1)
@@ -153,7 +152,7 @@ class OpenVinoBackend:
         results = self._run("predictive", {"noisy": np.ascontiguousarray(noisy)})
         source = "the predictive graph (openvino)"
         clean_ri = check_output(PREDICT_OUT, results["clean_ri"], sizes, source)
-        return clean_ri, [results[name] for name in _FEAT_NAMES]
+        return clean_ri, [results[name] for name in FEAT_NAMES]
 
     def score(
         self,
@@ -164,14 +163,7 @@ class OpenVinoBackend:
         tlb_backbone: FloatArray,
     ) -> FloatArray:
         """Run the score graph; see ``Backend.score``."""
-        sizes = check_score(xt, t, feats, tlb_skip, tlb_backbone)
-        inputs = {
-            "xt": np.ascontiguousarray(xt),
-            "t": t,
-            **dict(zip(_FEAT_NAMES, feats, strict=True)),
-            "tlb_skip": tlb_skip,
-            "tlb_backbone": tlb_backbone,
-        }
+        sizes, inputs = score_feeds(xt, t, feats, tlb_skip, tlb_backbone)
         results = self._run("score", inputs)
         return check_output(SCORE_OUT, results["sigma_z"], sizes, "the score graph (openvino)")
 

@@ -17,23 +17,22 @@ import numpy as np
 from ..arrays import FloatArray
 from ..errors import BackendError, InputError, ManifestError
 from ..manifest import check_metadata
-from ..spec import N_FEATS
 from ..tensorrt.onnx_inputs import Profile, graph_inputs
 from .base import (
+    FEAT_NAMES,
     PREDICT_OUT,
     SCORE_OUT,
     GraphTensor,
     LoadOptions,
     check_output,
     check_predict,
-    check_score,
     check_signature,
+    score_feeds,
 )
 
 logger = logging.getLogger("dvpd")
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
-_FEAT_NAMES = [f"feat_{i}" for i in range(N_FEATS)]
 
 
 def _tensors(values: Sequence[Any]) -> list[GraphTensor]:
@@ -322,8 +321,8 @@ class OrtBackend:
                 f"{self._profile.frames[0]} to {self._profile.frames[2]} frames and batches up to "
                 f"{self._profile.batch[2]}: use shorter windows, or device cuda"
             )
-        names = ["clean_ri", *_FEAT_NAMES]
-        clean_ri, *feats = self._run("predictive", names, {"noisy": noisy}, frozenset(_FEAT_NAMES))
+        names = ["clean_ri", *FEAT_NAMES]
+        clean_ri, *feats = self._run("predictive", names, {"noisy": noisy}, frozenset(FEAT_NAMES))
         return check_output(PREDICT_OUT, clean_ri, sizes, "the predictive graph (ort)"), feats
 
     def score(
@@ -335,14 +334,7 @@ class OrtBackend:
         tlb_backbone: FloatArray,
     ) -> FloatArray:
         """Run the score graph; see ``Backend.score``."""
-        sizes = check_score(xt, t, feats, tlb_skip, tlb_backbone)
-        inputs = {
-            "xt": xt,
-            "t": t,
-            **dict(zip(_FEAT_NAMES, feats, strict=True)),
-            "tlb_skip": tlb_skip,
-            "tlb_backbone": tlb_backbone,
-        }
+        sizes, inputs = score_feeds(xt, t, feats, tlb_skip, tlb_backbone)
         (sigma_z,) = self._run("score", ["sigma_z"], inputs, frozenset())
         return check_output(SCORE_OUT, sigma_z, sizes, "the score graph (ort)")
 
