@@ -364,7 +364,7 @@ def test_failed_rename(enhancer, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, refuse)
             if name == "link":  # a file system without links: a rename does it
-                patch.setattr(Path, "replace", refuse)
+                patch.setattr(audio.os, "replace", refuse)
             with pytest.raises(InputError, match="Input/output error"):
                 enhancer.enhance_file(
                     tmp_path / "in.wav", tmp_path / "out.wav", steps=0, overwrite=overwrite
