@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 
-.PHONY: demo test lint types docs clean
+.PHONY: demo test quick lint types docs clean
 .DELETE_ON_ERROR:
 
 # The light CPU runtime: no torch. PESQ compiles C; without a compiler the demo only leaves it out.
@@ -29,6 +29,10 @@ demo: $(VENV)/.runtime
 # finished takes over tests from the end of another's, so that none waits for the longest file.
 test: $(VENV)/.full
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
+
+# The same without what is marked slow: while you work.
+quick: $(VENV)/.full
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal -m "not slow"
 
 lint: $(VENV)/.full
 	$(BIN)/ruff check .

@@ -193,7 +193,9 @@ def measure_quality(
     return result
 
 
-def measure_pauses(folders: Sequence[Path], backend: str, root: Path = ROOT) -> dict[str, Any]:
+def measure_pauses(
+    folders: Sequence[Path], backend: str, root: Path = ROOT, threads: int | None = None
+) -> dict[str, Any]:
     """Figures of the long recording with a pause: engine -> "predictive" -> figure.
 
     Of the predictive branch of engines in full precision on one backend: what a network knows of
@@ -203,6 +205,7 @@ def measure_pauses(folders: Sequence[Path], backend: str, root: Path = ROOT) -> 
         folders: Engine folders.
         backend: Name of an installed backend.
         root: Folder that holds tests/assets.
+        threads: CPU threads; None for a sensible number.
 
     Raises:
         DvpdError: An engine fails.
@@ -213,7 +216,7 @@ def measure_pauses(folders: Sequence[Path], backend: str, root: Path = ROOT) -> 
     noisy, clean, speech = recordings.with_pauses(root / "tests" / "assets")
     result: dict[str, Any] = {}
     for folder in folders:
-        with Enhancer.open(folder, backend, "cpu") as enhancer:
+        with Enhancer.open(folder, backend, "cpu", threads) as enhancer:
             if enhancer.manifest.precision != "fp32":
                 continue
             wav = enhancer.enhance(noisy, RATE_HZ, steps=0).wav

@@ -88,8 +88,9 @@ def find_engine(model: str | Path | None = None) -> Path:
     known = sorted({path.name for path in find_engines()})
     raise ManifestError(
         f"no engine is called {folder.name!r}; here are: {', '.join(known) or 'none'}. An installed "
-        "wheel carries dvpd-tiny alone: for another take its folder from engines/ of the source "
-        f"tree, and give its path, set {ENGINE_VARIABLE}, or put it into ./engines"
+        "wheel carries dvpd-tiny alone: `pip install ./engines` in the source tree adds dvpd-base "
+        f"and dvpd-base-fp16. For another give its folder's path, set {ENGINE_VARIABLE} to it, or "
+        "put it into ./engines"
     )
 
 

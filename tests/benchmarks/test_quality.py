@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,8 @@ def result(tiny_engine, tmp_path_factory):
     for side in ("noisy", "clean"):
         (data / side).mkdir(parents=True)
         for i in range(2):
-            shutil.copy(ASSETS / f"clip{i}_{side}.flac", data / side / f"{i}.flac")
+            wav, rate = soundfile.read(ASSETS / f"clip{i}_{side}.flac", frames=24000)
+            soundfile.write(data / side / f"{i}.flac", wav, rate)
     readme = folder / "README.md"
     readme.write_text(
         f"before\n{quality.marks(quality.BLOCK)[0]}\nold\n{quality.marks(quality.BLOCK)[1]}\nafter\n"

@@ -54,8 +54,17 @@ def _tampered(monkeypatch, name):
     monkeypatch.setattr(build, "build_graph", wrong)
 
 
+@pytest.fixture
+def short(monkeypatch):
+    """Parity of one length and half a second: enough to find a wrong weight."""
+    monkeypatch.setattr(parity, "LENGTHS", parity.LENGTHS[:1])
+    monkeypatch.setattr(parity, "WAV_S", 0.5)
+
+
 @pytest.mark.parametrize("graph", ["predictive", "score"])
-def test_failed_parity_leaves_nothing(monkeypatch, quick, checkpoint, tmp_path, capsys, graph):
+def test_failed_parity_leaves_nothing(
+    monkeypatch, quick, short, checkpoint, tmp_path, capsys, graph
+):
     _tampered(monkeypatch, graph)
     out = tmp_path / "engines" / "small"
     assert to_onnx.main([str(checkpoint), "-o", str(out)]) == 1
@@ -64,7 +73,7 @@ def test_failed_parity_leaves_nothing(monkeypatch, quick, checkpoint, tmp_path, 
     assert not out.exists()
 
 
-def test_failed_parity_keeps_what_was_there(monkeypatch, quick, checkpoint, tmp_path):
+def test_failed_parity_keeps_what_was_there(monkeypatch, quick, short, checkpoint, tmp_path):
     _tampered(monkeypatch, "score")
     (tmp_path / "score.onnx").write_text("old")
     with pytest.raises(ParityError, match="sigma_z"):
@@ -72,7 +81,7 @@ def test_failed_parity_keeps_what_was_there(monkeypatch, quick, checkpoint, tmp_
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("score.onnx", "old")]
 
 
-def test_replaces_a_folder_and_spares_plans(quick, checkpoint, tmp_path, capsys):
+def test_replaces_a_folder_and_spares_plans(quick, short, checkpoint, tmp_path, capsys):
     out = tmp_path / "small"
     out.mkdir()
     (out / "score.onnx").write_text("old")

@@ -117,6 +117,7 @@ def test_float_engine_passes_and_the_report_is_kept(tmp_path, capsys, caplog):
     assert not list(folder.glob(".*"))
 
 
+@pytest.mark.parametrize("few", [("speech",)], ids="-".join, indirect=True)
 def test_half_engine_node_by_node(tmp_path, few):
     folder = copies(tmp_path, "dvpd-tiny-fp16", "dvpd-tiny")
     report = verify.verify_engine(folder, ["onnx"], seconds=SHORT_S, quality=False)

@@ -3,6 +3,7 @@
 import io
 import logging
 import struct
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -197,7 +198,8 @@ def test_damage_in_the_middle(made, tmp_path, caplog):
         path.write_bytes(data)
         with pytest.raises(InputError, match=message):
             count(path)
-        assert audio.probe(path, salvage=True).gaps
+        if name != "o.opus" or find_spec("av"):  # libsndfile alone opens none of that one
+            assert audio.probe(path, salvage=True).gaps
     # of FLAC the rest is found again, and silence keeps it in its place
     info = audio.probe(tmp_path / "a.flac", salvage=True)
     wav = np.concatenate(list(audio.read_blocks(info)))[:, 0]
