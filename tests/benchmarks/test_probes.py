@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import soundfile
 
 from dvpd.benchmarks import probes
 from dvpd.benchmarks.common import scenes
@@ -109,13 +110,22 @@ def test_scenes_alone_of_two_engines_of_a_name(tiny_engine, tmp_path, monkeypatc
     older = shutil.copytree(tiny_engine, tmp_path / "older" / tiny_engine.name)
     monkeypatch.setattr(probes, "make_scenes", lambda *_: [scenes.one_click()])
     out = tmp_path / "scenes.json"
-    assert main([str(tiny_engine), str(older), "--scenes", "--json", str(out)]) == 0
+    rng = np.random.default_rng(0)
+    for name, level in (("hiss", 0.1), ("nothing", 0.0)):
+        wav = level * rng.standard_normal(RATE_HZ)
+        soundfile.write(tmp_path / f"{name}.flac", wav, RATE_HZ)
+    engines = [str(tiny_engine), str(older)]
+    assert main([*engines, "--scenes", "--noise", str(tmp_path), "--json", str(out)]) == 0
     found = json.loads(out.read_text())
     assert list(found["scenes"]) == ["tiny", str(older)]
     assert found["engines"] == {"tiny": [], str(older): []}
     for (row,) in found["scenes"].values():
         assert all(list(figure) == ["in", "predictive"] for figure in row["figures"].values())
-    assert "| tiny: scene | what | in the input | predictive |" in capsys.readouterr().out
+    # the tiny graph halves the compressed spectrum: 20 dB; what is silent is left out
+    assert found["noises"]["tiny"] == {"hiss.flac": pytest.approx(20.07, abs=0.01)}
+    text = capsys.readouterr().out
+    assert "| tiny: scene | what | in the input | predictive |" in text
+    assert "| tiny | 1 | 20.1 | 20.1 | 0% | hiss.flac 20.1 |" in text
 
 
 def test_missing_recordings(tmp_path, capsys):
