@@ -88,7 +88,11 @@ def measure(
 
 
 def run(
-    folder: Path, sets: Sequence[Path], limit: int = 0, backend: str = "auto"
+    folder: Path,
+    sets: Sequence[Path],
+    limit: int = 0,
+    backend: str = "auto",
+    plans: Sequence[str] = tuple(PLANS),
 ) -> list[dict[str, Any]]:
     """Every set through an engine, cut by every plan.
 
@@ -97,6 +101,7 @@ def run(
         sets: Folders with noisy/ and clean/.
         limit: Evenly spaced pairs of each; 0 for all.
         backend: See ``Enhancer.open``.
+        plans: Keys of ``PLANS``.
 
     Returns:
         Rows with "engine", "set", "plan" and "files" (name -> figures of ``measure``).
@@ -108,8 +113,9 @@ def run(
     with Enhancer.open(folder, backend) as opened:
         for root in sets:
             pairs = spread_sample(find_pairs(root), limit)
-            for name, plan in PLANS.items():
-                enhancer, files = Enhancer(opened.manifest, opened.backend, plan), {}
+            for name in plans:
+                enhancer = Enhancer(opened.manifest, opened.backend, PLANS[name])
+                files = {}
                 for i, pair in enumerate(pairs, start=1):
                     noisy, clean = read_pair(pair)
                     if clean is not None:
@@ -149,6 +155,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("engines", nargs="*", type=Path, help="default: the default engine")
     parser.add_argument("--set", dest="sets", action="append", type=Path, required=True,
                         help="folder with noisy/ and clean/; may be given again")  # fmt: skip
+    parser.add_argument("--plan", dest="plans", action="append", choices=PLANS,
+                        help="may be given again (default: all)")  # fmt: skip
     parser.add_argument("--limit", type=int, default=0, help="evenly spaced pairs of each set")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--json", type=Path, metavar="OUT")
@@ -165,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise InputError(f"{path}: its folder does not exist")
         rows = []
         for folder in args.engines or [default_engine()]:
-            rows += run(folder, args.sets, args.limit, args.backend)
+            rows += run(folder, args.sets, args.limit, args.backend, args.plans or tuple(PLANS))
         text = table(rows)
         print(text)
         if args.markdown:
