@@ -56,16 +56,30 @@ QUALITY_TOLERANCE = {"pesq": 0.02, "estoi": 0.005, "si_sdr": 0.1}
 PAUSE_TOLERANCE = {
     "pause_lowered": 1.0,
     "pause_worst": 1.0,
+    "pause_loudest": 1.5,
     "pause_jump": 2.0,
     "words_lost": 3.0,  # two of the recording's blocks
     "speech_level": 0.2,
+    "speech_0_1": 0.3,
+    "speech_1_2": 0.3,
+    "speech_2_4": 0.3,
+    "speech_4_8": 0.3,
+    "pesq_speech": 0.02,
+    "estoi_speech": 0.005,
 }
 PAUSE_LABELS = {
     "pause_lowered": "noise lowered, dB",
     "pause_worst": "worst tenth, dB",
+    "pause_loudest": "loudest 0.5 s, dB",
     "pause_jump": "jump, dB",
     "words_lost": "words lost, %",
     "speech_level": "speech level, dB",
+    "speech_0_1": "0-1 kHz, dB",
+    "speech_1_2": "1-2 kHz, dB",
+    "speech_2_4": "2-4 kHz, dB",
+    "speech_4_8": "4-8 kHz, dB",
+    "pesq_speech": "PESQ, utterances",
+    "estoi_speech": "ESTOI, utterances",
 }
 # Instructions depend on the engine's version and the CPU's vector units: compared only with a pin
 # of the same ones.
@@ -210,9 +224,10 @@ def measure_pauses(
     Raises:
         DvpdError: An engine fails.
     """
-    from dvpd.quality.pauses import measure_levels
+    from dvpd.quality.metrics import Meter
     from dvpd.runtime.enhancer import Enhancer
 
+    meter = Meter(tuple(PAUSE_TOLERANCE))
     noisy, clean, speech = recordings.with_pauses(root / "tests" / "assets")
     result: dict[str, Any] = {}
     for folder in folders:
@@ -220,8 +235,9 @@ def measure_pauses(
             if enhancer.manifest.precision != "fp32":
                 continue
             wav = enhancer.enhance(noisy, RATE_HZ, steps=0).wav
-        figures = measure_levels(noisy, clean, wav, speech)
-        result[folder.name] = {"predictive": {k: round(figures[k], 2) for k in PAUSE_TOLERANCE}}
+        figures = meter(clean, wav, noisy, speech)
+        rounded = {name: round(figures[name], 3) for name in PAUSE_TOLERANCE}
+        result[folder.name] = {"predictive": rounded}
     return result
 
 

@@ -8,9 +8,10 @@
 Models are the shipped engines unless given. Sweeps vary one setting around the model's default:
 alpha (Table 7), steps at the default start time (``steps``), steps of 0.04 from a growing start
 time (``t_rs``, Table 9) and many steps over the whole diffusion time (``paper-steps``, Table 8;
-slow). A set that says where somebody speaks (its own pairs.tsv) is measured in its pauses: how far
-noise is lowered where nobody speaks, and what is left of the speech. What a sampler costs is measured here, too, so that plots show quality against network calls
-and against the real-time factor. ``--peers`` puts the peers of ``peers.py`` on the last plot.
+slow). Levels are measured on every set: how far noise is lowered where nobody speaks, and what is left
+of the speech. A set that says where somebody speaks (its own pairs.tsv) gets a table of them. What a
+sampler costs is measured here, too, so that plots show quality against network calls and against the
+real-time factor. ``--peers`` puts the peers of ``peers.py`` on the last plot.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ if __package__ in (None, ""):
 from dvpd.benchmarks import rtf
 from dvpd.benchmarks.common import machine, report_html, tables, timing
 from dvpd.benchmarks.guard import shipped_engines
+from dvpd.quality.pauses import BANDS_KHZ
 from dvpd.runtime import command
 from dvpd.runtime.backends.choose import cpu_quota
 from dvpd.runtime.errors import InputError
@@ -44,12 +46,16 @@ METRICS = ("pesq", "estoi", "si_sdr")
 PAUSES = {
     "pause_lowered": ("noise lowered, dB", 1),
     "pause_worst": ("worst tenth, dB", 1),
+    "pause_loudest": ("loudest 0.5 s, dB", 1),
     "pause_jump": ("jump, dB", 1),
     "words_lost": ("words lost, %", 1),
     "speech_level": ("speech level, dB", 1),
     "pesq_speech": ("PESQ, utterances", 2),
     "estoi_speech": ("ESTOI, utterances", 3),
 }
+BANDS = {f"speech_{a}_{b}": (f"{a}-{b} kHz, dB", 1) for a, b in BANDS_KHZ}
+SPOKEN = {name: PAUSES[name] for name in ("words_lost", "speech_level")}  # of every set
+LEVELS = tuple(PAUSES | BANDS)
 TITLES = {"pesq": "PESQ", "estoi": "ESTOI", "si_sdr": "SI-SDR, dB"}
 STEP_T = 0.04  # Table 9's fixed step
 SWEEPS: dict[str, tuple[float, ...]] = {
@@ -136,20 +142,23 @@ def measure_model(
         extra = [s for sweep in sweeps for s in sweep_systems(manifest, sweep)] if i == 0 else []
         systems = (*base, *extra)
         pairs = spread_sample(find_pairs(folder), limit)
-        pauses = tuple(PAUSES) if any(pair.speech for pair in pairs) else ()
         say(f"{path.name} on {folder.name}: {len(pairs)} pairs, {len(systems)} samplers")
         records, failures = measure_set(
-            Task(**{**vars(task), "systems": systems, "metrics": METRICS + pauses}), pairs, jobs,
+            Task(**{**vars(task), "systems": systems, "metrics": METRICS + LEVELS}), pairs, jobs,
             partial(_say_pairs, say, folder.name),
         )  # fmt: skip
         result["failures"] += [{"set": folder.name, **f} for f in failures]
         if not records:
             raise InputError(f"{folder}: none of {len(pairs)} pairs could be measured")
-        summary = summarise_records(records)["systems"]
+        summary = {  # without what no recording has
+            system: {k: v for k, v in figures.items() if v["n"]}
+            for system, figures in summarise_records(records)["systems"].items()
+        }
         name = folder.absolute().name
         result["sets"][name] = {
             "n": len(records),
             "sha256": set_sha256(records),
+            "pauses": any(pair.speech for pair in pairs),
             "systems": {k: summary[k] for k in ("noisy", "predictive", *(s.name for s in base))},
         }
         for system in extra:
@@ -195,17 +204,31 @@ def _with_interval(part: dict[str, Any]) -> str:
     return f"{part['mean']:.2f} ({part['low']:.2f}-{part['high']:.2f})"
 
 
-def _cells(figures: dict[str, Any]) -> list[str]:
-    """A row of a set's table: of its pauses where they were measured."""
-    if "pause_lowered" not in figures:
-        return [
-            _with_interval(figures["pesq"]),
-            f"{figures['estoi']['mean']:.3f}",
-            f"{figures['si_sdr']['mean']:.1f}",
-        ]
-    cells = [f"{figures[name]['mean'] + 0.0:.{digits}f}" for name, (_, digits) in PAUSES.items()]
-    cells.insert(1, f"{figures['pause_lowered']['least'] + 0.0:.1f}")
-    return cells
+def has_pauses(part: dict[str, Any]) -> bool:
+    """Whether a set of a result is shown by its pauses (results of 2026-11 do not say it)."""
+    return bool(part.get("pauses", "pause_lowered" in part["systems"]["noisy"]))
+
+
+def _columns(part: dict[str, Any]) -> dict[str, tuple[str, int]]:
+    """Columns of a set's table behind the usual measures, or instead of them."""
+    columns = {**PAUSES, **BANDS} if has_pauses(part) else SPOKEN
+    return {name: column for name, column in columns.items() if name in part["systems"]["noisy"]}
+
+
+def _cells(part: dict[str, Any], system: str) -> list[str]:
+    """A row of a set's table."""
+    figures = part["systems"][system]
+    cells = [
+        f"{figures[name]['mean'] + 0.0:.{digits}f}" for name, (_, digits) in _columns(part).items()
+    ]
+    if has_pauses(part):
+        return [cells[0], f"{figures['pause_lowered']['least'] + 0.0:.1f}", *cells[1:]]
+    return [
+        _with_interval(figures["pesq"]),
+        f"{figures['estoi']['mean']:.3f}",
+        f"{figures['si_sdr']['mean']:.1f}",
+        *cells,
+    ]
 
 
 Grid = tuple[list[str], list[list[Any]]]  # header and rows
@@ -228,12 +251,13 @@ def set_grids(result: dict[str, Any]) -> list[Grid]:
             for system, text in labels.items():
                 if system == "noisy" and i:
                     continue
-                rows.append([text, *_cells(table["systems"][system])])
+                rows.append([text, *_cells(table, system)])
         first = result["models"][0]["sets"][name]
-        header = ["PESQ", "ESTOI", "SI-SDR, dB"]
-        if "pause_lowered" in first["systems"]["noisy"]:
-            header = [title for title, _ in PAUSES.values()]
+        header = [title for title, _ in _columns(first).values()]
+        if has_pauses(first):
             header.insert(1, "least lowered, dB")
+        else:
+            header = ["PESQ", "ESTOI", "SI-SDR, dB", *header]
         parts.append(([f"{name}: {first['n']} recordings", *header], rows))
     return parts
 

@@ -155,8 +155,9 @@ def short_speed(found: report.Report) -> str:
 def short_quality(result: dict[str, Any]) -> str:
     """One row a model and sampler, one column a set, from ``quality.py``."""
 
-    def figure(figures: dict[str, Any]) -> str:
-        if "pause_lowered" in figures:
+    def figure(part: dict[str, Any], system: str) -> str:
+        figures = part["systems"][system]
+        if quality.has_pauses(part):
             return f"{figures['pause_lowered']['mean'] + 0.0:.0f}"
         return f"{figures['pesq']['mean']:.2f} / {figures['estoi']['mean']:.2f}"
 
@@ -166,12 +167,12 @@ def short_quality(result: dict[str, Any]) -> str:
     first = models[0]["sets"]
     header = [""]
     for name, part in first.items():
-        quiet = "pause_lowered" in part["systems"]["noisy"]
+        quiet = quality.has_pauses(part)
         header.append(f"{name}: noise lowered, dB" if quiet else f"{name}: PESQ / ESTOI")
-    rows = [["noisy", *(figure(part["systems"]["noisy"]) for part in first.values())]]
+    rows = [["noisy", *(figure(part, "noisy") for part in first.values())]]
     for model in models:
         for system, steps in (("predictive", 0), ("full", model["default"]["n_steps"])):
-            figures = [figure(model["sets"][name]["systems"][system]) for name in first]
+            figures = [figure(model["sets"][name], system) for name in first]
             rows.append([f"`{model['model']}`, {steps} steps", *figures])
     counts = ", ".join(f"{part['n']} of {name}" for name, part in first.items())
     return tables.markdown(header, rows) + f"\n\nMeans over recordings: {counts}. {_age(result)}"

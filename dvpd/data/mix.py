@@ -362,6 +362,7 @@ class Mixer:
             (c.wind_p, noises.wind),
             (c.keyboard_p, noises.keyboard),
             (c.music_p, noises.music),
+            (c.impulsive_p, noises.impulsive),
         ):
             if 0.0 <= kind < share:
                 return make(rng, count)

@@ -27,6 +27,10 @@ LOST_DB = 10.0
 WORD_RANGE_DB = 20.0  # below the level of speech: what is softer is no word but its tail
 NOTHING_DB = -90.0  # below one step of 16 bits: digital silence, nothing to lower
 FLOOR_DB = -120.0
+# Of full scale: speech at -23 dB is listened to at about 65 dB SPL, which puts this at 18, below the
+# noise of a quiet room (25 to 30). What lies under it is not heard to jump.
+INAUDIBLE_DB = -70.0
+SEAM_FADE = 8 * 128  # half the runtime's cross-fade
 BANDS_KHZ = ((0, 1), (1, 2), (2, 4), (4, 8))
 BAND_RANGE_DB = 70.0  # below the speech: a band without speech, no level to keep
 N_FFT, HOP = 512, 256
@@ -341,6 +345,36 @@ def measure_blind(noisy: Wav, estimate: Wav, speech: Sequence[tuple[int, int]]) 
     frames = _frames(spoken)
     hiss = _hiss(source[frames], output[frames])
     return dict(zip(BLIND_MEASURES, [*pauses, share, *kept, hiss], strict=True))
+
+
+def seam_steps(
+    wav: Wav,
+    seams: Sequence[int],
+    speech: Sequence[tuple[int, int]],
+    reach: int = BLOCK + SEAM_FADE,
+) -> NDArray[np.float64]:
+    """Steps of the level where windows meet in a pause.
+
+    Args:
+        wav: What a model made of a recording, [L] at 16 kHz.
+        seams: Middles of the cross-fades, in samples.
+        speech: Where somebody speaks, [start, end) in samples.
+        reach: How far from a seam the half seconds end that are compared.
+
+    Returns:
+        Of each seam with silence that far on both sides, dB, [n]. Levels under ``INAUDIBLE_DB`` count
+        as that.
+    """
+    silent = ~speech_mask(speech, len(wav), GUARD)
+    steps = []
+    for seam in seams:
+        first, last = seam - reach, seam + reach
+        if first < 0 or last > len(wav) or not silent[first:last].all():
+            continue
+        sides = wav[first : first + BLOCK], wav[last - BLOCK : last]
+        before, after = (max(float(block_levels(side)[0]), INAUDIBLE_DB) for side in sides)
+        steps.append(abs(after - before))
+    return np.array(steps)
 
 
 def over_utterances(

@@ -52,6 +52,9 @@ def test_the_table_has_the_models_and_the_noisy_input(result):
     assert text.startswith(f"before\n{quality.marks(quality.BLOCK)[0]}\n| clips: 2 recordings |")
     assert text.endswith(f"{quality.marks(quality.BLOCK)[1]}\nafter\n")
     assert "old" not in text
+    assert "| SI-SDR, dB | words lost, % | speech level, dB |" in text
+    assert model["sets"]["clips"]["systems"]["full"].keys() >= {*quality.SPOKEN, *quality.BANDS}
+    assert not model["sets"]["clips"]["pauses"]
     assert "| `tiny`, 3 steps |" in text
     mean = model["sets"]["clips"]["systems"]["noisy"]["pesq"]["mean"]
     assert f"| noisy | {mean:.2f} (" in text
@@ -140,7 +143,7 @@ def test_a_set_with_pauses_is_measured_in_them(tiny_engine, tmp_path, monkeypatc
     result = quality.measure_model(tiny_engine, [tmp_path / "long"], [], backend="ort")
     figures = result["sets"]["long"]["systems"]
     assert figures["noisy"]["pause_lowered"]["mean"] == 0.0
-    assert set(figures["full"]) == {*quality.METRICS, *quality.PAUSES}
+    assert set(figures["full"]) == {*quality.METRICS, *quality.LEVELS}
     text = quality.set_tables({"models": [result]})
     header, _, noisy_row, *others = text.splitlines()
     assert header.startswith("| long: 1 recordings | noise lowered, dB | least lowered, dB |")
