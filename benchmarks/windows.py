@@ -24,7 +24,6 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dvpd.benchmarks.common import machine, tables
-from dvpd.benchmarks.common.status import show_status
 from dvpd.quality.metrics import pesq_wb
 from dvpd.quality.pairs import find_pairs, read_pair, spread_sample
 from dvpd.quality.pauses import (
@@ -33,11 +32,13 @@ from dvpd.quality.pauses import (
     over_utterances,
     seam_steps,
 )
+from dvpd.runtime import command
 from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.engines import default_engine
 from dvpd.runtime.enhancer import Enhancer
-from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.errors import InputError
 from dvpd.runtime.files import write_whole
+from dvpd.runtime.progress import show_status
 from dvpd.runtime.spec import SAMPLE_RATE
 from dvpd.runtime.windows import WindowPlan
 
@@ -166,28 +167,27 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    try:
-        for path in (args.json, args.markdown):
-            if path is not None and not path.resolve().parent.is_dir():
-                raise InputError(f"{path}: its folder does not exist")
-        rows = []
-        for folder in args.engines or [default_engine()]:
-            rows += run(folder, args.sets, args.limit, args.backend, args.plans or tuple(PLANS))
-        text = table(rows)
-        print(text)
-        if args.markdown:
-            write_whole(args.markdown, text + "\n")
-        if args.json:
-            for row in rows:  # JSON has no NaN
-                for figures in row["files"].values():
-                    figures.update({k: None for k, v in figures.items() if not np.isfinite(v)})
-            report = {"format": FORMAT, "created": machine.now(), "machine": machine.machine(),
-                      "versions": machine.versions(), "rows": rows}  # fmt: skip
-            write_whole(args.json, json.dumps(report, indent=1) + "\n")
-    except (DvpdError, OSError) as error:
-        print(f"windows.py: {error}", file=sys.stderr)
-        return 1
+    return command.run(build_parser(), argv, _main)
+
+
+def _main(args: argparse.Namespace) -> int:
+    for path in (args.json, args.markdown):
+        if path is not None and not path.resolve().parent.is_dir():
+            raise InputError(f"{path}: its folder does not exist")
+    rows = []
+    for folder in args.engines or [default_engine()]:
+        rows += run(folder, args.sets, args.limit, args.backend, args.plans or tuple(PLANS))
+    text = table(rows)
+    print(text)
+    if args.markdown:
+        write_whole(args.markdown, text + "\n")
+    if args.json:
+        for row in rows:  # JSON has no NaN
+            for figures in row["files"].values():
+                figures.update({k: None for k, v in figures.items() if not np.isfinite(v)})
+        report = {"format": FORMAT, "created": machine.now(), "machine": machine.machine(),
+                  "versions": machine.versions(), "rows": rows}  # fmt: skip
+        write_whole(args.json, json.dumps(report, indent=1) + "\n")
     return 0
 
 
