@@ -56,9 +56,8 @@ def _tampered(monkeypatch, name):
 
 @pytest.fixture
 def short(monkeypatch):
-    """Parity of one length and half a second: enough to find a wrong weight."""
+    """Parity of outputs at one length alone: enough to find a wrong weight."""
     monkeypatch.setattr(parity, "LENGTHS", parity.LENGTHS[:1])
-    monkeypatch.setattr(parity, "WAV_S", 0.5)
 
 
 @pytest.mark.parametrize("graph", ["predictive", "score"])
