@@ -17,6 +17,8 @@ LONG_FILES = {
     "dvpd/training/trainer.py": "one loop, read from top to bottom",
     "export/translate.py": "a function for each operator",
     "export/verify.py": "one check after another, and their report",
+    "benchmarks/guard.py": "each pinned figure: how it is measured, and how it is compared",
+    "benchmarks/quality.py": "one result shown as Markdown, JSON, a page and a picture",
     "benchmarks/gpu_quick.py": "one run against the clock",
     "benchmarks/rtf.py": "the options of the command that users know best",
 }
