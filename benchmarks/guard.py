@@ -31,6 +31,7 @@ if __package__ in (None, ""):
 from dvpd.benchmarks.common import recordings
 from dvpd.benchmarks.common.graph_costs import engine_costs
 from dvpd.benchmarks.common.tables import markdown
+from dvpd.quality.pauses import BANDS_KHZ
 from dvpd.runtime import command
 from dvpd.runtime.backends.choose import BACKENDS, installed
 from dvpd.runtime.errors import InputError
@@ -53,6 +54,7 @@ COST_TOLERANCE = {"file_bytes": 0.01}
 # How far from its pin a figure of quality may lie, either way: engines round differently on
 # different CPUs, which moves PESQ by less than 0.002.
 QUALITY_TOLERANCE = {"pesq": 0.02, "estoi": 0.005, "si_sdr": 0.1}
+BANDS = {f"speech_{a}_{b}": f"{a}-{b} kHz, dB" for a, b in BANDS_KHZ}
 PAUSE_TOLERANCE = {
     "pause_lowered": 1.0,
     "pause_worst": 1.0,
@@ -60,10 +62,7 @@ PAUSE_TOLERANCE = {
     "pause_jump": 2.0,
     "words_lost": 3.0,  # two of the recording's blocks
     "speech_level": 0.2,
-    "speech_0_1": 0.3,
-    "speech_1_2": 0.3,
-    "speech_2_4": 0.3,
-    "speech_4_8": 0.3,
+    **dict.fromkeys(BANDS, 0.3),
     "pesq_speech": 0.02,
     "estoi_speech": 0.005,
 }
@@ -74,10 +73,7 @@ PAUSE_LABELS = {
     "pause_jump": "jump, dB",
     "words_lost": "words lost, %",
     "speech_level": "speech level, dB",
-    "speech_0_1": "0-1 kHz, dB",
-    "speech_1_2": "1-2 kHz, dB",
-    "speech_2_4": "2-4 kHz, dB",
-    "speech_4_8": "4-8 kHz, dB",
+    **BANDS,
     "pesq_speech": "PESQ, utterances",
     "estoi_speech": "ESTOI, utterances",
 }

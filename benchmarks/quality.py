@@ -150,10 +150,8 @@ def measure_model(
         result["failures"] += [{"set": folder.name, **f} for f in failures]
         if not records:
             raise InputError(f"{folder}: none of {len(pairs)} pairs could be measured")
-        summary = {  # without what no recording has
-            system: {k: v for k, v in figures.items() if v["n"]}
-            for system, figures in summarise_records(records)["systems"].items()
-        }
+        found = summarise_records(records)["systems"]  # what no recording has is left out
+        summary = {s: {k: v for k, v in f.items() if v["n"]} for s, f in found.items()}
         name = folder.absolute().name
         result["sets"][name] = {
             "n": len(records),
@@ -217,18 +215,12 @@ def _columns(part: dict[str, Any]) -> dict[str, tuple[str, int]]:
 
 def _cells(part: dict[str, Any], system: str) -> list[str]:
     """A row of a set's table."""
-    figures = part["systems"][system]
-    cells = [
-        f"{figures[name]['mean'] + 0.0:.{digits}f}" for name, (_, digits) in _columns(part).items()
-    ]
+    f = part["systems"][system]
+    cells = [f"{f[name]['mean'] + 0.0:.{n}f}" for name, (_, n) in _columns(part).items()]
     if has_pauses(part):
-        return [cells[0], f"{figures['pause_lowered']['least'] + 0.0:.1f}", *cells[1:]]
-    return [
-        _with_interval(figures["pesq"]),
-        f"{figures['estoi']['mean']:.3f}",
-        f"{figures['si_sdr']['mean']:.1f}",
-        *cells,
-    ]
+        return [cells[0], f"{f['pause_lowered']['least'] + 0.0:.1f}", *cells[1:]]
+    others = f"{f['estoi']['mean']:.3f}", f"{f['si_sdr']['mean']:.1f}"
+    return [_with_interval(f["pesq"]), *others, *cells]
 
 
 Grid = tuple[list[str], list[list[Any]]]  # header and rows
