@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ from .audio import (
     probe,
     read_blocks,
 )
-from .backends.base import Backend
+from .backends.base import Backend, StreamBackend
 from .backends.choose import open_backend
 from .containers import Raw
 from .engines import find_engine, warn_unverified
@@ -40,9 +40,10 @@ from .errors import BackendError, InputError
 from .manifest import Manifest
 from .noise import check_seed, frame_noise
 from .pipes import PIPE, PipeWriter
-from .schedule import SamplerStep, sampler_steps
+from .schedule import SamplerStep, initial_state, sampler_steps
 from .spec import TlbFactors
 from .stft import compress, decompress, istft, stft
+from .stream import MAX_BIN, BlockSampler, CausalStream
 from .window import denoise, pad
 from .windows import LoudestStretch, Reminder, WindowedStream, WindowPlan
 
@@ -51,7 +52,6 @@ Progress = Callable[[float], None]
 
 MAX_STEPS = 1000
 MAX_AMPLITUDE = 1e30  # with MAX_BIN it stays below float32's largest number
-MAX_BIN = 1e8  # a full-scale sine has 128 in its bin of the spectrum
 _ARRAY_BLOCK = 1 << 18  # samples pushed at a time
 OFFSET_SHARE = 0.02  # of the peak: a mean above it is an offset ...
 OFFSET_FROM_S = 1.0  # ... in a recording that is not too short to tell
@@ -196,11 +196,7 @@ class _Chain:
         self._down = Resampler(rate, signal.sample_rate, n_channels)
         self._up = Resampler(signal.sample_rate, rate, n_channels)
         self._streams = [
-            WindowedStream(
-                enhancer._channel_process(settings, float(peak), reminder),
-                enhancer.window_plan,
-                signal.hop_length,
-            )
+            enhancer._channel_stream(settings, float(peak), reminder)
             for peak, reminder in zip(levels.peaks, levels.reminders, strict=True)
         ]
         self._n_in = 0
@@ -551,6 +547,8 @@ class Enhancer:
                 "the recording down"
             )
         mean = (total / max(done, 1)).astype(np.float32)
+        if self.manifest.causal is not None:  # it knows neither the offset nor the peak beforehand
+            return _Levels(np.zeros_like(peak), peak, (None,) * n_channels)
         is_offset = (np.abs(mean) > OFFSET_SHARE * peak) & (done >= OFFSET_FROM_S * rate)
         offsets = np.where(is_offset, mean, np.float32(0.0))
         reminders: list[Reminder | None] = [None] * n_channels
@@ -587,6 +585,46 @@ class Enhancer:
             if progress is not None:
                 progress(done / n_samples)
 
+    def _channel_stream(
+        self, settings: _Settings, peak: float, reminder: Reminder | None
+    ) -> WindowedStream | CausalStream:
+        """One channel's way through the model: in windows, or for a causal one as it comes."""
+        signal, causal = self.manifest.signal, self.manifest.causal
+        if causal is None:
+            process = self._channel_process(settings, peak, reminder)
+            return WindowedStream(process, self.window_plan, signal.hop_length)
+        self._check_process()
+
+        def draw(index: int, first: int, n_frames: int) -> FloatArray:
+            return self._noise(settings, index, first, n_frames)
+
+        sampler = BlockSampler(
+            cast(StreamBackend, self.backend),
+            start=initial_state(self.manifest.sde, self.manifest.sampler.t_rs),
+            steps=settings.steps,
+            alpha=settings.alpha,
+            tlb=settings.tlb,
+            lookahead_frames=causal.lookahead_frames,
+            lock=self._lock,
+        )
+        return CausalStream(sampler, draw, signal)
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process_id:
+            raise BackendError(
+                "this Enhancer was opened by another process, and its engine does not survive "
+                "a fork: open one in each process"
+            )
+
+    def _noise(self, settings: _Settings, index: int, first: int, n_rows: int) -> FloatArray:
+        """Noise of a draw by absolute frame, [n_rows, F]; zeros beyond the end of a given one."""
+        if settings.noise is None:
+            return frame_noise(settings.seed, index, first, n_rows)
+        given = np.zeros((n_rows, self.manifest.signal.n_freqs), np.float32)
+        found = settings.noise[index, first : first + n_rows]
+        given[: len(found)] = found
+        return given
+
     def _channel_process(
         self, settings: _Settings, peak: float, reminder: Reminder | None
     ) -> Callable[[FloatArray, int], FloatArray]:
@@ -597,11 +635,7 @@ class Enhancer:
         before = None if reminder is None else replace(reminder, wav=scaled(reminder.wav))
 
         def process(wav: FloatArray, first_frame: int) -> FloatArray:
-            if os.getpid() != self._process_id:
-                raise BackendError(
-                    "this Enhancer was opened by another process, and its engine does not survive "
-                    "a fork: open one in each process"
-                )
+            self._check_process()
             with self._lock:  # engines hold one request, and features between their two graphs
                 out = self._enhance_window(scaled(wav), first_frame, settings, before)
             return (out.astype(np.float64) * peak).astype(np.float32)
@@ -631,16 +665,8 @@ class Enhancer:
         first, count = places.pop()
         places.append((first, count + noisy.shape[2] - shown.shape[2]))
 
-        def rows(index: int, first: int, n_rows: int) -> FloatArray:
-            if settings.noise is None:
-                return frame_noise(settings.seed, index, first, n_rows)
-            given = np.zeros((n_rows, signal.n_freqs), np.float32)
-            found = settings.noise[index, first : first + n_rows]
-            given[: len(found)] = found
-            return given
-
         def draw(index: int) -> FloatArray:
-            return np.concatenate([rows(index, *place) for place in places])
+            return np.concatenate([self._noise(settings, index, *place) for place in places])
 
         clean_ri = denoise(
             self.backend,

@@ -120,6 +120,57 @@ class SamplerSpec:
             raise InputError(f"sampler alpha is {self.alpha}; expected 0 <= alpha <= 1")
 
 
+@dataclass(frozen=True)
+class CausalSpec:
+    """What is special about a causal model: it runs on blocks of frames and carries a state.
+
+    Attributes:
+        lookahead_blocks: Blocks by which its output comes late.
+        block_frames: Frames of a block, the unit of its input.
+        state_size: Floats of each graph's state, for one stream: "predictive" and "score".
+        latency_samples: Samples by which the output of a stream comes late at most, computing left
+            out.
+    """
+
+    lookahead_blocks: int
+    state_size: Mapping[str, int]
+    latency_samples: int
+    block_frames: int = FRAME_MULTIPLE
+
+    def __post_init__(self) -> None:
+        """Refuse values that describe no causal model."""
+        table = self.state_size
+        if not isinstance(table, Mapping) or set(table) != set(GRAPH_NAMES):
+            raise InputError(
+                f"state_size is {table!r}; expected one number for each of {GRAPH_NAMES}"
+            )
+        numbers = {
+            "lookahead_blocks": (self.lookahead_blocks, 0),
+            "block_frames": (self.block_frames, 1),
+            "latency_samples": (self.latency_samples, 1),
+            **{f"state_size {name}": (size, 1) for name, size in table.items()},
+        }
+        for name, (value, least) in numbers.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(f"{name} is {value!r}; expected a whole number >= {least}")
+        object.__setattr__(self, "state_size", MappingProxyType(dict(table)))
+
+    @property
+    def lookahead_frames(self) -> int:
+        """Frames by which the output comes late."""
+        return self.lookahead_blocks * self.block_frames
+
+
+def stream_latency(signal: SignalSpec, lookahead_blocks: int) -> int:
+    """Samples by which the output of a stream comes late at most, computing left out.
+
+    Block j of four frames needs samples up to 512 j + 640 and makes the output final up to
+    512 j + 256: 896 samples, and 512 for each block of look-ahead.
+    """
+    block = FRAME_MULTIPLE * signal.hop_length
+    return signal.n_fft // 2 + signal.hop_length + (1 + lookahead_blocks) * block
+
+
 Factors = tuple[tuple[float, float], tuple[float, float]]
 
 
