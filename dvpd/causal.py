@@ -23,7 +23,8 @@ from .runtime.spec import FRAME_MULTIPLE, SignalSpec
 BLOCK_S = FRAME_MULTIPLE / SignalSpec().frame_rate_hz  # 32 ms
 MEAN_S = 2.0  # time constant of the running means
 MEAN_DECAY = math.exp(-BLOCK_S / MEAN_S)  # a block
-EXTREME_BLOCKS = 62  # blocks before the present one whose extremes count: 2 s
+EXTREME_DOUBLINGS = 6
+EXTREME_BLOCKS = 2**EXTREME_DOUBLINGS - 1  # before the present one whose extremes count: 2 s
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class CausalConv2d(Stateful, nn.Conv2d):
 
 def lower_triangle(n: Any, device: torch.device) -> Tensor:
     """[n, n] in float32: 1 where the column is not after the row."""
-    place = torch.arange(n, device=device)
+    place = torch.arange(n, device=device).float()
     return (place[:, None] >= place).float()
 
 
@@ -238,7 +239,9 @@ class BlockExtremes(Stateful):
         both = torch.cat([blocks, -blocks], dim=1).amax((3, 4))  # [B, 2, J]: largest, -least
         seen = torch.cat([self.recall(x, 2, EXTREME_BLOCKS), both], dim=2)
         self.keep(seen[:, :, -EXTREME_BLOCKS:])
-        pooled = nn.functional.max_pool1d(seen, EXTREME_BLOCKS + 1, 1)[..., None]  # [B, 2, J, 1]
+        for i in range(EXTREME_DOUBLINGS):  # a maximum over 2, 4, ... 64 blocks
+            seen = torch.maximum(seen[:, :, : -(2**i)], seen[:, :, 2**i :])
+        pooled = seen.unsqueeze(3)  # [B, 2, J, 1]
         return -pooled[:, 1:], pooled[:, :1]
 
 

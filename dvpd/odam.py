@@ -111,7 +111,7 @@ class CausalLinearScan(Stateful, LinearScan):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Outputs of one chunk [B, Q, F C], and S and Z after it."""
         n = w.shape[1]
-        past = self.shared(("past", n), lambda: lower_triangle(n, w.device))  # [Q, Q]
+        past = self.shared(("past", str(n)), lambda: lower_triangle(n, w.device))  # [Q, Q]
         log = past @ torch.log(1.0 - w)  # [B, Q, N]: of what is left since the chunk's start
         gap = log.unsqueeze(1) - log.unsqueeze(2)  # [B, Q, Q, N], >= 0 where the column is earlier
         share = torch.exp(-torch.relu(gap)) * past[..., None] * w.unsqueeze(1)
@@ -120,9 +120,9 @@ class CausalLinearScan(Stateful, LinearScan):
         asked = q.float() / (z + KEY_FLOOR)
         within = (share * asked.unsqueeze(2)).sum(3).to(v.dtype)  # [B, Q, Q]
         y = within @ v + (asked * left).to(v.dtype) @ mean.to(v.dtype)
-        last = share[:, -1].transpose(1, 2).to(v.dtype)  # [B, N, Q]
-        mean = (last @ v).float() + left[:, -1].unsqueeze(2) * mean
-        return y, mean, z[:, -1]
+        last = share[:, -1:].squeeze(1).transpose(1, 2).to(v.dtype)  # [B, N, Q]
+        mean = (last @ v).float() + left[:, -1:].transpose(1, 2) * mean
+        return y, mean, z[:, -1:].squeeze(1)
 
 
 def ssd_recurrence(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:

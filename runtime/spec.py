@@ -25,6 +25,7 @@ FRAME_MULTIPLE = 4  # two unshuffles by 2 along time
 MIN_FRAMES = 32
 N_FEATS = 6
 N_FREQS = 257
+STATE, NEXT_STATE = "state", "next_state"  # of a causal model's graphs
 TLB_SHAPE = (2, 2)  # [level (outer, deep), band (below 2 kHz, above)]
 
 
@@ -283,20 +284,30 @@ PREDICTIVE_OUTPUTS = predictive_outputs()
 SCORE_INPUTS = score_inputs()
 
 
-def graph_io(graph: str, precision: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+def graph_io(
+    graph: str, precision: str, causal: CausalSpec | None = None
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Inputs and outputs of one graph.
 
     Args:
         graph: "predictive" or "score".
         precision: "fp32" or "fp16".
+        causal: Of a causal model, whose graphs have a ``state`` and a ``next_state``, float32 in both
+            precisions; T is then any multiple of 4.
 
     Raises:
         InputError: Unknown graph or precision.
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
-    if graph == "predictive":
-        return PREDICTIVE_INPUTS, predictive_outputs(precision)
+    if graph not in GRAPH_NAMES:
+        raise InputError(f"graph is {graph!r}; expected one of {', '.join(GRAPH_NAMES)}")
+    inputs: tuple[TensorSpec, ...] = PREDICTIVE_INPUTS
+    outputs = predictive_outputs(precision)
     if graph == "score":
-        return score_inputs(precision), SCORE_OUTPUTS
-    raise InputError(f"graph is {graph!r}; expected one of {', '.join(GRAPH_NAMES)}")
+        inputs, outputs = score_inputs(precision), SCORE_OUTPUTS
+    if causal is None:
+        return inputs, outputs
+    shape = ("B", causal.state_size[graph])
+    before, after = (TensorSpec(name, "float32", shape) for name in (STATE, NEXT_STATE))
+    return (*inputs, before), (*outputs, after)

@@ -19,6 +19,8 @@ from ..spec import (
     N_FEATS,
     PREDICTIVE_INPUTS,
     SCORE_OUTPUTS,
+    STATE,
+    CausalSpec,
     TensorSpec,
     TlbFactors,
     graph_io,
@@ -199,7 +201,7 @@ def check_array(
             raise InputError(f"{spec.name} is {got}; expected {wanted} with {sizes}")
         if size < 1:
             raise InputError(f"{spec.name} is {got}; expected no empty axis")
-    n_frames = sizes.get("T", least)
+    n_frames = sizes["T"] if "T" in spec.shape else least
     if n_frames < least or n_frames % FRAME_MULTIPLE:
         raise InputError(
             f"{spec.name} has T = {n_frames} frames; expected a multiple of {FRAME_MULTIPLE}, at "
@@ -279,6 +281,30 @@ def check_output(spec: TensorSpec, value: object, sizes: dict[str, int], source:
     return array
 
 
+def stream_state(causal: CausalSpec | None, graph: str, batch: int, state: Any) -> Any:
+    """The state to go on with: what was given, or zeros at the start of the streams.
+
+    Args:
+        causal: The manifest's.
+        graph: "predictive" or "score".
+        batch: Streams.
+        state: What the call before returned, or None.
+
+    Raises:
+        InputError: The model hears whole recordings, or the state is of another number of streams.
+    """
+    if causal is None:
+        raise InputError(
+            "this model hears whole recordings and has no state; expected a causal one (live)"
+        )
+    size = causal.state_size[graph]
+    if state is None:
+        return np.zeros((batch, size), np.float32)
+    if isinstance(state, np.ndarray):
+        check_array(TensorSpec(STATE, "float32", (batch, size)), state, {})
+    return state
+
+
 PREDICT_OUT = predictive_outputs()[0]
 SCORE_OUT = SCORE_OUTPUTS[0]
 
@@ -303,6 +329,7 @@ def check_signature(
     precision: str,
     inputs: Sequence[GraphTensor],
     outputs: Sequence[GraphTensor],
+    causal: CausalSpec | None = None,
 ) -> None:
     """Check a loaded graph's inputs and outputs against the contract.
 
@@ -311,12 +338,13 @@ def check_signature(
         precision: "fp32" or "fp16".
         inputs: What the engine reports.
         outputs: What the engine reports.
+        causal: The manifest's.
 
     Raises:
         ManifestError: A name, dtype or shape differs, or B or T is fixed.
     """
     for side, specs, got in zip(
-        ("inputs", "outputs"), graph_io(graph, precision), (inputs, outputs), strict=True
+        ("inputs", "outputs"), graph_io(graph, precision, causal), (inputs, outputs), strict=True
     ):
         found = {tensor.name: tensor for tensor in got}
         if set(found) != {spec.name for spec in specs}:

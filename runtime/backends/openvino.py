@@ -116,7 +116,11 @@ class OpenVinoBackend:
                 "engine again, or update openvino"
             ) from None
         check_signature(
-            graph, options.manifest.precision, _tensors(model.inputs), _tensors(model.outputs)
+            graph,
+            options.manifest.precision,
+            _tensors(model.inputs),
+            _tensors(model.outputs),
+            options.manifest.causal,
         )
         # Releases that do not pass the metadata on leave this check to the verified hash.
         if model.has_rt_info("framework"):
