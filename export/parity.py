@@ -106,8 +106,14 @@ class _HalfRange(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **(kwargs or {}))
         if "empty" in str(func):  # memory that nothing has been written to yet
             return out
+        # Where shapes alone are computed, there is nothing to watch.
         for value in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(value, Tensor) and value.dtype == torch.float16 and value.numel():
+            if (
+                isinstance(value, Tensor)
+                and value.dtype == torch.float16
+                and value.numel()
+                and not value.is_meta
+            ):
                 peak = float(value.float().abs().max())
                 if not np.isfinite(peak) and self.first is None:
                     self.first = str(func)

@@ -176,6 +176,8 @@ class SpectralStream:
             Compressed spectrum [3, T, F], and the peak under each window [T].
         """
         signal, hop = self.signal, self.signal.hop_length
+        if not n_frames:
+            return np.zeros((3, 0, signal.n_freqs), np.float32), np.zeros(0, np.float32)
         rows = np.lib.stride_tricks.sliding_window_view(self._input, signal.n_fft)[::hop][:n_frames]
         spec = np.fft.rfft(rows * self._window, axis=-1).astype(np.complex64)
         peaks: FloatArray = np.abs(rows).max(axis=1)

@@ -7,9 +7,12 @@ import pytest
 import torch
 from small_model import SMALL, set_weights
 
-from dvpd.causal import advance
+from dvpd.causal import BlockMean, Grid, advance
 from dvpd.config import ModelConfig, load_toml
+from dvpd.grow import channel_places, fit_weights, grow
+from dvpd.macs import count_calls, macs_per_second
 from dvpd.model import DVPD, causal_spec
+from dvpd.odam import CausalLinearScan
 from dvpd.runtime.errors import InputError
 from dvpd.runtime.spec import SignalSpec
 
@@ -145,3 +148,82 @@ def test_sizes_and_latency_of_the_shipped_architecture():
 def test_what_makes_no_causal_network_is_refused(changes, text):
     with pytest.raises(InputError, match=text):
         ModelConfig(**changes)
+
+
+@torch.no_grad()
+def test_centre_taps_become_the_present_frame():
+    offline, model = DVPD(SMALL).eval(), make()
+    set_weights(offline)
+    weights = fit_weights(model, offline.state_dict(), was_causal=False)
+    model.load_state_dict(weights)
+    before, after = (m.predictive.encoder.stem.conv.weight for m in (offline, model))
+    assert torch.equal(after[:, :, 2], before[:, :, 1])  # the present frame
+    assert torch.equal(after[:, :, 1], before[:, :, 0])
+    assert torch.equal(after[:, :, 0], before[:, :, 2])  # what came next is the oldest now
+    first, second = (m.predictive.unet.enc1.local.kernels.bias for m in (offline, model))
+    first, second = (b.unflatten(0, (3, 2, 3, 4)) for b in (first, second))
+    assert torch.equal(second[:, 0], first[:, 0])  # stripes along frequency stay
+    assert torch.equal(second[:, 1], first[:, 1].roll(1, 1))
+    assert set(weights) == set(model.state_dict())
+    again = fit_weights(model, weights, was_causal=True)
+    assert all(torch.equal(again[name], value) for name, value in weights.items())
+
+
+@torch.no_grad()
+def test_an_impulse_is_delayed_by_no_layer_that_was_moved():
+    """A convolution that passes its centre on still passes on the present frame."""
+    offline, model = DVPD(SMALL).eval(), make()
+    for m in offline.modules():
+        if isinstance(m, torch.nn.Conv2d) and m.kernel_size[0] == 3:
+            m.weight.zero_()
+            m.weight[:, :, 1] = 1.0
+    model.load_state_dict(fit_weights(model, offline.state_dict(), was_causal=False))
+    x = torch.zeros(1, 3, 16, 257)
+    x[:, :, 8] = 1.0
+    heard = model.predictive.encoder.stem.conv(x).abs().amax((0, 1, 3))
+    assert heard.nonzero().flatten().tolist() == [8]
+
+
+def test_an_offline_model_grows_into_a_larger_causal_one():
+    small = DVPD(SMALL).eval()
+    set_weights(small)
+    bridge = replace(SMALL, causal=True)
+    wide = grow(small, replace(bridge, channels=16, lookahead_blocks=1))
+    same = DVPD(bridge).eval()
+    same.load_state_dict(fit_weights(same, small.state_dict(), was_causal=False))
+    name = "predictive.encoder.stem.conv.weight"
+    places = channel_places(8, 16)
+    assert torch.equal(wide.state_dict()[name][places], same.state_dict()[name])
+    with pytest.raises(InputError, match="a causal model stays one"):
+        grow(wide, replace(SMALL, channels=16))
+
+
+@torch.no_grad()
+def test_thirty_minutes_stay_bounded_and_equal_to_the_parallel_form():
+    """A toy of one level's parts: the means, the attention and the extremes."""
+    generator = torch.Generator().manual_seed(0)
+    scan, mean = CausalLinearScan(4, 4).eval(), BlockMean(Grid.at(0))
+    x = torch.rand(1, 225_000, 2, 4, generator=generator)  # 30 minutes, two bins
+    states, out, largest = [None, None], ([], []), 0.0
+    for part in x.split(4500, dim=1):
+        y, states[0] = advance(scan, states[0], part)
+        m, states[1] = advance(mean, states[1], part.permute(0, 3, 1, 2))
+        out[0].append(y)
+        out[1].append(m)
+        largest = max(largest, float(states[0].abs().max()))
+    assert largest <= 1.0 + 1e-4  # means of values up to one, and the share that is filled
+    assert float(states[1].abs().max()) < 70  # about 63 blocks of 32 ms in 2 s
+    whole = scan(x[:, :9000]), mean(x[:, :9000].permute(0, 3, 1, 2))
+    assert error(torch.cat(out[0], 1)[:, :9000], whole[0]) < 1e-5
+    assert error(torch.cat(out[1], 2)[:, :, :2250], whole[1]) < 1e-5
+    # A stream that starts late knows the same after a while: nothing has drifted.
+    late = mean(x[:, -9000:].permute(0, 3, 1, 2))
+    assert error(out[1][-1][:, :, -100:], late[:, :, -100:]) < 1e-4
+
+
+def test_costs_of_a_causal_model_are_those_of_its_blocks():
+    offline, model = DVPD(SMALL).eval(), make()
+    ours, theirs = macs_per_second(model), macs_per_second(offline)
+    first, _ = count_calls(model)
+    assert ours["predictive"] == round(first.total * 125 / 4)
+    assert 1.0 < ours["total"] / theirs["total"] < 1.5
