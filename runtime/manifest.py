@@ -89,6 +89,15 @@ def _need_keys(table: object, needed: tuple[str, ...], key: str) -> None:
         raise ManifestError(f"manifest table {key!r} lacks {missing}; export the engine again")
 
 
+def _causal(table: Mapping[str, Any]) -> CausalSpec | None:
+    """What the manifest says of a causal model."""
+    if CAUSAL_KEY not in table:
+        return None
+    _need_keys(table[CAUSAL_KEY], tuple(f.name for f in fields(CausalSpec)), CAUSAL_KEY)
+    spec: CausalSpec = _table(CausalSpec, table[CAUSAL_KEY], CAUSAL_KEY)
+    return spec
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What one engine folder holds; written by the export, checked by every reader.
@@ -190,10 +199,6 @@ class Manifest:
             ):
                 raise ManifestError(f"manifest {key}.file is {file!r}; expected a bare file name")
             graphs[name] = GraphFile(file, _sha256_text(value["sha256"], f"{key}.sha256"))
-        causal = None
-        if CAUSAL_KEY in table:
-            _need_keys(table[CAUSAL_KEY], tuple(f.name for f in fields(CausalSpec)), CAUSAL_KEY)
-            causal = _table(CausalSpec, table[CAUSAL_KEY], CAUSAL_KEY)
         return cls(
             name=_require(table["name"], str, "name"),
             version=_require(table["version"], str, "version"),
@@ -211,7 +216,7 @@ class Manifest:
                 _require(table["macs_per_second"], dict, "macs_per_second")
             ),
             parity=MappingProxyType(_require(table["parity"], dict, "parity")),
-            causal=causal,
+            causal=_causal(table),
         )
 
     @classmethod

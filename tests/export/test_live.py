@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import onnx
 import pytest
-from conftest import SMALL, write_checkpoint
 
-from dvpd.export.build import export_checkpoint
 from dvpd.quality.models import open_model
 from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.errors import BackendError
 from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.spec import GRAPH_NAMES, graph_io
 
-LIVE = dataclasses.replace(SMALL, name="small-live", causal=True, lookahead_blocks=1)
 # Beside those of the other graphs: the tables of a call, whose length is read at run time.
 TABLES = {"Shape", "Range", "GreaterOrEqual", "Greater", "Exp", "Neg"}
-
-
-@pytest.fixture(scope="session")
-def live(made_once):
-    """The engine folder of a causal model with one block of look-ahead, its checkpoint beside it."""
-
-    def make(root):
-        checkpoint = write_checkpoint(root / "live.safetensors", LIVE)
-        export_checkpoint(checkpoint, root / "live")
-
-    return made_once("engine-live", make) / "live"
 
 
 def speech() -> np.ndarray:
