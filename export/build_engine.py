@@ -23,7 +23,7 @@ if not __package__:  # run as a plain script: the checkout is not installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dvpd.export.trt_api import TrtApi
-from dvpd.runtime.errors import BackendError, DvpdError
+from dvpd.runtime.errors import BackendError, DvpdError, InputError
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.spec import GRAPH_NAMES
@@ -150,6 +150,11 @@ def build_engines(
     """
     root, sizes = Path(folder), profile or Profile()
     manifest = Manifest.load(root)
+    if manifest.causal is not None:
+        raise InputError(
+            f"{root}: {manifest.name} is a causal model, whose state no TensorRT backend carries yet: "
+            "no plans are built; use backend ort, openvino or torch"
+        )
     paths = manifest.verify_graphs(root)
     builder = api or TrtApi(backend or choose_backend())
     goal = builder.target(target)

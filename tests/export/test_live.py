@@ -6,11 +6,13 @@ import numpy as np
 import onnx
 import pytest
 
+from dvpd.export.build_engine import build_engines
 from dvpd.quality.models import open_model
 from dvpd.runtime.enhancer import Enhancer
-from dvpd.runtime.errors import BackendError
+from dvpd.runtime.errors import BackendError, InputError
 from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.spec import GRAPH_NAMES, graph_io
+from dvpd.runtime.tensorrt.onnx_inputs import graph_inputs
 
 # Beside those of the other graphs: the tables of a call, whose length is read at run time.
 TABLES = {"Shape", "Range", "GreaterOrEqual", "Greater", "Exp", "Neg"}
@@ -71,6 +73,21 @@ def test_calls_of_any_length_and_several_streams_agree(live):
         alone, _, _ = backend.predict_next(noisy[1:], None)
     assert np.abs(np.concatenate(parts, axis=2) - whole).max() <= 1e-5 * np.abs(whole).max()
     assert np.abs(alone[0] - whole[1]).max() <= 1e-5 * np.abs(whole).max()
+
+
+def test_tensorrt_rtx_reads_the_graphs(live):
+    pytest.importorskip("tensorrt_rtx")
+    from dvpd.export.trt_api import TrtApi
+
+    api = TrtApi("tensorrt-rtx")
+    for name in GRAPH_NAMES:
+        path = live / f"{name}.onnx"
+        api.check_inputs(api.parse(path), graph_inputs(path), path)
+
+
+def test_no_plans_are_built_that_nobody_runs(live):
+    with pytest.raises(InputError, match="no plans are built"):
+        build_engines(live)
 
 
 def test_tensorrt_says_that_it_does_not_carry_the_state_yet(live):
