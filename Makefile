@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test quick lint types docs clean
 .DELETE_ON_ERROR:
 
 # The light CPU runtime: no torch. PESQ compiles C; without a compiler the demo only leaves it out.
@@ -30,10 +30,20 @@ demo: $(VENV)/.runtime
 test: $(VENV)/.full
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
+# The same without what is marked slow: while you work.
+quick: $(VENV)/.full
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal -m "not slow"
+
 lint: $(VENV)/.full
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy runtime export
+	$(MAKE) --no-print-directory types
+
+# mypy does not follow the path guard of dvpd/__init__.py: links show it the package as it is installed.
+types: $(VENV)/.full
+	rm -rf $(VENV)/types && mkdir -p $(VENV)/types/dvpd
+	ln -s $(CURDIR)/dvpd/* $(CURDIR)/runtime $(CURDIR)/export $(CURDIR)/benchmarks $(VENV)/types/dvpd/
+	cd $(VENV)/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --strict -p dvpd
 
 # The site, into site/; a link that leads nowhere is an error.
 $(VENV)/.docs: $(VENV)/.runtime

@@ -25,8 +25,9 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dvpd.benchmarks.common import machine, tables
+from dvpd.runtime import command
 from dvpd.runtime.arrays import FloatArray
-from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.errors import InputError
 from dvpd.runtime.files import write_whole
 
 FORMAT = "dvpd-ablations-1"
@@ -90,9 +91,13 @@ def train_run(args: argparse.Namespace, variant: str, seed: int) -> Path:
         words += ["--set", setting]
     if (out / "state.pt").exists():
         words.append("--resume")
-    if train(words):
+    code = train(words)
+    if code > command.EXIT_SIGNAL:
+        raise KeyboardInterrupt
+    if code:
         raise InputError(f"training of {variant}, seed {seed}, failed; see above")
-    return out / "last.safetensors"
+    path: Path = out / "last.safetensors"
+    return path
 
 
 def measure(
@@ -264,15 +269,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    try:
-        return _run(args)
-    except (DvpdError, OSError) as error:
-        print(f"ablations.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    return command.run(build_parser(), argv, _run)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -288,7 +285,7 @@ def _run(args: argparse.Namespace) -> int:
     runs: list[dict[str, Any]] = []
     for seed in range(args.seeds):
         for variant in (v for v in VARIANTS if v in names):
-            print(f"{variant}, seed {seed}", file=sys.stderr, flush=True)
+            command.say(f"{variant}, seed {seed}")
             runs.append(run_one(args, variant, seed))
             if args.json:
                 result = {
@@ -301,4 +298,4 @@ def _run(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

@@ -24,6 +24,7 @@ import numpy as np
 
 from dvpd.benchmarks.common import reference
 from dvpd.export.figures import snr_db
+from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.backends.choose import open_backend
 from dvpd.runtime.errors import DvpdError, InputError, one_line
 from dvpd.runtime.files import write_whole
@@ -187,7 +188,7 @@ def parity(folders: Sequence[Path], pairs: Sequence[tuple[str, str, str]]) -> li
     return rows
 
 
-def _reference(folders: Sequence[Path], manifest: Manifest) -> tuple[str, reference.FloatArray]:
+def _reference(folders: Sequence[Path], manifest: Manifest) -> tuple[str, FloatArray]:
     """The carried waveform of these weights, else what ONNX Runtime says on the CPU."""
     from dvpd.benchmarks.common.timing import enhance_windows
 

@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from dvpd.benchmarks.common.gpu_work import (
 )
 from dvpd.benchmarks.common.reference import CLIP, WINDOW_FRAMES
 from dvpd.export.figures import snr_db
+from dvpd.runtime import command
 from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import Manifest
@@ -90,7 +92,7 @@ def floor(device: str, manifest: Manifest, n_bytes: int, window_s: float) -> dic
     for name, dtype in (("fp32", torch.float32), ("fp16", torch.float16)):
         if on_gpu or name == "fp32":
             a = torch.randn(n, n, device=device).to(dtype)
-            rates[name] = n**3 / best(lambda m=a: m @ m)
+            rates[name] = n**3 / best(partial(torch.matmul, a, a))
     macs = float(manifest.macs_per_second["total"]) * window_s
     return {
         "bandwidth_gb_s": bandwidth / 1e9,
@@ -114,7 +116,8 @@ def compulsory_bytes(backend: TorchBackend, work: Work, n_steps: int) -> int:
     kept = sum(f.numel() * f.element_size() for f in feats)
     plane = work.noisy.nbytes // 3
     predictive = branches["predictive"] + 5 * plane + kept
-    return predictive + n_steps * (branches["score"] + 2 * plane + kept)
+    total: int = predictive + n_steps * (branches["score"] + 2 * plane + kept)
+    return total
 
 
 class Energy:
@@ -150,7 +153,8 @@ class Report:
 
     def __init__(self, path: Path | None, table: dict[str, Any]) -> None:
         """Start with ``table``; None writes no file."""
-        self.table, self.path, self.unwritten = table, path, None
+        self.table, self.path = table, path
+        self.unwritten: str | None = None
 
     def part(self, table: dict[str, Any], key: str, work: Callable[[], Any]) -> Any:
         """Put what ``work`` returns under ``key``; what it raises is there as {"error": text}."""
@@ -229,11 +233,11 @@ def measure(args: argparse.Namespace) -> Report:
         report.table["engines"].append(row)
         if wav is not None:
             waves[f"{row['engine']}/{name}/{where}"] = wav
-            report.part(row, "snr_db", lambda w=wav: snr_db(reference, w))
-            report.part(row, "pesq", lambda w=wav: pesq_of(clean, w))
+            report.part(row, "snr_db", partial(snr_db, reference, wav))
+            report.part(row, "pesq", partial(pesq_of, clean, wav))
         report.save()
     if args.waveforms:
-        np.savez_compressed(args.waveforms, **waves)
+        np.savez_compressed(args.waveforms, allow_pickle=False, **waves)
     return report
 
 
@@ -272,7 +276,7 @@ def measure_precision(
     table["throughput"] = []
     for batch in args.batches:
         row: dict[str, Any] = {}
-        value = report.part(row, "row", lambda b=batch: throughput(b))
+        value = report.part(row, "row", partial(throughput, batch))
         table["throughput"].append({"batch": batch} | value)
     report.save()
 
@@ -334,7 +338,7 @@ def measure_engine(
             for batch in args.batches if device != "cpu" else (1,):
                 many = Work(manifest, window, batch)
                 try:
-                    took = timed(lambda w=many: w.run(backend), args.seconds)
+                    took = timed(partial(many.run, backend), args.seconds)
                 except DvpdError as error:  # beyond the engine's profile, or its memory
                     row["throughput"].append({"batch": batch, "error": str(error)})
                     continue
@@ -401,31 +405,31 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 1 failed, 2 wrong usage."""
-    from dvpd.runtime.errors import DvpdError
+    from dvpd.benchmarks import gpu_quick
 
-    args = build_parser().parse_args(argv)
+    spent_s = gpu_quick.process_age() if argv is None else 0.0
+    return command.run(build_parser(), argv, lambda args: _check(args, spent_s))
+
+
+def _check(args: argparse.Namespace, spent_s: float) -> int:
+    from dvpd.benchmarks import gpu_quick
+
     if args.quick or args.make_reference:
-        from dvpd.benchmarks import gpu_quick
-
-        return gpu_quick.run(args, gpu_quick.process_age() if argv is None else 0.0)
+        return gpu_quick.run(args, spent_s)
     if len(args.engines) > 1:
-        print("error: several engines need --quick", file=sys.stderr)
-        return 2
+        command.say("several engines need --quick")
+        return command.EXIT_USAGE
     args.engine = args.engine or (args.engines or [ROOT / "engines" / "dvpd-tiny"])[0]
     args.seconds = 2.0 if args.seconds is None else args.seconds
     on_cpu = args.device == "cpu" or (args.device == "auto" and not torch.cuda.is_available())
     args.precisions = ("fp32",) if on_cpu else ("fp32", "fp16")
     args.batches = args.batches or ((1,) if on_cpu else BATCHES)
-    try:
-        report = measure(args)
-    except (DvpdError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    report = measure(args)
     print(report.text(), end="")
     if report.unwritten:
-        print(f"error: {report.unwritten}", file=sys.stderr)
-    return 1 if report.unwritten else 0
+        command.say(report.unwritten)
+    return command.EXIT_FAILED if report.unwritten else command.EXIT_DONE
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

@@ -20,12 +20,13 @@ import argparse
 import json
 import logging
 import math
+import operator
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ from dvpd.benchmarks.common.reference import REFERENCE, WINDOW_FRAMES
 from dvpd.export.figures import snr_db
 from dvpd.model import DVPD
 from dvpd.runtime.arrays import FloatArray
-from dvpd.runtime.errors import BackendError, DvpdError, InputError
+from dvpd.runtime.command import EXIT_USAGE, say
+from dvpd.runtime.errors import BackendError, InputError
 from dvpd.runtime.files import WholeFile
 from dvpd.runtime.manifest import Manifest
 from dvpd.torch_backend import TorchBackend, prepare
@@ -86,7 +88,8 @@ def make_reference(folders: Sequence[Path], path: Path) -> list[str]:
         waves[reference.reference_key(manifest, WINDOW_FRAMES)] = compute_reference(manifest, model)
     with WholeFile(path) as whole:
         with whole.open() as stream:
-            np.savez_compressed(stream, names=np.array(names), keys=np.array(list(waves)), **waves)
+            arrays = {"names": np.array(names), "keys": np.array(list(waves)), **waves}
+            np.savez_compressed(stream, allow_pickle=False, **arrays)
         whole.commit()
     return names
 
@@ -136,7 +139,7 @@ class Journal:
     def _lost(self, where: str, error: OSError) -> None:
         if self.unwritten is None:
             self.unwritten = f"{where}: {error.strerror or error}"
-            print(f"error: rows are lost: {self.unwritten}", file=sys.stderr)
+            say(f"rows are lost: {self.unwritten}")
 
 
 @contextmanager
@@ -144,7 +147,7 @@ def heard_warnings() -> Iterator[list[str]]:
     """What the package warns of inside, such as a capture that failed or a batch that was halved."""
     said: list[str] = []
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]  # a handler of one line
     log = logging.getLogger("dvpd")
     log.addHandler(handler)
     try:
@@ -362,9 +365,7 @@ def measure(args: argparse.Namespace, check: Check, found: dict[str, Any]) -> No
             for subject in given:
                 limit = args.snr_fp32 if subject.manifest.precision == "fp32" else args.snr_fp16
                 wav = waves[subject.manifest.checkpoint_sha256]
-                row = check.row(
-                    "parity", subject.about, lambda s=subject, w=wav, x=limit: s.parity(w, x)
-                )
+                row = check.row("parity", subject.about, partial(subject.parity, wav, limit))
                 found[f"parity {subject.folder.name} {name}"] = row
                 if subject.backend is not None:
                     subjects.append(subject)
@@ -373,7 +374,7 @@ def measure(args: argparse.Namespace, check: Check, found: dict[str, Any]) -> No
         for mode in ("eager", "captured") if on_gpu else ("eager",):
             row = check.row(
                 "latency", subject.about | {"mode": mode},
-                lambda s=subject, m=mode: s.latency(check, m, each),
+                partial(subject.latency, check, mode, each),
             )  # fmt: skip
             if row is not None:
                 found.setdefault(f"rtf {subject.folder.name} {subject.name}", []).append(row["rtf"])
@@ -382,7 +383,7 @@ def measure(args: argparse.Namespace, check: Check, found: dict[str, Any]) -> No
         for batch in args.batches:
             row = check.row(
                 "throughput", subject.about | {"batch": batch},
-                lambda s=subject, b=batch: s.throughput(check, b, each),
+                partial(subject.throughput, check, batch, each),
             )  # fmt: skip
             if row is not None:
                 best = row.get("device_audio_s_per_s", row["audio_s_per_s"])
@@ -391,7 +392,7 @@ def measure(args: argparse.Namespace, check: Check, found: dict[str, Any]) -> No
                 )
     for subject in subjects:
         if subject.name == "torch":
-            check.row("kernels", subject.about, lambda s=subject: count_kernels(s))
+            check.row("kernels", subject.about, partial(count_kernels, subject))
 
 
 def describe(device: str) -> dict[str, Any]:
@@ -432,8 +433,8 @@ def verdict(args: argparse.Namespace, found: dict[str, Any]) -> list[str]:
             )
     for folder, name in (halves or names) if args.device != "cpu" else ():
         for kind, limit, best, better, text in (
-            ("rtf", args.rtf, min, lambda a, b: a <= b, "at most"),
-            ("throughput", args.throughput, max, lambda a, b: a >= b, "at least"),
+            ("rtf", args.rtf, min, operator.le, "at most"),
+            ("throughput", args.throughput, max, operator.ge, "at least"),
         ):
             values = found.get(f"{kind} {folder.name} {name}")
             if not values:
@@ -479,17 +480,13 @@ def run(args: argparse.Namespace, spent: float = 0.0) -> int:
     """
     if args.make_reference:
         shipped = [ROOT / "engines" / name for name in ENGINES if not name.endswith("-fp16")]
-        try:
-            names = make_reference(args.engines or shipped, REFERENCE)
-        except (DvpdError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+        names = make_reference(args.engines or shipped, REFERENCE)
         print(f"{REFERENCE}: {', '.join(names)}")
         return 0
     args.seconds = SECONDS if args.seconds is None else args.seconds
     if not (math.isfinite(args.seconds) and args.seconds > 0):
-        print(f"error: --seconds is {args.seconds}; expected a number > 0", file=sys.stderr)
-        return 2
+        say(f"--seconds is {args.seconds}; expected a number > 0")
+        return EXIT_USAGE
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     args.engines = args.engines or [ROOT / "engines" / name for name in ENGINES]

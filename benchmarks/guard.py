@@ -31,8 +31,10 @@ if __package__ in (None, ""):
 from dvpd.benchmarks.common import recordings
 from dvpd.benchmarks.common.graph_costs import engine_costs
 from dvpd.benchmarks.common.tables import markdown
+from dvpd.quality.pauses import BANDS_KHZ
+from dvpd.runtime import command
 from dvpd.runtime.backends.choose import BACKENDS, installed
-from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.errors import InputError
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import MANIFEST_NAME, Manifest
 from dvpd.runtime.spec import SAMPLE_RATE
@@ -52,19 +54,28 @@ COST_TOLERANCE = {"file_bytes": 0.01}
 # How far from its pin a figure of quality may lie, either way: engines round differently on
 # different CPUs, which moves PESQ by less than 0.002.
 QUALITY_TOLERANCE = {"pesq": 0.02, "estoi": 0.005, "si_sdr": 0.1}
+BANDS = {f"speech_{a}_{b}": f"{a}-{b} kHz, dB" for a, b in BANDS_KHZ}
 PAUSE_TOLERANCE = {
     "pause_lowered": 1.0,
     "pause_worst": 1.0,
+    "pause_loudest": 1.5,
     "pause_jump": 2.0,
     "words_lost": 3.0,  # two of the recording's blocks
     "speech_level": 0.2,
+    **dict.fromkeys(BANDS, 0.3),
+    "pesq_speech": 0.02,
+    "estoi_speech": 0.005,
 }
 PAUSE_LABELS = {
     "pause_lowered": "noise lowered, dB",
     "pause_worst": "worst tenth, dB",
+    "pause_loudest": "loudest 0.5 s, dB",
     "pause_jump": "jump, dB",
     "words_lost": "words lost, %",
     "speech_level": "speech level, dB",
+    **BANDS,
+    "pesq_speech": "PESQ, utterances",
+    "estoi_speech": "ESTOI, utterances",
 }
 # Instructions depend on the engine's version and the CPU's vector units: compared only with a pin
 # of the same ones.
@@ -192,7 +203,9 @@ def measure_quality(
     return result
 
 
-def measure_pauses(folders: Sequence[Path], backend: str, root: Path = ROOT) -> dict[str, Any]:
+def measure_pauses(
+    folders: Sequence[Path], backend: str, root: Path = ROOT, threads: int | None = None
+) -> dict[str, Any]:
     """Figures of the long recording with a pause: engine -> "predictive" -> figure.
 
     Of the predictive branch of engines in full precision on one backend: what a network knows of
@@ -202,22 +215,25 @@ def measure_pauses(folders: Sequence[Path], backend: str, root: Path = ROOT) -> 
         folders: Engine folders.
         backend: Name of an installed backend.
         root: Folder that holds tests/assets.
+        threads: CPU threads; None for a sensible number.
 
     Raises:
         DvpdError: An engine fails.
     """
-    from dvpd.quality.pauses import measure_levels
+    from dvpd.quality.metrics import Meter
     from dvpd.runtime.enhancer import Enhancer
 
+    meter = Meter(tuple(PAUSE_TOLERANCE))
     noisy, clean, speech = recordings.with_pauses(root / "tests" / "assets")
     result: dict[str, Any] = {}
     for folder in folders:
-        with Enhancer.open(folder, backend, "cpu") as enhancer:
+        with Enhancer.open(folder, backend, "cpu", threads) as enhancer:
             if enhancer.manifest.precision != "fp32":
                 continue
             wav = enhancer.enhance(noisy, RATE_HZ, steps=0).wav
-        figures = measure_levels(noisy, clean, wav, speech)
-        result[folder.name] = {"predictive": {k: round(figures[k], 2) for k in PAUSE_TOLERANCE}}
+        figures = meter(clean, wav, noisy, speech)
+        rounded = {name: round(figures[name], 3) for name in PAUSE_TOLERANCE}
+        result[folder.name] = {"predictive": rounded}
     return result
 
 
@@ -398,15 +414,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    try:
-        if args.rounds:
-            _run_rounds(args.engines[0], args.rounds)
-            return 0
-        return _run(args)
-    except (DvpdError, OSError) as error:
-        print(f"guard.py: {error}", file=sys.stderr)
-        return 1
+    return command.run(build_parser(), argv, _guard)
+
+
+def _guard(args: argparse.Namespace) -> int:
+    if args.rounds:
+        _run_rounds(args.engines[0], args.rounds)
+        return 0
+    return _run(args)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -485,4 +500,4 @@ def report(
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

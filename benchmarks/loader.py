@@ -31,14 +31,16 @@ from torch import Tensor
 
 from dvpd.benchmarks.common.machine import machine
 from dvpd.benchmarks.common.tables import show
-from dvpd.config import Config, load_toml
+from dvpd.config import Config, load_toml, override
 from dvpd.data import open_source
 from dvpd.data.loader import PairSource, batches
 from dvpd.data.mix import Mixer
-from dvpd.data.pool import SAMPLE_RATE, Pool
-from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.data.pool import Pool
+from dvpd.runtime import command
+from dvpd.runtime.errors import InputError
 from dvpd.runtime.files import write_whole
-from dvpd.train import override
+from dvpd.runtime.progress import track
+from dvpd.runtime.spec import SAMPLE_RATE
 from dvpd.training.parallel import Team
 from dvpd.training.trainer import Trainer
 
@@ -126,7 +128,7 @@ def measure(
         trainer = Trainer(config, source, folder, team=Team(device))
         fixed = next(_batches(config, source, 0, device))
         trainer.train_step(*fixed)  # compiles, allocates
-        for _ in range(rounds):
+        for _ in track(range(rounds), "measuring", rounds):
             alone, _ = _time_steps(trainer, iter([fixed] * steps), steps)
             for n in workers:
                 loader = _time_loader(_batches(config, source, n, device), steps)
@@ -179,15 +181,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = build_parser().parse_args(argv)
+    return command.run(build_parser(), argv, _measure)
+
+
+def _measure(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        report = _run(args)
-        if args.json:
-            write_whole(Path(args.json), json.dumps(report, indent=2) + "\n")
-    except (DvpdError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+    report = _run(args)
+    if args.json:
+        write_whole(Path(args.json), json.dumps(report, indent=2) + "\n")
     return 0
 
 
@@ -246,4 +247,4 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

@@ -27,8 +27,9 @@ if __package__ in (None, ""):
 
 from dvpd.benchmarks.common.graph_costs import GraphCosts, engine_costs
 from dvpd.benchmarks.common.tables import markdown
+from dvpd.runtime import command
 from dvpd.runtime.engines import find_checkpoint, find_engines
-from dvpd.runtime.errors import DvpdError, InputError, ParityError
+from dvpd.runtime.errors import InputError, ParityError
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import MANIFEST_NAME, Manifest
 from dvpd.runtime.spec import GRAPH_NAMES, N_FREQS, SamplerSpec, SignalSpec
@@ -456,25 +457,24 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    try:
-        if args.frames < 32 or args.frames % 4 or args.depth < 1:
-            raise InputError(
-                f"--frames is {args.frames}, --depth {args.depth}; expected a multiple of 4, at "
-                "least 32, and a depth of at least 1"
-            )
-        paths = args.models or [p for p in find_engines() if (p / MANIFEST_NAME).is_file()]
-        if not paths:
-            raise InputError("no engine folder is found; give a checkpoint or a config")
-        models = [count(path, args.frames) for path in paths]
-        if args.json:
-            write_whole(args.json, json.dumps([to_json(m) for m in models], indent=1) + "\n")
-    except (DvpdError, OSError) as error:
-        print(f"macs.py: {error}", file=sys.stderr)
-        return 1
+    return command.run(build_parser(), argv, _count)
+
+
+def _count(args: argparse.Namespace) -> int:
+    if args.frames < 32 or args.frames % 4 or args.depth < 1:
+        raise InputError(
+            f"--frames is {args.frames}, --depth {args.depth}; expected a multiple of 4, at "
+            "least 32, and a depth of at least 1"
+        )
+    paths = args.models or [p for p in find_engines() if (p / MANIFEST_NAME).is_file()]
+    if not paths:
+        raise InputError("no engine folder is found; give a checkpoint or a config")
+    models = [count(path, args.frames) for path in paths]
+    if args.json:
+        write_whole(args.json, json.dumps([to_json(m) for m in models], indent=1) + "\n")
     print(render(models, args.depth))
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

@@ -35,15 +35,16 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dvpd.benchmarks.common import machine, tables, timing
-from dvpd.benchmarks.common.status import show_status
 from dvpd.benchmarks.guard import CLIP, ROOT, shipped_engines
 from dvpd.benchmarks.peer_adapters.base import RATE_HZ
 from dvpd.benchmarks.peer_adapters.serve import ADAPTERS, CLONES, TITLES, serve
+from dvpd.runtime import command
 from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.backends.choose import cpu_quota
-from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.errors import InputError
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.progress import show_status
 
 FORMAT = "dvpd-peers-1"
 METRICS = ("pesq", "estoi", "si_sdr")
@@ -183,6 +184,10 @@ def _quality(child: Child | None, pairs: Sequence[Any], scratch: Path) -> dict[s
     source, target = scratch / "in.npy", scratch / "out.npy"
     for pair in pairs:
         noisy, clean = read_pair(pair)
+        if clean is None:
+            raise InputError(
+                f"{pair.name}: has no clean recording, which peers are measured against"
+            )
         out = noisy
         if child is not None:
             np.save(source, noisy)
@@ -299,16 +304,15 @@ def _weights(texts: Sequence[str]) -> dict[str, Path]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 even if a peer could not run."""
-    args = build_parser().parse_args(argv)
-    try:
-        weights = _weights(args.weights)
-        if args.serve:
-            sites = [str(site) for site in args.site]
-            return serve(args.serve, args.served, weights.get(args.serve), sites)
-        return _main(args, weights)
-    except (DvpdError, OSError) as error:
-        print(f"peers.py: {error}", file=sys.stderr)
-        return 1
+    return command.run(build_parser(), argv, _peers)
+
+
+def _peers(args: argparse.Namespace) -> int:
+    weights = _weights(args.weights)
+    if args.serve:
+        sites = [str(site) for site in args.site]
+        return serve(args.serve, args.served, weights.get(args.serve), sites)
+    return _main(args, weights)
 
 
 def _read_wav(source: Path, seconds: float | None) -> FloatArray:
@@ -404,4 +408,4 @@ def _main(args: argparse.Namespace, weights: dict[str, Path]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

@@ -27,17 +27,18 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dvpd.benchmarks.common.graph_costs import engine_costs
-from dvpd.benchmarks.common.status import show_status
 from dvpd.benchmarks.common.timing import frames_of
 from dvpd.benchmarks.predict.calibration import measured, report_files
 from dvpd.benchmarks.predict.devices import DEVICES, THIS_MACHINE, device_name, find_device
 from dvpd.benchmarks.predict.display import show, show_devices, to_json
 from dvpd.benchmarks.predict.estimate import Case, predict
 from dvpd.benchmarks.predict.roofline import CALLS, GRAPH
+from dvpd.runtime import command
 from dvpd.runtime.engines import default_engine
-from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.errors import InputError
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.progress import show_status
 
 WINDOW_S = 2.048
 MAX_STEPS, MAX_BATCH = 1000, 64
@@ -143,18 +144,16 @@ def main(argv: Sequence[str] | None = None, prog: str = "predict_device.py") -> 
         prog: Program name in help and messages.
     """
     parser = build_parser(prog)
-    args = parser.parse_args(argv)
+    return command.run(parser, argv, lambda args: _predict(parser, args))
+
+
+def _predict(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if not args.devices and not args.list:
         parser.error("name a device, or --list")
-    try:
-        if args.list:
-            show_devices()
-        if args.devices:
-            _run(args)
-    except (DvpdError, OSError) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if args.list:
+        show_devices()
+    if args.devices:
+        _run(args)
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -184,4 +183,4 @@ def _run(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

@@ -2,12 +2,15 @@
 
     python benchmarks/probes.py                                # the default engine
     python benchmarks/probes.py engines/dvpd-tiny --markdown probes.md --audio heard/
+    python benchmarks/probes.py engines/dvpd-tiny OLD/dvpd-tiny --scenes --json scenes.json
 
 Each probe is made by formula or from the recordings of tests/assets, so the table is the same
 everywhere. A gain of 0 dB lets a sound pass, -40 dB removes it; for what is speech, PESQ and SI-SDR
 are against the input itself: how much is lost where there is nothing to gain. A second table has the
 faults of real recordings (``scenes.py``): a quieter talker, far speech, a telephone, loud events,
-noise that nobody speaks in.
+noise that nobody speaks in. With ``--scenes`` it is the only one, of the predictive branch alone: a
+minute for an engine, to compare weights with. ``--noise`` adds a folder of recordings in which nobody
+speaks: how far each is lowered.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,16 +31,20 @@ if __package__ in (None, ""):
 from dvpd.benchmarks.common import machine, recordings, tables
 from dvpd.benchmarks.common.recordings import ASSETS, RATE_HZ
 from dvpd.benchmarks.common.scenes import FLOOR_DB, Scene, at_level, level_db, make_scenes
+from dvpd.runtime import command
 from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.engines import default_engine
 from dvpd.runtime.enhancer import Enhancer
-from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.errors import InputError
 from dvpd.runtime.files import write_whole
 
 FORMAT = "dvpd-probes-1"
 SECONDS = 3.0
 MUSIC_S = 10.0
 NOISE_CLIPS = (0, 3)
+SYSTEMS: dict[str, int | None] = {"predictive": 0, "full": None}
+NOISE_S = 6.0
+NOISE_LEAST_DB = -70.0  # softer recordings are silence
 LPC_ORDER = 18
 CLICK = 2.0  # largest step between samples, out over in, from which a click is reported
 DC = 1e-3
@@ -248,7 +255,7 @@ def run(folder: Path, probes: Sequence[Probe], backend: str = "auto") -> list[di
     with Enhancer.open(folder, backend) as enhancer:
         for probe in probes:
             row: dict[str, Any] = {"name": probe.name, "wavs": {"in": probe.wav}}
-            for system, steps in (("predictive", 0), ("full", None)):
+            for system, steps in SYSTEMS.items():
                 out = enhancer.enhance(probe.wav, RATE_HZ, steps=steps).wav
                 row[system] = measure(probe, out)
                 row["wavs"][system] = out
@@ -257,7 +264,10 @@ def run(folder: Path, probes: Sequence[Probe], backend: str = "auto") -> list[di
 
 
 def run_scenes(
-    folder: Path, scenes: Sequence[Scene], backend: str = "auto"
+    folder: Path,
+    scenes: Sequence[Scene],
+    backend: str = "auto",
+    systems: Mapping[str, int | None] = SYSTEMS,
 ) -> list[dict[str, Any]]:
     """Every scene through an engine.
 
@@ -265,10 +275,11 @@ def run_scenes(
         folder: Engine folder.
         scenes: From ``make_scenes``.
         backend: See ``Enhancer.open``.
+        systems: Name -> steps.
 
     Returns:
-        Rows with "name", "figures" (figure -> "in", "predictive", "full" -> number, None where it
-        is not defined) and "wavs".
+        Rows with "name", "figures" (figure -> "in" and each system -> number, None where it is not
+        defined) and "wavs".
 
     Raises:
         DvpdError: The engine cannot be opened or fails.
@@ -277,7 +288,7 @@ def run_scenes(
     with Enhancer.open(folder, backend) as enhancer:
         for scene in scenes:
             wavs = {"in": scene.wav}
-            for system, steps in (("predictive", 0), ("full", None)):
+            for system, steps in systems.items():
                 wavs[system] = enhancer.enhance(scene.wav, RATE_HZ, steps=steps).wav
             found = {system: scene.figures(wav) for system, wav in wavs.items()}
             figures = {
@@ -288,6 +299,51 @@ def run_scenes(
     return rows
 
 
+def run_noises(folder: Path, paths: Sequence[Path], backend: str = "auto") -> dict[str, float]:
+    """How far recordings in which nobody speaks are lowered by the predictive branch.
+
+    Args:
+        folder: Engine folder.
+        paths: Recordings of noise; the first ``NOISE_S`` of each, at -30 dB.
+        backend: See ``Enhancer.open``.
+
+    Returns:
+        File name -> dB, at most 60; silent files are left out.
+
+    Raises:
+        DvpdError: The engine or a file cannot be used.
+    """
+    from dvpd.data.pool import decode
+    from dvpd.quality.pauses import measure_levels
+
+    found = {}
+    with Enhancer.open(folder, backend) as enhancer:
+        for path in paths:
+            wav = decode(path)[: int(NOISE_S * RATE_HZ)].astype(np.float32) / 32768.0
+            if level_db(wav) > NOISE_LEAST_DB:
+                wav = at_level(wav, -30.0)
+                out = enhancer.enhance(wav, RATE_HZ, steps=0).wav
+                silence = np.zeros_like(wav)
+                found[path.name] = measure_levels(wav, silence, out, ())["pause_lowered"]
+    return found
+
+
+def noise_table(found: Mapping[str, Mapping[str, float]]) -> str:
+    """One line an engine: the middle, the weakest tenth, and the weakest recordings by name."""
+    lines = []
+    for name, files in found.items():
+        values = np.array(list(files.values()))
+        weakest = sorted(files, key=lambda file: files[file])[:3]
+        median, tenth = np.percentile(values, (50, 10))
+        lines.append(
+            [name, len(values), f"{median:.1f}", f"{tenth:.1f}", f"{np.mean(values >= 30.0):.0%}",
+             ", ".join(f"{file} {files[file]:.1f}" for file in weakest)]
+        )  # fmt: skip
+    head = ["noise alone", "recordings", "lowered by, median, dB", "weakest tenth, dB",
+            "30 dB and more", "weakest"]  # fmt: skip
+    return tables.markdown(head, lines)
+
+
 def scene_table(name: str, rows: Sequence[dict[str, Any]]) -> str:
     """The table of one engine's scenes."""
     lines = []
@@ -295,7 +351,8 @@ def scene_table(name: str, rows: Sequence[dict[str, Any]]) -> str:
         for i, (figure, values) in enumerate(row["figures"].items()):
             cells = ["-" if v is None else f"{v + 0.0:.1f}" for v in values.values()]
             lines.append([row["name"] if i == 0 else "", figure, *cells])
-    return tables.markdown([f"{name}: scene", "what", "in the input", "predictive", "full"], lines)
+    systems = list(rows[0]["wavs"])[1:]
+    return tables.markdown([f"{name}: scene", "what", "in the input", *systems], lines)
 
 
 def to_markdown(name: str, rows: Sequence[dict[str, Any]]) -> str:
@@ -330,6 +387,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--speech", type=Path, default=ASSETS, help="folder of clipN_{clean,noisy}.flac"
     )
+    parser.add_argument(
+        "--scenes", action="store_true", help="the second table alone, predictive branch alone"
+    )
+    parser.add_argument("--noise", type=Path, help="folder of noise recordings, measured alone")
+    parser.add_argument("--limit", type=int, default=0, help="evenly spaced ones of them")
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--markdown", type=Path, metavar="OUT")
     parser.add_argument("--audio", type=Path, metavar="DIR", help="write every sound as FLAC")
@@ -338,12 +400,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    try:
-        return _main(args)
-    except (DvpdError, OSError) as error:
-        print(f"probes.py: {error}", file=sys.stderr)
-        return 1
+    return command.run(build_parser(), argv, _main)
 
 
 def _main(args: argparse.Namespace) -> int:
@@ -352,23 +409,38 @@ def _main(args: argparse.Namespace) -> int:
     pairs = [recordings.read_clip(i, args.speech) for i in NOISE_CLIPS]
     noises = [noisy - clean for noisy, clean in pairs]
     scenes = make_scenes(speech, noises, chords(np.random.default_rng(0), MUSIC_S))
-    parts, result, result_scenes = [], {}, {}
+    parts: list[str] = []
+    result: dict[str, Any] = {}
+    result_scenes: dict[str, Any] = {}
+    systems = {"predictive": 0} if args.scenes else SYSTEMS
+    noise_files: list[Path] = []
+    if args.noise:
+        from dvpd.data.pool import find_audio
+        from dvpd.quality.pairs import spread_sample
+
+        noise_files = spread_sample(find_audio(args.noise), args.limit)
+    alone: dict[str, dict[str, float]] = {}
     for folder in args.engines or [default_engine()]:
-        rows = run(folder, probes, args.backend)
-        more = run_scenes(folder, scenes, args.backend)
-        parts += [to_markdown(folder.name, rows), scene_table(folder.name, more)]
-        result[folder.name], result_scenes[folder.name] = (
+        rows = [] if args.scenes else run(folder, probes, args.backend)
+        more = run_scenes(folder, scenes, args.backend, systems)
+        name = folder.name if folder.name not in result else str(folder)  # an older one of a name
+        parts += [to_markdown(name, rows)] if rows else []
+        parts += [scene_table(name, more)]
+        if noise_files:
+            alone[name] = run_noises(folder, noise_files, args.backend)
+        result[name], result_scenes[name] = (
             [{k: v for k, v in row.items() if k != "wavs"} for row in each] for each in (rows, more)
         )
         if args.audio:
-            _write_audio(args.audio / folder.name, [*rows, *more])
+            _write_audio(args.audio / name.replace("/", "-"), [*rows, *more])
+    parts += [noise_table(alone)] if alone else []
     text = "\n\n".join(parts)
     print(text)
     if args.markdown:
         write_whole(args.markdown, text + "\n")
     if args.json:
         report = {"format": FORMAT, "created": machine.now(), "machine": machine.machine(),
-                  "versions": machine.versions(), "engines": result, "scenes": result_scenes}  # fmt: skip
+                  "versions": machine.versions(), "engines": result, "scenes": result_scenes, "noises": alone}  # fmt: skip
         write_whole(args.json, json.dumps(report, indent=1) + "\n")
     return 0
 
@@ -384,4 +456,4 @@ def _write_audio(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from dvpd.runtime import command
 from dvpd.runtime.backends.openvino import shared_core
-from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.errors import InputError
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.spec import N_FREQS, SignalSpec
 
@@ -173,12 +174,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    try:
-        report = run(args)
-    except DvpdError as error:
-        print(f"profile_graphs.py: {error}", file=sys.stderr)
-        return 1
+    return command.run(build_parser(), argv, _show)
+
+
+def _show(args: argparse.Namespace) -> int:
+    report = run(args)
     print(to_markdown(report, args.top))
     if args.json:
         write_whole(args.json, json.dumps(report, indent=1) + "\n")
@@ -254,4 +254,4 @@ def to_markdown(report: dict[str, Any], top: int) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

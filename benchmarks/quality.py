@@ -3,13 +3,15 @@
     python benchmarks/quality.py --set DEV/noise --set DEV/universal --markdown table.md
     python benchmarks/quality.py --set DEV/noise --sweeps alpha,steps,t_rs --html quality.html
     python benchmarks/quality.py --set DEV/noise --readme README.md
+    python benchmarks/quality.py --from-json quality.json --peers peers.json --html pareto.html
 
 Models are the shipped engines unless given. Sweeps vary one setting around the model's default:
 alpha (Table 7), steps at the default start time (``steps``), steps of 0.04 from a growing start
 time (``t_rs``, Table 9) and many steps over the whole diffusion time (``paper-steps``, Table 8;
-slow). A set that says where somebody speaks (its own pairs.tsv) is measured in its pauses: how far
-noise is lowered where nobody speaks, and what is left of the speech. What a sampler costs is measured here, too, so that plots show quality against network calls
-and against the real-time factor. ``--peers`` puts the peers of ``peers.py`` on the last plot.
+slow). Levels are measured on every set: how far noise is lowered where nobody speaks, and what is left
+of the speech. A set that says where somebody speaks (its own pairs.tsv) gets a table of them. What a
+sampler costs is measured here, too, so that plots show quality against network calls and against the
+real-time factor. ``--peers`` puts the peers of ``peers.py`` on the last plot.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +31,14 @@ if __package__ in (None, ""):
 
 from dvpd.benchmarks import rtf
 from dvpd.benchmarks.common import machine, report_html, tables, timing
-from dvpd.benchmarks.common.status import show_status
 from dvpd.benchmarks.guard import shipped_engines
+from dvpd.quality.pauses import BANDS_KHZ
+from dvpd.runtime import command
 from dvpd.runtime.backends.choose import cpu_quota
-from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime.errors import InputError
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.progress import show_status
 
 FORMAT = "dvpd-quality-1"
 METRICS = ("pesq", "estoi", "si_sdr")
@@ -41,12 +46,16 @@ METRICS = ("pesq", "estoi", "si_sdr")
 PAUSES = {
     "pause_lowered": ("noise lowered, dB", 1),
     "pause_worst": ("worst tenth, dB", 1),
+    "pause_loudest": ("loudest 0.5 s, dB", 1),
     "pause_jump": ("jump, dB", 1),
     "words_lost": ("words lost, %", 1),
     "speech_level": ("speech level, dB", 1),
     "pesq_speech": ("PESQ, utterances", 2),
     "estoi_speech": ("ESTOI, utterances", 3),
 }
+BANDS = {f"speech_{a}_{b}": (f"{a}-{b} kHz, dB", 1) for a, b in BANDS_KHZ}
+SPOKEN = {name: PAUSES[name] for name in ("words_lost", "speech_level")}  # of every set
+LEVELS = tuple(PAUSES | BANDS)
 TITLES = {"pesq": "PESQ", "estoi": "ESTOI", "si_sdr": "SI-SDR, dB"}
 STEP_T = 0.04  # Table 9's fixed step
 SWEEPS: dict[str, tuple[float, ...]] = {
@@ -84,6 +93,10 @@ def sweep_systems(manifest: Manifest, sweep: str) -> list[Any]:
             steps, t_rs = int(value), manifest.sde.t_max
         systems.append(System(f"{sweep}={value:g}", steps, alpha, "off", t_rs))
     return systems
+
+
+def _say_pairs(say: Callable[[str], None], engine: str, done: int, total: int, _: Any) -> None:
+    say(f"{engine}: {done} of {total} pairs")
 
 
 def measure_model(
@@ -129,20 +142,21 @@ def measure_model(
         extra = [s for sweep in sweeps for s in sweep_systems(manifest, sweep)] if i == 0 else []
         systems = (*base, *extra)
         pairs = spread_sample(find_pairs(folder), limit)
-        pauses = tuple(PAUSES) if any(pair.speech for pair in pairs) else ()
         say(f"{path.name} on {folder.name}: {len(pairs)} pairs, {len(systems)} samplers")
         records, failures = measure_set(
-            Task(**{**vars(task), "systems": systems, "metrics": METRICS + pauses}), pairs, jobs,
-            lambda done, total, _, n=folder.name: say(f"{n}: {done} of {total} pairs"),
+            Task(**{**vars(task), "systems": systems, "metrics": METRICS + LEVELS}), pairs, jobs,
+            partial(_say_pairs, say, folder.name),
         )  # fmt: skip
         result["failures"] += [{"set": folder.name, **f} for f in failures]
         if not records:
             raise InputError(f"{folder}: none of {len(pairs)} pairs could be measured")
-        summary = summarise_records(records)["systems"]
+        found = summarise_records(records)["systems"]  # what no recording has is left out
+        summary = {s: {k: v for k, v in f.items() if v["n"]} for s, f in found.items()}
         name = folder.absolute().name
         result["sets"][name] = {
             "n": len(records),
             "sha256": set_sha256(records),
+            "pauses": any(pair.speech for pair in pairs),
             "systems": {k: summary[k] for k in ("noisy", "predictive", *(s.name for s in base))},
         }
         for system in extra:
@@ -188,22 +202,33 @@ def _with_interval(part: dict[str, Any]) -> str:
     return f"{part['mean']:.2f} ({part['low']:.2f}-{part['high']:.2f})"
 
 
-def _cells(figures: dict[str, Any]) -> list[str]:
-    """A row of a set's table: of its pauses where they were measured."""
-    if "pause_lowered" not in figures:
-        return [
-            _with_interval(figures["pesq"]),
-            f"{figures['estoi']['mean']:.3f}",
-            f"{figures['si_sdr']['mean']:.1f}",
-        ]
-    cells = [f"{figures[name]['mean'] + 0.0:.{digits}f}" for name, (_, digits) in PAUSES.items()]
-    cells.insert(1, f"{figures['pause_lowered']['least'] + 0.0:.1f}")
-    return cells
+def has_pauses(part: dict[str, Any]) -> bool:
+    """Whether a set of a result is shown by its pauses (results of 2026-11 do not say it)."""
+    return bool(part.get("pauses", "pause_lowered" in part["systems"]["noisy"]))
 
 
-def set_tables(result: dict[str, Any]) -> str:
-    """One Markdown table for each set: the README's."""
-    parts = []
+def _columns(part: dict[str, Any]) -> dict[str, tuple[str, int]]:
+    """Columns of a set's table behind the usual measures, or instead of them."""
+    columns = {**PAUSES, **BANDS} if has_pauses(part) else SPOKEN
+    return {name: column for name, column in columns.items() if name in part["systems"]["noisy"]}
+
+
+def _cells(part: dict[str, Any], system: str) -> list[str]:
+    """A row of a set's table."""
+    f = part["systems"][system]
+    cells = [f"{f[name]['mean'] + 0.0:.{n}f}" for name, (_, n) in _columns(part).items()]
+    if has_pauses(part):
+        return [cells[0], f"{f['pause_lowered']['least'] + 0.0:.1f}", *cells[1:]]
+    others = f"{f['estoi']['mean']:.3f}", f"{f['si_sdr']['mean']:.1f}"
+    return [_with_interval(f["pesq"]), *others, *cells]
+
+
+Grid = tuple[list[str], list[list[Any]]]  # header and rows
+
+
+def set_grids(result: dict[str, Any]) -> list[Grid]:
+    """One table for each set: the README's."""
+    parts: list[Grid] = []
     names = list(result["models"][0]["sets"]) if result["models"] else []
     for name in names:
         rows: list[list[Any]] = []
@@ -218,24 +243,35 @@ def set_tables(result: dict[str, Any]) -> str:
             for system, text in labels.items():
                 if system == "noisy" and i:
                     continue
-                rows.append([text, *_cells(table["systems"][system])])
+                rows.append([text, *_cells(table, system)])
         first = result["models"][0]["sets"][name]
-        header = ["PESQ", "ESTOI", "SI-SDR, dB"]
-        if "pause_lowered" in first["systems"]["noisy"]:
-            header = [title for title, _ in PAUSES.values()]
+        header = [title for title, _ in _columns(first).values()]
+        if has_pauses(first):
             header.insert(1, "least lowered, dB")
-        parts.append(tables.markdown([f"{name}: {first['n']} recordings", *header], rows))
-    parts.append(
+        else:
+            header = ["PESQ", "ESTOI", "SI-SDR, dB", *header]
+        parts.append(([f"{name}: {first['n']} recordings", *header], rows))
+    return parts
+
+
+def _how(result: dict[str, Any]) -> str:
+    """What the figures of ``set_grids`` are."""
+    return (
         "Mean, and for PESQ its 95 % bootstrap interval over recordings; "
         f"{', '.join(sorted({m['backend'] for m in result['models']}))}; "
         "`python benchmarks/quality.py` makes this table."
     )
-    return "\n\n".join(parts)
 
 
-def sweep_tables(result: dict[str, Any]) -> str:
-    """One Markdown table for each model and sweep."""
-    parts = []
+def set_tables(result: dict[str, Any]) -> str:
+    """``set_grids`` as Markdown."""
+    parts = [tables.markdown(*grid) for grid in set_grids(result)]
+    return "\n\n".join([*parts, _how(result)])
+
+
+def sweep_grids(result: dict[str, Any]) -> list[tuple[str, Grid]]:
+    """Title and table of each model and sweep."""
+    parts: list[tuple[str, Grid]] = []
     for model in result["models"]:
         for sweep, points in model["sweeps"].items():
             rows = [
@@ -244,13 +280,17 @@ def sweep_tables(result: dict[str, Any]) -> str:
                 for p in points
             ]  # fmt: skip
             paper = f" (the paper's {PAPER_TABLES[sweep]})" if sweep in PAPER_TABLES else ""
-            parts += [
-                f"### {model['model']}: {sweep}{paper}, {points[0]['set']}",
-                tables.markdown(
-                    [sweep, "network calls", "RTF", *(TITLES[m] for m in METRICS)], rows
-                ),
-            ]
-    return "\n\n".join(parts)
+            title = f"{model['model']}: {sweep}{paper}, {points[0]['set']}"
+            header = [sweep, "network calls", "RTF", *(TITLES[m] for m in METRICS)]
+            parts.append((title, (header, rows)))
+    return parts
+
+
+def sweep_tables(result: dict[str, Any]) -> str:
+    """``sweep_grids`` as Markdown."""
+    return "\n\n".join(
+        f"### {title}\n\n{tables.markdown(*grid)}" for title, grid in sweep_grids(result)
+    )
 
 
 def marks(name: str) -> tuple[str, str]:
@@ -334,20 +374,71 @@ def pareto_points(result: dict[str, Any], peers: dict[str, Any] | None) -> list[
     return points
 
 
+def place_labels(axes: Any, labels: Sequence[tuple[str, float, float]]) -> list[Any]:
+    """Write each label beside its point, where it covers no other label and no point.
+
+    Args:
+        axes: With its final limits and scales.
+        labels: Text and point (data coordinates).
+
+    Returns:
+        The texts, for a test of what they cover.
+    """
+    from matplotlib.transforms import Bbox
+
+    axes.figure.draw_without_rendering()  # the layout is settled: boxes have their final places
+    points = axes.transData.transform([(x, y) for _, x, y in labels])
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in points]
+    inside, texts = axes.get_window_extent(), []
+    places = [
+        (side * dx, dy, "left" if side > 0 else "right")
+        for dy in (4, -10, 16, -22, 28, -34, 40, -46)
+        for side, dx in ((1, 6), (-1, 6))
+    ]
+    for text, x, y in labels:
+        for dx, dy, align in places:
+            written = axes.annotate(
+                text, (x, y), xytext=(dx, dy), textcoords="offset points", ha=align, fontsize=9
+            )
+            box = written.get_window_extent()
+            free = not any(box.overlaps(other) for other in taken)
+            if free and inside.x0 <= box.x0 and box.x1 <= inside.x1:
+                break
+            written.remove()
+        else:  # no room at all: the table below has it
+            continue
+        taken.append(box)
+        texts.append(written)
+    return texts
+
+
 def _plot_pareto(points: Sequence[dict[str, Any]]) -> Callable[[Any], None]:
     def draw(axes: Any) -> None:
-        for p in points:
-            colour = report_html.COLOURS[0 if p["ours"] else 1]
-            axes.plot([p["gmacs"]] * 2, [p["low"], p["high"]], color=colour, lw=1, alpha=0.4)
-            axes.plot(p["gmacs"], p["pesq"], "o" if p["ours"] else "s", color=colour, ms=6)
-            axes.annotate(p.get("label", p["name"]), (p["gmacs"], p["pesq"]), xytext=(6, 5), fontsize=8,
-                          textcoords="offset points")  # fmt: skip
+        for ours, mark, name in ((True, "o", "DVPD"), (False, "s", "other models")):
+            some = [p for p in points if p["ours"] is ours]
+            colour = report_html.COLOURS[0 if ours else 1]
+            for p in some:
+                axes.plot([p["gmacs"]] * 2, [p["low"], p["high"]], color=colour, lw=1, alpha=0.4)
+            if some:
+                axes.plot([p["gmacs"] for p in some], [p["pesq"] for p in some], mark,
+                          color=colour, ms=6, label=name)  # fmt: skip
         axes.set_xscale("log")
-        report_html.plain_log(axes.xaxis)
-        axes.margins(x=0.25)
+        report_html.plain_log(axes.xaxis, (1.0,))
+        axes.margins(x=0.15)
         axes.set(xlabel="GMAC per second of audio", ylabel="PESQ (95 % interval)")
+        report_html.legend_above(axes)
+        place_labels(axes, [(p.get("label", p["name"]), p["gmacs"], p["pesq"]) for p in points])
 
     return draw
+
+
+def _pareto_grid(points: Sequence[dict[str, Any]]) -> Grid:
+    """The figures of the plot of quality against cost, cheapest first."""
+    rows: list[list[Any]] = [
+        [p["name"], p["gmacs"], _with_interval({**p, "mean": p["pesq"]})]
+        for p in sorted(points, key=lambda p: p["gmacs"])
+    ]
+    return ["model", "GMAC per second of audio", "PESQ (95 % interval)"], rows
 
 
 def to_html(result: dict[str, Any], peers: dict[str, Any] | None) -> str:
@@ -356,31 +447,46 @@ def to_html(result: dict[str, Any], peers: dict[str, Any] | None) -> str:
     Raises:
         InputError: matplotlib is not installed.
     """
-    figures = []
-    size = (5.2, 3.4)
-    for model in result["models"]:
-        for sweep in model["sweeps"]:
-            axes = ("value",) if sweep == "alpha" else ("nfe", "rtf")
-            for metric in METRICS:
-                for x in axes:
-                    salt = f"{model['model']}-{sweep}-{metric}-{x}"
-                    svg = report_html.figure(_plot_sweep(model, sweep, metric, x), salt, size)
-                    figures.append((svg, f"{model['model']}, {sweep}: {TITLES[metric]}"))
+    grid = report_html.html_table
+    parts = []
     points = pareto_points(result, peers)
     if points:
-        svg = report_html.figure(_plot_pareto(points), "pareto", (8.0, 4.6))
-        figures.insert(0, (svg, "Quality against arithmetic, the same recordings for all."))
-    plots = "".join(
-        f"<figure>{svg}<figcaption>{html.escape(text)}</figcaption></figure>"
-        for svg, text in figures
-    )
-    text = html.escape(set_tables(result) + "\n\n" + sweep_tables(result))
+        svg = report_html.figure(_plot_pareto(points), "pareto", (5.0, 4.2))
+        parts.append(
+            "<h2>Quality against arithmetic</h2>"
+            f"<figure>{svg}<figcaption>The same recordings for all.</figcaption></figure>"
+            + grid(*_pareto_grid(points))
+        )
+    parts.append("<h2>Quality</h2>")
+    parts += [grid(header, _plain(rows)) for header, rows in set_grids(result)]
+    parts.append(f'<p class="lead">{html.escape(_how(result).replace("`", ""))}</p>')
+    for model in result["models"]:
+        for sweep in model["sweeps"]:
+            figures = []
+            for metric in METRICS:
+                for x in ("value",) if sweep == "alpha" else ("nfe", "rtf"):
+                    salt = f"{model['model']}-{sweep}-{metric}-{x}"
+                    svg = report_html.figure(_plot_sweep(model, sweep, metric, x), salt)
+                    caption = html.escape(f"{model['model']}, {sweep}: {TITLES[metric]}")
+                    figures.append(f"<figure>{svg}<figcaption>{caption}</figcaption></figure>")
+            parts.append(f'<div class="plots">{"".join(figures)}</div>')
+    for title, (header, rows) in sweep_grids(result):
+        parts.append(f"<h2>{html.escape(title)}</h2>{grid(header, rows)}")
+    weights = ", ".join(f"{m['model']} {m['checkpoint_sha256'][:12]}" for m in result["models"])
+    lead = html.escape(f"Measured {result['created'][:10]}; weights (SHA-256): {weights}")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>Quality of DVPD models</title><style>{report_html.STYLE}</style></head><body>"
-        f'<h1>Quality of DVPD models</h1><p class="lead">{result["created"][:10]}</p>'
-        f'<div class="plots">{plots}</div><pre class="scroll">{text}</pre></body></html>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Quality of DVPD models</title><style>{report_html.STYLE}</style></head><body>\n"
+        f'<h1>Quality of DVPD models</h1><p class="lead">{lead}</p>\n'
+        + "\n".join(parts)
+        + "\n</body></html>\n"
     )
+
+
+def _plain(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Cells without Markdown's marks of code."""
+    return [[c.replace("`", "") if isinstance(c, str) else c for c in row] for row in rows]
 
 
 def read_peers(path: Path) -> dict[str, Any]:
@@ -410,7 +516,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="quality.py", description=__doc__.split("\n")[0])
     parser.add_argument("models", nargs="*", type=Path, help="default: every shipped engine")
     parser.add_argument(
-        "--set", dest="sets", action="append", type=Path, required=True,
+        "--set", dest="sets", action="append", type=Path, default=[],
         help="folder with noisy/ and clean/; may be given again, sweeps use the first",
     )  # fmt: skip
     parser.add_argument(
@@ -420,6 +526,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, help="processes (default: usable cores)")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--peers", type=Path, help="JSON of peers.py for the last plot")
+    parser.add_argument(
+        "--from-json", type=Path, metavar="IN", help="measure nothing: render what --json wrote"
+    )
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--markdown", type=Path, metavar="OUT")
     parser.add_argument("--html", type=Path, metavar="OUT")
@@ -430,27 +539,31 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = build_parser().parse_args(argv)
+    return command.run(build_parser(), argv, _main)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A result of this command.
+
+    Raises:
+        InputError: It cannot be read or is of another version.
+    """
     try:
-        return _main(args)
-    except (DvpdError, OSError) as error:
-        print(f"quality.py: {error}", file=sys.stderr)
-        return 1
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}") from None
+    if not isinstance(result, dict) or result.get("format") != FORMAT:
+        raise InputError(f"{path}: not a result of this version's quality.py: measure again")
+    return result
 
 
-def _main(args: argparse.Namespace) -> int:
-    # what can be refused is refused before time is spent
-    peers = read_peers(args.peers) if args.peers else None
-    if args.readme:
-        replace_block(args.readme.read_text(encoding="utf-8"), "")
-    for path in (args.json, args.markdown, args.html):
-        if path is not None and not path.resolve().parent.is_dir():
-            raise InputError(f"{path}: its folder does not exist")
+def _measure(args: argparse.Namespace) -> dict[str, Any]:
     models = args.models or shipped_engines()
     if not models:
         raise InputError("no engine is shipped; give a model")
-
-    result: dict[str, Any] = {
+    if not args.sets:
+        raise InputError("give --set FOLDER (with noisy/ and clean/) to measure, or --from-json")
+    return {
         "format": FORMAT,
         "created": machine.now(),
         "machine": machine.machine(),
@@ -464,11 +577,24 @@ def _main(args: argparse.Namespace) -> int:
             for path in models
         ],
     }  # fmt: skip
+
+
+def _main(args: argparse.Namespace) -> int:
+    # what can be refused is refused before time is spent
+    peers = read_peers(args.peers) if args.peers else None
+    if args.readme:
+        replace_block(args.readme.read_text(encoding="utf-8"), "")
+    for path in (args.json, args.markdown, args.html):
+        if path is not None and not path.resolve().parent.is_dir():
+            raise InputError(f"{path}: its folder does not exist")
+        if path is not None and path.is_dir():
+            raise InputError(f"{path}: is a folder; give a file name")
+    result = read(args.from_json) if args.from_json else _measure(args)
     text = "\n\n".join(filter(None, [set_tables(result), sweep_tables(result)]))
     print(text)
     failures = [f for model in result["models"] for f in model["failures"]]
     for failure in failures:
-        print(f"failed: {failure['set']} {failure['name']}: {failure['error']}", file=sys.stderr)
+        command.say(f"failed: {failure['set']} {failure['name']}: {failure['error']}")
     if args.json:
         write_whole(args.json, json.dumps(result, indent=1) + "\n")
     if args.markdown:
@@ -482,4 +608,4 @@ def _main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

@@ -22,7 +22,8 @@ if __package__ in (None, ""):
 
 from dvpd.benchmarks import ablations, peers, quality
 from dvpd.benchmarks.common import report, tables
-from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.runtime import command
+from dvpd.runtime.errors import InputError
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import MANIFEST_NAME
 
@@ -126,7 +127,7 @@ def speed(found: report.Report) -> str:
     text = (
         f"{_machine(found)}, {p['threads']} threads, {found['created'][:10]}, {names}; windows "
         f"of {base[0]['window_s']:.2f} s from waveform to waveform (STFT and noise included), at "
-        f"least {p['min_runs']} interleaved runs"
+        f"least {min(p['min_runs'], *(row['runs'] for row in base))} interleaved runs"
     )
     if share is not None:
         text += f"; other processes used {share:.0%} of the CPU"
@@ -154,8 +155,9 @@ def short_speed(found: report.Report) -> str:
 def short_quality(result: dict[str, Any]) -> str:
     """One row a model and sampler, one column a set, from ``quality.py``."""
 
-    def figure(figures: dict[str, Any]) -> str:
-        if "pause_lowered" in figures:
+    def figure(part: dict[str, Any], system: str) -> str:
+        figures = part["systems"][system]
+        if quality.has_pauses(part):
             return f"{figures['pause_lowered']['mean'] + 0.0:.0f}"
         return f"{figures['pesq']['mean']:.2f} / {figures['estoi']['mean']:.2f}"
 
@@ -165,12 +167,12 @@ def short_quality(result: dict[str, Any]) -> str:
     first = models[0]["sets"]
     header = [""]
     for name, part in first.items():
-        quiet = "pause_lowered" in part["systems"]["noisy"]
+        quiet = quality.has_pauses(part)
         header.append(f"{name}: noise lowered, dB" if quiet else f"{name}: PESQ / ESTOI")
-    rows = [["noisy", *(figure(part["systems"]["noisy"]) for part in first.values())]]
+    rows = [["noisy", *(figure(part, "noisy") for part in first.values())]]
     for model in models:
         for system, steps in (("predictive", 0), ("full", model["default"]["n_steps"])):
-            figures = [figure(model["sets"][name]["systems"][system]) for name in first]
+            figures = [figure(model["sets"][name], system) for name in first]
             rows.append([f"`{model['model']}`, {steps} steps", *figures])
     counts = ", ".join(f"{part['n']} of {name}" for name, part in first.items())
     return tables.markdown(header, rows) + f"\n\nMeans over recordings: {counts}. {_age(result)}"
@@ -269,14 +271,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = build_parser().parse_args(argv)
+    return command.run(build_parser(), argv, _fill_pages)
+
+
+def _fill_pages(args: argparse.Namespace) -> int:
     stale = 0
-    try:
-        pages = {page: page.read_text(encoding="utf-8") for page in args.readme or PAGES}
-        filled = {page: fill(text, args.results) for page, text in pages.items()}
-    except (DvpdError, OSError) as error:
-        print(f"readme.py: {error}", file=sys.stderr)
-        return 1
+    pages = {page: page.read_text(encoding="utf-8") for page in args.readme or PAGES}
+    filled = {page: fill(text, args.results) for page, text in pages.items()}
     for page, after in filled.items():
         if not args.check:
             write_whole(page, after)
@@ -289,4 +290,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

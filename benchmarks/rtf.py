@@ -6,7 +6,8 @@
     dvpd benchmark --report report.json                       # one file to send back; see board.py
     python benchmarks/rtf.py engines/dvpd-tiny --assert "rtf<0.5" --assert "p99_ms<900 @ steps=3"
 
-Cases (engine x backend x window x batch x steps) are timed interleaved, in a new order every
+An engine takes about a minute (``--seconds``): where that is too short, every case is still run, in
+fewer rounds, and the report says so. Cases (engine x backend x window x batch x steps) are timed interleaved, in a new order every
 round, after a warm-up and a pause in which idle threads of other engines stop spinning. What is
 timed is one window from waveform to waveform, by the runtime's own front end and sampler. A case
 that fails is a row that says why. Also ``dvpd benchmark``.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -33,7 +35,6 @@ if __package__ in (None, ""):
 
 from dvpd.benchmarks.common import machine, meters
 from dvpd.benchmarks.common.machine import now, versions
-from dvpd.benchmarks.common.status import show_status
 from dvpd.benchmarks.common.timing import (
     SETTLE_S,
     WARM_UP_ROUNDS,
@@ -49,14 +50,18 @@ from dvpd.benchmarks.common.timing import (
     time_interleaved,
     variants,
 )
+from dvpd.runtime import command
 from dvpd.runtime.backends.choose import BACKENDS, cpu_quota, installed
 from dvpd.runtime.engines import find_engines
 from dvpd.runtime.errors import DvpdError, InputError, one_line
 from dvpd.runtime.files import sha256_file, write_whole
+from dvpd.runtime.progress import show_status
 
 SCHEMA = "dvpd-rtf-1"
 PERCENTILES = (50, 90, 95, 99)
 COLD_WINDOW_S = 2.048
+BUDGET_S = 60.0  # of an engine, on all its backends
+COLD_SHARE = 0.25  # of the budget: for fresh processes
 TIMED = (
     "one window of audio at 16 kHz, waveform in memory to waveform in memory: STFT and "
     "compression, the predictive call, the score calls, noise and fusion, inverse STFT; no file, "
@@ -158,12 +163,30 @@ def run_cold(path: Path, backend: str, device: str, threads: int, started: float
 
 
 def measure_cold(
-    items: Sequence[Loaded], threads: int, repeats: int, progress: Say
+    items: Sequence[Loaded],
+    threads: int,
+    repeats: int,
+    progress: Say,
+    budget_s: float = math.inf,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[dict[str, Any]]:
-    """Cold start, load time and memory of each item in fresh processes, interleaved; medians."""
+    """Cold start, load time and memory of each item in fresh processes, interleaved; medians.
+
+    Args:
+        items: What is opened.
+        threads: CPU threads.
+        repeats: Processes of each.
+        progress: Receives what is being done.
+        budget_s: No round but the first is begun that would end after so many seconds.
+        clock: Seconds; a test's own.
+    """
+    begin = clock()
     results: list[list[dict[str, Any]]] = [[] for _ in items]
     errors: list[str | None] = [item.error for item in items]
     for repeat in range(repeats):
+        # as long as the mean round before it
+        if repeat and (clock() - begin) * (repeat + 1) / repeat > budget_s:
+            break
         for i, item in enumerate(items):
             if errors[i] is not None:
                 continue
@@ -187,15 +210,15 @@ def measure_cold(
             code = f"exit code {done.returncode}" if done is not None else "no answer"
             errors[i] = answer.get("error") or (text[0] if text else code)
     rows = []
-    for item, found, error in zip(items, results, errors, strict=True):
+    for item, found, problem in zip(items, results, errors, strict=True):
         row: dict[str, Any] = {
             "engine": item.name,
             "backend": item.backend_name,
             "device": item.device,
-            "status": "ok" if error is None else "failed",
-            "error": error,
+            "status": "ok" if problem is None else "failed",
+            "error": problem,
         }
-        if error is None and found:
+        if problem is None and found:
             row["processes"] = len(found)
             for key in found[0]:
                 values = [x[key] for x in found if x[key] is not None]
@@ -295,8 +318,11 @@ def run(args: argparse.Namespace, say: Say = lambda _: None) -> dict[str, Any]:
     watch = machine.CpuWatch()
     rows = make_cases(items, args.windows, args.batch, args.steps, args.grid)
     say(f"{len(rows)} cases")
+    cold_share = COLD_SHARE if args.cold_runs else 0.0
+    budget_s = args.seconds * len({item.name for item in items})
     time_interleaved(
-        rows, min_runs=args.runs, min_seconds=args.seconds, watch=watch,
+        rows, min_runs=args.runs, min_seconds=args.case_seconds, watch=watch,
+        budget_s=(1 - cold_share) * budget_s,
         progress=lambda done, total: say(f"timing: {done} of {total} cases have enough runs"),
     )  # fmt: skip
     warnings = watch.warnings()
@@ -308,7 +334,10 @@ def run(args: argparse.Namespace, say: Say = lambda _: None) -> dict[str, Any]:
     for item in items:
         if item.backend is not None:
             item.backend.close()
-    processes = measure_cold(items, threads, args.cold_runs, say) if args.cold_runs else []
+    processes = []
+    if args.cold_runs:
+        processes = measure_cold(items, threads, args.cold_runs, say, cold_share * budget_s)
+    warnings += cut_short(args, rows, processes)
     base = [r.case.frames for r in rows if r.error is None]
     costs, no_costs = network_costs(items, base[0]) if base else ({}, None)
     if no_costs:
@@ -334,6 +363,33 @@ def run(args: argparse.Namespace, say: Say = lambda _: None) -> dict[str, Any]:
     }
 
 
+def cut_short(
+    args: argparse.Namespace, rows: Sequence[Row], processes: Sequence[dict[str, Any]]
+) -> list[str]:
+    """What the budget left out, as warnings."""
+    more = f"within {args.seconds:g} s an engine; a larger --seconds gives more"
+    lines = []
+    few = sorted(
+        len(row.timings)
+        for row in rows
+        if row.error is None
+        and (
+            len(row.timings) < args.runs
+            or sum(timing.total for timing in row.timings) < args.case_seconds
+        )
+    )
+    if few:
+        span = str(few[0]) if few[0] == few[-1] else f"{few[0]} to {few[-1]}"
+        lines.append(
+            f"fewer rounds: {len(few)} of {len(rows)} cases have {span} runs, not {args.runs} runs "
+            f"and {args.case_seconds:g} s each, {more}; no case was left out"
+        )
+    fresh = [p["processes"] for p in processes if "processes" in p]
+    if fresh and min(fresh) < args.cold_runs:
+        lines.append(f"fewer fresh processes: {min(fresh)}, not {args.cold_runs}, {more}")
+    return lines
+
+
 def _protocol(
     args: argparse.Namespace,
     threads: int,
@@ -356,7 +412,8 @@ def _protocol(
         "warm_up_rounds": WARM_UP_ROUNDS,
         "settle_s": SETTLE_S,
         "min_runs": args.runs,
-        "min_seconds": args.seconds,
+        "min_seconds": args.case_seconds,
+        "budget_s": None if math.isinf(args.seconds) else args.seconds,
         "cold_processes": args.cold_runs,
         "cold_window_s": COLD_WINDOW_S,
         "load_before": load_before,
@@ -428,6 +485,16 @@ def _count(text: str) -> int:
     return value
 
 
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0")
+    return value
+
+
 def build_parser(prog: str = "rtf.py") -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -460,8 +527,14 @@ def build_parser(prog: str = "rtf.py") -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--runs", type=_count, default=20, help="runs of each case (default: 20)")
     parser.add_argument(
-        "--seconds", type=float, default=1.0, help="seconds of each case at least (default: 1)"
-    )
+        "--case-seconds", type=_seconds, default=1.0, metavar="S",
+        help="seconds of each case at least (default: 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seconds", type=_seconds, default=BUDGET_S, metavar="S",
+        help="seconds of an engine at most, on all its backends; where they do not suffice there are "
+        f"fewer rounds, not fewer cases (default: {BUDGET_S:g}; inf: no limit)",
+    )  # fmt: skip
     parser.add_argument(
         "--cold-runs", type=int, default=3, metavar="N",
         help="fresh processes for cold start and memory; 0 for none (default: 3)",
@@ -492,27 +565,26 @@ def build_parser(prog: str = "rtf.py") -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None, prog: str = "rtf.py") -> int:
     """Run the command line; returns the exit code: 0, or 1 for a failure or a missed condition."""
-    args = build_parser(prog).parse_args(argv)
+    return command.run(build_parser(prog), argv, _main)
+
+
+def _cold(args: argparse.Namespace) -> int:
+    """What a fresh process answers to the one that started it: JSON, whatever happens."""
     try:
-        if args.cold is not None:
-            result = run_cold(
-                Path(args.engines[0]), args.backend, args.device, args.threads, args.cold
-            )
-            print(json.dumps(result))
-            return 0
-        return _main(args)
+        print(json.dumps(
+            run_cold(Path(args.engines[0]), args.backend, args.device, args.threads, args.cold)
+        ))  # fmt: skip
     except (DvpdError, OSError) as error:
-        print(json.dumps({"error": str(error)}) if args.cold is not None else f"{prog}: {error}",
-              file=sys.stdout if args.cold is not None else sys.stderr)  # fmt: skip
-        return 1
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted; nothing was written", file=sys.stderr)
-        return 1
+        print(json.dumps({"error": str(error)}))
+        return command.EXIT_FAILED
+    return command.EXIT_DONE
 
 
 def _main(args: argparse.Namespace) -> int:
     from dvpd.benchmarks.common import comparison, report, report_html
 
+    if args.cold is not None:
+        return _cold(args)
     if args.compare:
         a, b = (report.read(path) for path in args.compare)
         print(comparison.render_comparison(comparison.compare(a, b), *map(str, args.compare)))
@@ -523,6 +595,9 @@ def _main(args: argparse.Namespace) -> int:
     for path in (args.json, args.markdown, args.html, args.report):
         if path is not None and not path.resolve().parent.is_dir():
             raise InputError(f"{path}: its folder does not exist")
+    for path in (args.json, args.markdown, args.html):
+        if path is not None and path.is_dir():  # before minutes are spent
+            raise InputError(f"{path}: is a folder; give a file name")
     if args.from_json:
         result = report.read(args.from_json)
     else:
@@ -543,10 +618,10 @@ def _main(args: argparse.Namespace) -> int:
         print(f"\n{board.write(args.report, table)}: send this file; nothing in it is private")
     missed = [line for condition in conditions for line in comparison.check(condition, result)]
     for line in missed:
-        print(f"not met: {line}", file=sys.stderr)
+        command.say(f"not met: {line}")
     every_failed = all(row["status"] == "failed" for row in result["rows"])
     return 1 if missed or every_failed else 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

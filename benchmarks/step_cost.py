@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -29,10 +28,10 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dvpd import lisa
-from dvpd.config import Config, load_toml
-from dvpd.runtime.errors import DvpdError, InputError
+from dvpd.config import Config, load_toml, override
+from dvpd.runtime import command
+from dvpd.runtime.errors import InputError
 from dvpd.runtime.files import write_whole
-from dvpd.train import override
 from dvpd.training import fast_kernels
 from dvpd.training.fast_step import Step
 from dvpd.training.objective import Objective
@@ -53,7 +52,7 @@ class Counted(TorchDispatchMode):
 
     def __init__(self) -> None:
         """Start at zero."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types for it
         self.calls: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
 
@@ -171,16 +170,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    try:
-        if args.crops < 1:
-            raise InputError(f"--crops is {args.crops}; expected at least 1")
-        config = override(load_toml(args.config), args.settings)
-        form = "shifted sums" if args.shifted else "convolution"
-        cost = count_step(config, args.crops, form)
-    except DvpdError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+    return command.run(build_parser(), argv, _measure)
+
+
+def _measure(args: argparse.Namespace) -> int:
+    if args.crops < 1:
+        raise InputError(f"--crops is {args.crops}; expected at least 1")
+    config = override(load_toml(args.config), args.settings)
+    form = "shifted sums" if args.shifted else "convolution"
+    cost = count_step(config, args.crops, form)
     for name, calls, size in cost["operators"][:SHOWN]:
         print(f"{name:36} {calls:6} calls {size / 1e9:9.3f} GB")
     print(f"{'all':36} {cost['calls']:6} calls {cost['bytes'] / 1e9:9.3f} GB")
@@ -190,4 +188,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

@@ -7,7 +7,7 @@ import os as _os
 import sys as _sys
 from pathlib import Path as _Path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # In a checkout the sibling folders (runtime/, export/, benchmarks/) are found as subpackages.
 if (_Path(__file__).parent.parent / "pyproject.toml").is_file():

@@ -44,7 +44,8 @@ class Grid:
 
     def blocks(self, x: Tensor) -> Tensor:
         """[B, C, T, F] -> [B, C, J, frames, F], a view."""
-        return x.unflatten(2, (-1, self.frames))
+        blocks: Tensor = x.unflatten(2, (-1, self.frames))
+        return blocks
 
     def scale(self, x: Tensor, gain: Tensor) -> Tensor:
         """``x`` [B, C, T, F] times ``gain`` [B, C, J, F] (or one bin), one factor a block."""
@@ -76,7 +77,8 @@ class Memory:
         if self.state is None:
             return like.new_zeros((like.shape[0], *shape), dtype=torch.float32)
         first, self._read = self._read, self._read + math.prod(shape)
-        return self.state[:, first : self._read].unflatten(1, shape)
+        part: Tensor = self.state[:, first : self._read].unflatten(1, shape)
+        return part
 
     def keep(self, value: Tensor) -> None:
         """Append to the next state what ``recall`` will return in the next call."""

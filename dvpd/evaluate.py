@@ -12,8 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,13 +42,15 @@ from .quality.report import (
     versions,
     write_folder,
 )
-from .quality.run import Progress, Task, measure_pair, measure_set
+from .quality.run import Task, measure_pair, measure_set
 from .quality.tables import families, markdown, plain, ranked
+from .runtime import command
 from .runtime.backends.choose import BACKENDS, cpu_quota
 from .runtime.enhancer import Enhancer
-from .runtime.errors import DvpdError, InputError
+from .runtime.errors import InputError
 from .runtime.files import sha256_file, write_whole
 from .runtime.noise import check_seed
+from .runtime.progress import Progress as Bar
 
 __all__ = [
     "PairFile",
@@ -69,8 +70,6 @@ __all__ = [
     "summarise_records",
     "torch_enhancer",
 ]
-
-EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
 
 
 def evaluate_pairs(
@@ -233,45 +232,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    try:
-        return _run(args)
-    except (DvpdError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: nothing was written\n")
-        return EXIT_INTERRUPTED
+    return command.run(build_parser(), argv, _run)
 
 
-@contextmanager
-def _bar() -> Iterator[Progress | None]:
-    """Progress with the time left; nothing where stderr is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    try:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-        from rich.progress import Progress as Bar
-    except ImportError:  # the figures do not need it
-        yield None
-        return
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Bar(*columns, TextColumn("{task.description}"), console=Console(stderr=True)) as bar:
-        task = bar.add_task("")
+def _measure(
+    task: Task, pairs: Sequence[PairFile], jobs: int
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    with Bar("measuring") as bar:
 
         def show(done: int, total: int, failed: int) -> None:
-            text = f"[red]{failed} failed" if failed else ""
-            bar.update(task, completed=done, total=total, description=text)
+            bar(done / total, f"{done} of {total}" + (f", {failed} failed" if failed else ""))
 
-        yield show
+        return measure_set(task, pairs, jobs, show)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -315,10 +287,9 @@ def _run(args: argparse.Namespace) -> int:
             manifest, steps=args.steps, alphas=args.alpha, tlbs=args.tlb, t_rs=args.t_rs
         )
     task = Task(**{**vars(task), "systems": systems})
-    with _bar() as progress:
-        records, failures = measure_set(task, pairs, jobs, progress)
+    records, failures = _measure(task, pairs, jobs)
     for failure in failures:
-        sys.stderr.write(f"failed: {failure['name']}: {failure['error']}\n")
+        command.say(f"failed: {failure['name']}: {failure['error']}")
     if not records:
         raise InputError(f"none of the {len(pairs)} pairs could be measured; nothing was written")
     report: dict[str, Any] = {
@@ -352,7 +323,7 @@ def _run(args: argparse.Namespace) -> int:
         page = render_page(report, _worst_waveforms(task, pairs, report, args.worst), args.worst)
         texts = (json_text(report), csv_text(report), markdown(report, args.worst), page)
         write_folder(args.out, dict(zip(REPORT_FILES, texts, strict=True)))
-    return EXIT_FAILED if failures else EXIT_DONE
+    return command.EXIT_FAILED if failures else command.EXIT_DONE
 
 
 def _worst_waveforms(
@@ -377,4 +348,4 @@ def _worst_waveforms(
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

@@ -56,7 +56,8 @@ class BandEncoder(nn.Module):
         n = len(F_DILATIONS)
         parts = [branch(x) for branch in self.branches[:n]]
         parts += [branch(x[:, :, self.past :] if self.past else x) for branch in self.branches[n:]]
-        return self.mix(torch.relu(torch.cat(parts, dim=1)))
+        out: Tensor = self.mix(torch.relu(torch.cat(parts, dim=1)))
+        return out
 
 
 class FANCEncoder(nn.Module):
@@ -111,7 +112,8 @@ def _spread(x: Tensor, factor: int) -> Tensor:
     """Sub-pixel step along F: [B, C r, T, F] -> [B, C, T, F r]."""
     if factor == 1:
         return x
-    return x.unflatten(1, (-1, factor)).permute(0, 1, 3, 4, 2).flatten(3)
+    out: Tensor = x.unflatten(1, (-1, factor)).permute(0, 1, 3, 4, 2).flatten(3)
+    return out
 
 
 class FANCDecoder(nn.Module):
@@ -134,7 +136,8 @@ class FANCDecoder(nn.Module):
         conv = CausalConv2d if causal else nn.Conv2d
         self.last = conv(width, c_out, (3, 2), padding=(1, 1))
         nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        if self.last.bias is not None:
+            nn.init.zeros_(self.last.bias)
 
     def forward(self, out: Tensor, enc: Tensor) -> Tensor:
         """Decode the branch's output ``out`` together with its encoder's output ``enc``."""
@@ -144,7 +147,8 @@ class FANCDecoder(nn.Module):
             bins = (hi - lo) // stride
             parts.append(_spread(torch.relu(head(z[..., first : first + bins])), stride))
             first += bins
-        return self.last(torch.cat(parts, dim=-1))  # [B, c_out, T, 257]
+        last: Tensor = self.last(torch.cat(parts, dim=-1))
+        return last  # [B, c_out, T, 257]
 
 
 class UniformDecoder(nn.Module):
@@ -161,9 +165,13 @@ class UniformDecoder(nn.Module):
         self.head = conv(channels, width * UNIFORM_STRIDE, 3, padding=1)
         self.last = conv(width, c_out, (3, 2), padding=(1, 0))  # 258 bins -> 257
         nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        if self.last.bias is not None:
+            nn.init.zeros_(self.last.bias)
 
     def forward(self, out: Tensor, enc: Tensor) -> Tensor:
         """Decode as `FANCDecoder` does."""
         z = nn.functional.leaky_relu(self.join_out(out) + self.join_enc(enc), LEAK)
-        return self.last(_spread(torch.relu(self.head(z[..., :UNIFORM_BINS])), UNIFORM_STRIDE))
+        last: Tensor = self.last(
+            _spread(torch.relu(self.head(z[..., :UNIFORM_BINS])), UNIFORM_STRIDE)
+        )
+        return last

@@ -32,7 +32,8 @@ from .config import ModelConfig, load_toml
 from .fanc import F_DILATIONS
 from .lisa import DILATIONS, GROUPS, TAPS
 from .model import DVPD
-from .runtime.errors import DvpdError, InputError
+from .runtime import command
+from .runtime.errors import InputError
 
 # What must be the same in both: a new slot or feature would change what the old ones do.
 FIXED = ("state", "embedding", "encoder", "local", "fi_gate", "scan", "norm")
@@ -169,26 +170,25 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    try:
-        out = Path(args.out)
-        if out.exists() and out.samefile(args.checkpoint):
-            raise InputError(f"{out} is the smaller model itself; choose another --out")
-        old, small = load_model(args.checkpoint)
-        config = load_toml(args.config)
-        if config.signal != old.signal:
-            raise InputError(f"{args.config} has another [signal]: {config.signal}, {old.signal}")
-        torch.manual_seed(args.seed)
-        model = grow(small, config.model)
-        save_checkpoint(
-            out,
-            model.state_dict(),
-            replace(config, sampler=old.sampler),
-            {"grown_from": old.model.name},
-        )
-    except (DvpdError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+    return command.run(build_parser(), argv, _grow)
+
+
+def _grow(args: argparse.Namespace) -> int:
+    out = Path(args.out)
+    if out.exists() and out.samefile(args.checkpoint):
+        raise InputError(f"{out} is the smaller model itself; choose another --out")
+    old, small = load_model(args.checkpoint)
+    config = load_toml(args.config)
+    if config.signal != old.signal:
+        raise InputError(f"{args.config} has another [signal]: {config.signal}, {old.signal}")
+    torch.manual_seed(args.seed)
+    model = grow(small, config.model)
+    save_checkpoint(
+        out,
+        model.state_dict(),
+        replace(config, sampler=old.sampler),
+        {"grown_from": old.model.name},
+    )
     count = sum(p.numel() for p in model.parameters())
     before = sum(p.numel() for p in small.parameters())
     sys.stdout.write(f"{out}: {before} -> {count} parameters\n")
@@ -196,4 +196,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

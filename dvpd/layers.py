@@ -28,7 +28,7 @@ class BatchNorm(nn.BatchNorm2d):
         """Normalise ``x`` [B, C, T, F]."""
         return nn.functional.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, self.training,
-            self.momentum, self.eps,
+            BN_MOMENTUM if self.momentum is None else self.momentum, self.eps,
         )  # fmt: skip
 
 
@@ -91,11 +91,12 @@ class ConvNorm(nn.Module):
         )  # fmt: skip
         self.norm = make_norm(norm, c_out)
         if zero_init:
-            nn.init.zeros_(self.norm.weight)
+            nn.init.zeros_(self.norm.get_parameter("weight"))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply convolution and norm."""
-        return self.norm(self.conv(x))
+        out: Tensor = self.norm(self.conv(x))
+        return out
 
 
 def fold_batch_norms(model: nn.Module) -> nn.Module:
@@ -109,6 +110,8 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
             if module.training:
                 raise ValueError("fold_batch_norms: model is in training mode; call model.eval()")
             bn = module.norm
+            assert bn.running_mean is not None  # it tracks them
+            assert bn.running_var is not None
             gain = bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()
             weight = module.conv.weight.double() * gain[:, None, None, None]
             bias = bn.bias.double() - gain * bn.running_mean.double()

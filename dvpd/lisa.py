@@ -15,6 +15,7 @@ are linear too; they enter once, with one learned weight a channel and axis.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,8 @@ class LISA(nn.Module):
     """
 
     shifted = False
+
+    centre: Tensor
 
     def __init__(self, channels: int, norm: str) -> None:
         """Make the module; ``channels`` must be a multiple of 4."""
@@ -66,7 +69,8 @@ class LISA(nn.Module):
         join = torch.stack([torch.ones_like(self.gamma), self.gamma], dim=1)  # [d, 2, 1, C]
         scale = (join * self.l1).expand(-1, -1, TAPS, -1).reshape(-1, GROUPS, self._width)
         shift = (join * self.l2 * self.centre).reshape(-1, GROUPS, self._width)
-        return (scale * w + shift).flatten(-2)
+        out: Tensor = (scale * w + shift).flatten(-2)
+        return out
 
     @property
     def _width(self) -> int:
@@ -134,12 +138,13 @@ def _dilated_sum(padded: Tensor, kernels: Tensor) -> Tensor:
         [1, N, T, F].
     """
     n, reach = padded.shape[1], DILATIONS[-1]
-    total = None
+    total: Tensor | None = None
     for kernel, d in zip(kernels, DILATIONS, strict=True):
         spare = reach - d
         inner = padded[..., spare : padded.shape[2] - spare, spare : padded.shape[3] - spare]
         part = nn.functional.conv2d(inner, kernel.unsqueeze(1), dilation=d, groups=n)
         total = part if total is None else total + part
+    assert total is not None  # there are dilations
     return total
 
 
@@ -151,14 +156,14 @@ class _DilatedSum(torch.autograd.Function):
     """
 
     @staticmethod
-    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # under autocast, too
-    def forward(ctx, padded: Tensor, kernels: Tensor) -> Tensor:
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # type: ignore[untyped-decorator]  # torch has no types for it; under autocast, too
+    def forward(ctx: Any, padded: Tensor, kernels: Tensor) -> Tensor:
         ctx.save_for_backward(padded, kernels)
         return _dilated_sum(padded, kernels)
 
     @staticmethod
-    @torch.amp.custom_bwd(device_type="cpu")
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]  # torch has no types for it
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         padded, kernels = ctx.saved_tensors
         n, reach = padded.shape[1], DILATIONS[-1]
         frames, bins = grad.shape[2:]

@@ -69,7 +69,7 @@ class MacCounter(TorchDispatchMode):
 
     def __init__(self, model: nn.Module | None = None) -> None:
         """Start at zero; with ``model``, counts are kept by its submodules' names."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types for it
         self.macs_by_module: Counter[Key] = Counter()
         self.elementwise: Counter[Key] = Counter()
         self.folded: Counter[Key] = Counter()
@@ -89,12 +89,12 @@ class MacCounter(TorchDispatchMode):
             for name, module in self._model.named_modules():
                 self._hooks.append(module.register_forward_pre_hook(self._enter(name)))
                 self._hooks.append(module.register_forward_hook(lambda *_: self._leave()))
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]  # torch has no types for it
         return self
 
     def __exit__(self, *error: Any) -> None:
         """Stop counting."""
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]  # torch has no types for it
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()

@@ -23,6 +23,8 @@ from .unet import UNet
 class TimeEmbedding(nn.Module):
     """Fourier features of log t with stored frequencies, two linear layers, SiLU: [B] -> [B, E]."""
 
+    frequencies: Tensor
+
     def __init__(self, width: int, seed: int = 0) -> None:
         """Make the embedding; the frequencies are drawn once and kept in the checkpoint."""
         super().__init__()
@@ -44,7 +46,7 @@ def _encoder(config: ModelConfig, c_in: int, embedding: int = 0) -> nn.Module:
     return kind(c_in, config.channels, config.norm, embedding, config.causal)
 
 
-def _decoder(config: ModelConfig, c_out: int) -> nn.Module:
+def _decoder(config: ModelConfig, c_out: int) -> FANCDecoder | UniformDecoder:
     kind = FANCDecoder if config.encoder == "fanc" else UniformDecoder
     return kind(config.channels, config.decoder_channels, c_out, config.norm, config.causal)
 
@@ -119,7 +121,8 @@ class ScoreNet(nn.Module):
             tlb_backbone,
         )
         a, r = self.ahead.cut(self.decoder(out, enc)).to(xt.dtype).split(1, dim=1)
-        return self.ahead.begun(xt + a * xt - r)
+        sigma_z: Tensor = self.ahead.begun(xt + a * xt - r)
+        return sigma_z
 
 
 class DVPD(nn.Module):

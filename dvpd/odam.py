@@ -13,6 +13,8 @@ nothing. Two matrix forms stand in for it, both bidirectional along each axis, b
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -65,7 +67,8 @@ class LinearScan(nn.Module):
         k, q = self._time_keys(v)
         k = (k / (k.sum(1, keepdim=True) + KEY_FLOOR)).to(v.dtype)
         mean = k.transpose(-1, -2) @ v.flatten(2)  # [B, N, F C]
-        return (q @ mean).unflatten(2, (n_bins, -1))
+        out: Tensor = (q @ mean).unflatten(2, (n_bins, -1))
+        return out
 
 
 class CausalLinearScan(Stateful, LinearScan):
@@ -103,8 +106,9 @@ class CausalLinearScan(Stateful, LinearScan):
             out.append(y)
         self.keep(mean)
         self.keep(total)
-        y = out[0] if len(out) == 1 else torch.cat(out, dim=1)
-        return y.unflatten(2, (n_bins, -1))
+        whole = out[0] if len(out) == 1 else torch.cat(out, dim=1)
+        split: Tensor = whole.unflatten(2, (n_bins, -1))
+        return split
 
     def _chunk(
         self, w: Tensor, q: Tensor, v: Tensor, mean: Tensor, total: Tensor
@@ -175,7 +179,8 @@ def ssd_chunked(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, chunk: i
     moved = states.movedim(-4, -3).flatten(-2)  # [..., H, K, N P]
     start = (torch.exp(carry) @ moved).unflatten(-1, states.shape[-2:]).movedim(-3, -4)
     y = y + torch.exp(log).unsqueeze(-1) * (c.unsqueeze(-3) @ start)
-    return y.movedim(-3, -2).flatten(-4, -3)[..., :length, :, :]
+    out: Tensor = y.movedim(-3, -2).flatten(-4, -3)[..., :length, :, :]
+    return out
 
 
 class SSDScan(nn.Module):
@@ -246,9 +251,12 @@ class Mixer(nn.Module):
         y = (self.scan(v) + v).permute(0, 3, 1, 2) * torch.sigmoid(self.gate(x))
         if self.past is not None:
             mean = self.past(y.float().mean(3, keepdim=True)).to(y.dtype)  # [B, C, J, 1]
-            return self.out(self.past.grid.scale(y, torch.sigmoid(self.attention(mean))))
-        mean = y.float().mean((2, 3), keepdim=True).to(y.dtype)  # [B, C, 1, 1]
-        return self.out(y * torch.sigmoid(self.attention(mean)))
+            scaled = self.past.grid.scale(y, torch.sigmoid(self.attention(mean)))
+        else:
+            mean = y.float().mean((2, 3), keepdim=True).to(y.dtype)  # [B, C, 1, 1]
+            scaled = y * torch.sigmoid(self.attention(mean))
+        out: Tensor = self.out(scaled)
+        return out
 
 
 class FeedForward(nn.Module):
@@ -260,19 +268,20 @@ class FeedForward(nn.Module):
     def __init__(self, channels: int, hidden: int, norm: str, causal: bool = False) -> None:
         """Make the layer with ``hidden`` channels inside."""
         super().__init__()
-        local = {"groups": hidden, "norm": norm, "padding": (1 - causal, 1)}
+        local = partial(ConvNorm, groups=hidden, norm=norm, padding=(1 - causal, 1))
         self.past = Past() if causal else nn.Identity()
         self.value = nn.Conv2d(channels, hidden, 1, bias=False)
         self.gate = nn.Conv2d(channels, hidden, 1, bias=False)
-        self.value_local = ConvNorm(hidden, hidden, 3, **local)
-        self.gate_local = ConvNorm(hidden, hidden, 3, **local)
+        self.value_local = local(hidden, hidden, 3)
+        self.gate_local = local(hidden, hidden, 3)
         self.out = ConvNorm(hidden, channels, norm=norm, zero_init=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform ``x`` [B, C, T, F]."""
         x = self.past(x)
         gate = torch.sigmoid(self.gate_local(self.gate(x)))
-        return self.out(self.value_local(self.value(x)) * gate)
+        out: Tensor = self.out(self.value_local(self.value(x)) * gate)
+        return out
 
 
 class ODAM(nn.Module):
@@ -296,4 +305,5 @@ class ODAM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply both residual steps to ``x`` [B, C, T, F]."""
         x = x + self.mixer(x)
-        return x + self.ffn(x)
+        out: Tensor = x + self.ffn(x)
+        return out

@@ -33,6 +33,9 @@ class Marginal(nn.Module):
     The formulas of ``runtime.schedule`` in float64; its comments give the source.
     """
 
+    orders: Tensor
+    series: Tensor
+
     def __init__(self, sde: SdeSpec) -> None:
         """Make the series' coefficients for a process."""
         super().__init__()
@@ -56,8 +59,8 @@ class Marginal(nn.Module):
         grown = torch.expm1(2.0 * t * log_k)
         if sde.name == "bbed":
             x = 2.0 * (1.0 - t) * log_k  # Ei at -x
-            ei = torch.log(x) + (x[:, None] ** self.orders * self.series).sum(1)
-            ei = ei + _EULER_GAMMA - self.ei_start
+            ei: Tensor = torch.log(x) + (x[:, None] ** self.orders * self.series).sum(1)
+            ei = ei + _EULER_GAMMA - float(self.ei_start)
             inner = grown + t + 2.0 * sde.k**2 * log_k * (1.0 - t) * ei
             var = sde.c * (1.0 - t) * inner
         else:
@@ -111,7 +114,7 @@ def make_plan(sde: SdeSpec, sampler: SamplerSpec) -> Plan:
     """
     return Plan(
         schedule.initial_state(sde, sampler.t_rs),
-        schedule.sampler_steps(sde, sampler.t_rs, sampler.n_steps),
+        schedule.sampler_steps(sde, sampler.t_rs, sampler.n_steps, sampler.last_step),
         sampler.alpha,
     )
 

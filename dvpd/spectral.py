@@ -45,6 +45,10 @@ class Dft(nn.Module):
     tensor is made from host data: the bases are buffers.
     """
 
+    analysis: Tensor
+    synthesis: Tensor
+    squares: Tensor
+
     def __init__(self, n_fft: int, hop: int, dtype: torch.dtype = torch.float32) -> None:
         """Make the bases.
 
@@ -83,7 +87,8 @@ class Dft(nn.Module):
         rows = padded.unflatten(-1, (-1, self.hop))  # [B, T + n - 1, hop]
         taken = torch.cat([rows[:, i : i + frames] for i in range(count)], dim=-1)
         spec = taken.to(self.analysis.dtype) @ self.analysis  # [B, T, 2 F]
-        return spec.to(wav.dtype).unflatten(-1, (2, -1)).transpose(1, 2)
+        out: Tensor = spec.to(wav.dtype).unflatten(-1, (2, -1)).transpose(1, 2)
+        return out
 
     def inverse(self, spec: Tensor, length: int) -> Tensor:
         """Waveform [B, length] of ``spec`` [B, 2, T, F]."""
@@ -107,7 +112,8 @@ def _overlap_add(rows: Tensor) -> Tensor:
 
 def _parts(wav: Tensor, signal: SignalSpec, dft: Dft | None) -> Tensor:
     if dft is not None:
-        return dft(wav)
+        spec: Tensor = dft(wav)
+        return spec
     return torch.view_as_real(stft(wav, signal)).movedim(-1, 1)
 
 
@@ -139,7 +145,8 @@ def linear_power(ri: Tensor, signal: SignalSpec = SIGNAL) -> Tensor:
     """Power |X|^2 [B, T, F] of the uncompressed spectrum, from ``ri`` [B, 2, T, F]."""
     root = 1.0 / signal.compress_exponent
     power = ri.float().square().sum(1) + POWER_FLOOR
-    return power**root * signal.compress_factor ** (-2.0 * root)
+    out: Tensor = power**root * signal.compress_factor ** (-2.0 * root)
+    return out
 
 
 def istft_from_compressed(

@@ -43,5 +43,5 @@ def scale_backbone(
     else:
         low, high = mean.amin((2, 3), keepdim=True), mean.amax((2, 3), keepdim=True)
         m = (mean - low) / (high - low).clamp_min(FLAT_MAP_FLOOR)
-    gain = (factors.float().index_select(0, band) - 1) * m + 1
+    gain: Tensor = (factors.float().index_select(0, band) - 1) * m + 1
     return x * gain.to(x.dtype)

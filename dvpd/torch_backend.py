@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def tf32_allowed(allowed: bool) -> Iterator[None]:
     try:
         before = [getattr(part, name) for part in parts]
     except RuntimeError:  # the application has used torch 2.9's other settings: never both
-        parts = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+        parts = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]  # made at run time
         name, inside = "fp32_precision", "tf32" if allowed else "ieee"
         before = [getattr(part, name) for part in parts]
     try:
@@ -234,14 +235,15 @@ class TorchBackend:
 
     def _sampler(
         self,
+        factors: Sequence[Tensor | None],
         noisy: Tensor,
         noise: Tensor,
         coefficients: Tensor,
         times: Tensor,
-        factors: Sequence[Tensor | None],
     ) -> Tensor:
         """runtime/sampler.py on tensors that are on the device; no size or number is read back."""
         n_steps = len(noise)
+        clean_ri: Tensor
         clean_ri, feats = self._predictive(noisy)
         if not n_steps:
             return clean_ri
@@ -255,7 +257,8 @@ class TorchBackend:
             if i + 1 < n_steps:  # the last mean is the result
                 xt = xt + step[3] * noise[i + 1]
         mag = last[0] * mag_p + last[1] * xt.clamp_min(0.0)
-        return clean_ri * (mag / mag_p.clamp_min(float(TINY)))
+        fused: Tensor = clean_ri * (mag / mag_p.clamp_min(float(TINY)))
+        return fused
 
     def run_sampler(
         self,
@@ -292,7 +295,7 @@ class TorchBackend:
             times = np.array([step.t for step in steps], np.float32)[:, None].repeat(count, 1)
             arrays = (noisy[part], noise[:, part], coefficients, times)
             try:
-                out[part] = self._guarded(lambda given=arrays: self._run(given, tlb))
+                out[part] = self._guarded(partial(self._run, arrays, tlb))
             except _Full as error:
                 self._known.clear()
                 torch.cuda.empty_cache()
@@ -308,7 +311,7 @@ class TorchBackend:
         factors = self._factors(*tlb.arrays())
         given = [self._to(array) for array in arrays]
         if self._device.type != "cuda" or not self.capture:
-            eager: FloatArray = self._sampler(*given, factors).float().cpu().numpy()
+            eager: FloatArray = self._sampler(factors, *given).float().cpu().numpy()
             return eager
         key = (*given[0].shape, len(given[1]), *(f is not None for f in factors))
         if key not in self._known:
@@ -318,7 +321,7 @@ class TorchBackend:
         self._known.move_to_end(key)
         captured = self._known[key]
         if captured is None:
-            result: FloatArray = self._sampler(*given, factors).float().cpu().numpy()
+            result: FloatArray = self._sampler(factors, *given).float().cpu().numpy()
             return result
         values = [*given, *(f for f in factors if f is not None)]
         for static, value in zip(captured.inputs, values, strict=True):
@@ -338,13 +341,13 @@ class TorchBackend:
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
                 for _ in range(WARM_UP_RUNS):
-                    self._sampler(*inputs, scales)
+                    self._sampler(scales, *inputs)
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
             try:
                 # Another thread may allocate or synchronise meanwhile, as data loaders do.
                 with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                    out = self._sampler(*inputs, scales).float()
+                    out = self._sampler(scales, *inputs).float()
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:

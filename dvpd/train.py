@@ -8,9 +8,7 @@ together; its workers are those of each.
 from __future__ import annotations
 
 import argparse
-import logging
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,10 @@ import torch
 from .config import Config, load_toml, override
 from .data import open_source
 from .data.loader import PairSource
-from .runtime.errors import DvpdError, InputError
-from .training.log import Bar, Example, TensorBoard, make_display
+from .runtime import command
+from .runtime.errors import InputError
+from .runtime.progress import Progress
+from .training.log import Example, TensorBoard, make_display
 from .training.parallel import join_team
 from .training.state import StateFiles
 from .training.trainer import LAST_NAME, Evaluate, Trainer
@@ -57,20 +57,23 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _show_decoding(kind: str, done: int, total: int) -> None:
-    if sys.stderr.isatty() and (done % 50 == 0 or done == total):
-        sys.stderr.write(f"\r\x1b[Kdecoding {kind}: {done}/{total}" + "\n" * (done == total))
+class _Decoding:
+    """Progress of decoding, a display for each kind of recordings."""
+
+    def __init__(self) -> None:
+        self._shown: dict[str, Progress] = {}
+
+    def __call__(self, kind: str, done: int, total: int) -> None:
+        if kind not in self._shown:
+            self._shown[kind] = Progress(f"decoding {kind}")
+        self._shown[kind](done / max(total, 1), f"{done} of {total}")
+        if done == total:
+            self._shown.pop(kind).close()
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        return _run(args)
-    except (DvpdError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+    return command.run(build_parser(), argv, _run)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -84,7 +87,7 @@ def _run(args: argparse.Namespace) -> int:
     cache = Path(args.cache) if args.cache else out.parent / "cache"
     team = join_team(args.device)
     with team.lead_first():  # one process decodes, the others map what it wrote
-        source = open_source(config, args.data, cache, _show_decoding)
+        source = open_source(config, args.data, cache, _Decoding())
     trainer = Trainer(config, source, out, team=team, evaluate=_evaluation(args, config))
     if args.init:
         trainer.init_from(args.init)
@@ -104,7 +107,7 @@ def _run(args: argparse.Namespace) -> int:
         for watcher in watchers:
             watcher.close()
     if team.rank == 0:
-        sys.stderr.write(f"saved {out / LAST_NAME} after {trainer.step} steps\n")
+        command.say(f"saved {out / LAST_NAME} after {trainer.step} steps")
     return 0
 
 
@@ -119,8 +122,6 @@ def _watch(trainer: Trainer, args: argparse.Namespace) -> list[Any]:
         watchers.append(board)
     display = make_display(trainer.config.train)
     watchers.append(display)
-    if isinstance(display, Bar):  # warnings go through the stderr that it has put in place
-        logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
 
     def report(record: dict[str, Any]) -> None:
         for watcher in watchers:
@@ -158,9 +159,14 @@ def find_examples(config: Config, source: PairSource, dev: str | Path | None) ->
         found = find_pairs(dev)
         count = min(N_EXAMPLES, len(found))
         chosen = [found[i * len(found) // count] for i in range(count)]
-        named = [(pair.name, *read_pair(pair)) for pair in chosen]
+        named = []
+        for pair in chosen:
+            noisy, clean = read_pair(pair)
+            if clean is None:
+                raise InputError(f"{dev}: {pair.name} has no clean recording; --dev needs pairs")
+            named.append((pair.name, noisy, clean))
     return [(name, a[:EXAMPLE_SAMPLES], b[:EXAMPLE_SAMPLES]) for name, a, b in named]
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

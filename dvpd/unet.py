@@ -40,7 +40,8 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the stage."""
-        return self.second(self.local(self.first(x)))
+        out: Tensor = self.second(self.local(self.first(x)))
+        return out
 
 
 class Down(nn.Module):
@@ -66,11 +67,15 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Double both axes."""
-        return self.conv(nn.functional.pixel_shuffle(x, 2))
+        out: Tensor = self.conv(nn.functional.pixel_shuffle(x, 2))
+        return out
 
 
 class UNet(nn.Module):
     """enc1, enc2, bottleneck, dec2, dec1; skips are added at dec2 and dec1."""
+
+    band1: Tensor
+    band2: Tensor
 
     def __init__(self, config: ModelConfig, bottleneck_stages: int) -> None:
         """Make the network; the diffusion branch has two bottleneck stages."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import soundfile
 from demo import pesq_wb, si_sdr_db
 
-from dvpd.runtime import Enhancer
+from dvpd.runtime import Enhancer, command
 
 HERE = Path(__file__).resolve().parent
 SETTINGS = ({"steps": 0}, {"steps": 1}, {"steps": 3}, {"steps": 3, "alpha": 0.4})
@@ -30,7 +30,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the example; returns the exit code."""
-    args = build_parser().parse_args(argv)
+    return command.run(build_parser(), argv, _run)
+
+
+def _run(args: argparse.Namespace) -> None:
     noisy, rate = soundfile.read(HERE / "noisy.flac", dtype="float32")
     clean, _ = soundfile.read(HERE / "clean.flac", dtype="float32")
     part = slice(2 * rate, int((2 + args.seconds) * rate))  # the speech begins after two seconds
@@ -49,8 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 result = enhancer.enhance(noisy, rate, **setting)
                 words = ", ".join(f"{key} {value}" for key, value in setting.items())
                 line(f"{enhancer.manifest.name}, {words}", f"{result.rtf:.3f}", result.wav)
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

@@ -20,7 +20,7 @@ import soundfile as sf
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from dvpd.runtime import DvpdError, Enhancer  # noqa: E402
+from dvpd.runtime import Enhancer, command  # noqa: E402  # found by the line above
 
 
 def si_sdr_db(estimate: np.ndarray, reference: np.ndarray) -> float:
@@ -41,7 +41,10 @@ def pesq_wb(wav: np.ndarray, reference: np.ndarray, rate: int) -> float | None:
 
 
 def picture(path: Path, wavs: dict[str, np.ndarray], rate: int) -> bool:
-    """Spectrograms side by side; False where matplotlib is missing."""
+    """Spectrograms one below the other, on one scale; False where matplotlib is missing.
+
+    Below and not beside each other, so that the letters can be read where the page is narrow.
+    """
     try:
         import matplotlib
     except ImportError:
@@ -49,20 +52,28 @@ def picture(path: Path, wavs: dict[str, np.ndarray], rate: int) -> bool:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(wavs), figsize=(5 * len(wavs), 3.6), sharey=True)
-    for axis, (name, wav) in zip(axes, wavs.items(), strict=True):
-        faint = 1e-8 * np.random.default_rng(0).standard_normal(
-            len(wav)
-        )  # silence has no logarithm
-        axis.specgram(wav + faint, NFFT=512, Fs=rate, noverlap=384, vmin=-130, vmax=-30)
-        axis.set(title=name, xlabel="s")
-    axes[0].set_ylabel("Hz")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    with matplotlib.rc_context({"font.size": 13}):
+        figure, axes = pyplot.subplots(
+            len(wavs), 1, figsize=(7.2, 1.9 * len(wavs)), sharex=True, layout="constrained"
+        )
+        for axis, (name, wav) in zip(axes, wavs.items(), strict=True):
+            # silence has no logarithm
+            faint = 1e-8 * np.random.default_rng(0).standard_normal(len(wav))
+            _, _, _, image = axis.specgram(
+                wav + faint, NFFT=512, Fs=rate, noverlap=384, vmin=-130, vmax=-30, cmap="magma"
+            )
+            image.set_extent((0, len(wav) / rate, 0, rate / 2000))
+            axis.axis((0, len(wav) / rate, 0, rate / 2000))
+            axis.set_title(name, loc="left", fontsize=13)
+            axis.set_ylabel("kHz")
+        axes[-1].set_xlabel("time, s")
+        figure.colorbar(image, ax=list(axes), label="dB / Hz", pad=0.01, aspect=40)
+        figure.savefig(path, dpi=110)
+        pyplot.close(figure)
     return True
 
 
-def shrink(source: Path, target: Path, width: int = 1100, colours: int = 40) -> None:
+def shrink(source: Path, target: Path, width: int = 790, colours: int = 48) -> None:
     """A small copy of a picture, for the README: noise compresses badly in many colours."""
     from PIL import Image  # matplotlib brings it
 
@@ -86,19 +97,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; returns the exit code."""
-    args = build_parser().parse_args(argv)
+    return command.run(build_parser(), argv, _run)
+
+
+def _run(args: argparse.Namespace) -> None:
     noisy_path, clean_path = ROOT / "examples" / "noisy.flac", ROOT / "examples" / "clean.flac"
     enhanced_path = args.out / "enhanced.wav"
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        with Enhancer.open(args.model, backend=args.backend) as enhancer:
-            name = f"{enhancer.manifest.name} {enhancer.manifest.version}"
-            warm, rate = sf.read(noisy_path, dtype="float32")
-            enhancer.enhance(warm[:16000], rate)  # first call: memory and kernels are set up
-            result = enhancer.enhance_file(noisy_path, enhanced_path, overwrite=True)
-    except DvpdError as error:
-        print(f"demo.py: {error}", file=sys.stderr)
-        return 1
+    args.out.mkdir(parents=True, exist_ok=True)
+    with Enhancer.open(args.model, backend=args.backend) as enhancer:
+        name = f"{enhancer.manifest.name} {enhancer.manifest.version}"
+        warm, rate = sf.read(noisy_path, dtype="float32")
+        enhancer.enhance(warm[:16000], rate)  # first call: memory and kernels are set up
+        result = enhancer.enhance_file(noisy_path, enhanced_path, overwrite=True)
     clean, rate = sf.read(clean_path, dtype="float32")
     noisy, _ = sf.read(noisy_path, dtype="float32")
     enhanced, _ = sf.read(enhanced_path, dtype="float32")
@@ -120,8 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if drawn:
             shrink(spectrograms, ROOT / "examples" / "before-after.png")
         print("wrote examples/enhanced.flac" + " and examples/before-after.png" * drawn)
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import soundfile
 
-from dvpd.runtime import Enhancer
+from dvpd.runtime import Enhancer, command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,7 +22,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the example; returns the exit code."""
-    args = build_parser().parse_args(argv)
+    return command.run(build_parser(), argv, _run)
+
+
+def _run(args: argparse.Namespace) -> None:
     wav, sample_rate = soundfile.read(
         args.input, dtype="float32"
     )  # [samples] or [samples, channels]
@@ -30,8 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = enhancer.enhance(wav, sample_rate, steps=args.steps)
     print(result)
     print(f"wrote {result.save(args.output)}")
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

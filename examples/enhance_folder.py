@@ -7,11 +7,10 @@ output is there is left alone, so that a run that was broken off can be started 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dvpd.runtime import DvpdError, Enhancer
+from dvpd.runtime import DvpdError, Enhancer, command
 
 SUFFIXES = (".wav", ".flac", ".ogg")
 
@@ -28,7 +27,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the example; returns the exit code."""
-    args = build_parser().parse_args(argv)
+    return command.run(build_parser(), argv, _run)
+
+
+def _run(args: argparse.Namespace) -> int:
     sources = sorted(p for p in args.input.rglob("*") if p.suffix.lower() in SUFFIXES)
     failed: list[DvpdError] = []
     with Enhancer.open(args.model) as enhancer:  # opened once: that takes longer than a short file
@@ -44,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             else:
                 print(f"{done.path}: {done.duration_s:.1f} s, real-time factor {done.rtf:.3f}")
     for error in failed:
-        print(f"failed: {error}", file=sys.stderr)
+        command.say(f"failed: {error}")
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

@@ -7,14 +7,14 @@ python examples/enhance_long_file.py lecture.wav clean.wav
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import soundfile
 
-from dvpd.runtime import Enhancer
+from dvpd.runtime import Enhancer, command
+from dvpd.runtime.progress import Progress
 
 SHORT = Path(__file__).resolve().parent / "noisy.flac"
 
@@ -27,11 +27,6 @@ def make_long(path: Path, minutes: float) -> None:
         while left > 0:
             file.write(wav[:left])
             left -= len(wav)
-
-
-def show(fraction: float) -> None:
-    """A line on the terminal that counts."""
-    print(f"\r{fraction:4.0%}", end="", file=sys.stderr, flush=True)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -47,16 +42,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the example; returns the exit code."""
-    args = build_parser().parse_args(argv)
+    return command.run(build_parser(), argv, _run)
+
+
+def _run(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder, Enhancer.open(args.model) as enhancer:
         source = args.input or Path(folder) / "long.flac"
         if args.input is None:
             make_long(source, args.minutes)
         target = args.output or Path(folder) / "clean.flac"
-        done = enhancer.enhance_file(source, target, steps=args.steps, progress=show)
-    print(f"\n{done.duration_s:.0f} s of audio, real-time factor {done.rtf:.3f}")
-    return 0
+        with Progress(source.name) as progress:
+            done = enhancer.enhance_file(source, target, steps=args.steps, progress=progress)
+    print(f"{done.duration_s:.0f} s of audio, real-time factor {done.rtf:.3f}")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from dvpd.runtime import Enhancer
+from dvpd.runtime import Enhancer, command
+from dvpd.runtime.errors import InputError
 from dvpd.runtime.noise import frame_noise
 from dvpd.runtime.schedule import initial_state, sampler_steps
 from dvpd.runtime.spec import TlbFactors, padded_frames
@@ -46,7 +47,7 @@ def enhance(enhancer: Enhancer, gpuarray: Any, wav: np.ndarray) -> np.ndarray:
 
     on_device = gpuarray.to_gpu(noisy)  # yours may come from a kernel of your own
     sampler = manifest.sampler
-    steps = sampler_steps(manifest.sde, sampler.t_rs, sampler.n_steps)
+    steps = sampler_steps(manifest.sde, sampler.t_rs, sampler.n_steps, sampler.last_step)
     noise = [frame_noise(0, draw, 0, padded) for draw in range(len(steps))]
     clean_ri = enhancer.backend.run_sampler(
         on_device,
@@ -73,18 +74,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the example; returns the exit code."""
-    args = build_parser().parse_args(argv)
+    return command.run(build_parser(), argv, _run)
+
+
+def _run(args: argparse.Namespace) -> None:
     import pycuda.autoprimaryctx  # noqa: F401  # the context that the CUDA runtime uses, too
     from pycuda import gpuarray
 
     wav, sample_rate = soundfile.read(args.input, dtype="float32")
     with Enhancer.open(args.model, backend=args.backend) as enhancer:
         if sample_rate != enhancer.manifest.signal.sample_rate or wav.ndim != 1:
-            raise SystemExit(f"{args.input}: {sample_rate} Hz; expected 16000 Hz and one channel")
+            raise InputError(f"{args.input}: {sample_rate} Hz; expected 16000 Hz and one channel")
         soundfile.write(args.output, enhance(enhancer, gpuarray, wav), sample_rate)
     print(f"wrote {args.output}")
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dvpd.export import build_engine
-from dvpd.runtime import Enhancer
+from dvpd.runtime import Enhancer, command
 
 ENGINE = Path(__file__).resolve().parent.parent / "engines" / "dvpd-tiny-fp16"
 
@@ -29,7 +29,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the example; returns the exit code."""
-    args = build_parser().parse_args(argv)
+    return command.run(build_parser(), argv, _run)
+
+
+def _run(args: argparse.Namespace) -> int:
     # Valid plans are kept: only the first run takes minutes.
     if code := build_engine.main([str(args.model), "--backend", args.backend]):
         return code
@@ -40,4 +43,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

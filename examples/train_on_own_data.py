@@ -17,7 +17,7 @@ import soundfile
 
 from dvpd import train
 from dvpd.export import to_onnx
-from dvpd.runtime import Enhancer
+from dvpd.runtime import Enhancer, command
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE.parent / "dvpd" / "configs" / "tiny.toml"
@@ -57,7 +57,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the example; returns the exit code."""
-    args = build_parser().parse_args(argv)
+    return command.run(build_parser(), argv, _run)
+
+
+def _run(args: argparse.Namespace) -> int:
     data = make_data(args.out / "data", args.speech, args.noise)
     settings = {
         "train.steps": args.steps,
@@ -84,4 +87,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

@@ -158,9 +158,11 @@ def _write(
     parity.require(report)
     manifest = replace(manifest, parity=report.as_dict(source))
     paths = _save(folder, graphs, manifest)  # the same graphs, the figures in their metadata
+    hashes = {name: sha256_file(path) for name, path in paths.items()}
     manifest = replace(
         manifest,
-        graphs={name: GraphFile(path.name, sha256_file(path)) for name, path in paths.items()},
+        graphs={name: GraphFile(path.name, hashes[name]) for name, path in paths.items()},
+        parity={**manifest.parity, "graphs": hashes},  # which files were compared
     )
     path = folder / MANIFEST_NAME
     with path.open("w", encoding="utf-8") as file:

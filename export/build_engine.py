@@ -23,9 +23,11 @@ if not __package__:  # run as a plain script: the checkout is not installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dvpd.export.trt_api import TrtApi
-from dvpd.runtime.errors import BackendError, DvpdError, InputError
+from dvpd.runtime import command
+from dvpd.runtime.errors import BackendError, InputError
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.progress import Steps
 from dvpd.runtime.spec import GRAPH_NAMES
 from dvpd.runtime.tensorrt.caches import timing_cache_path
 from dvpd.runtime.tensorrt.onnx_inputs import Profile, graph_inputs
@@ -43,8 +45,6 @@ from dvpd.runtime.tensorrt.plans import (
 from dvpd.runtime.tensorrt.versions import INSTALL, MODULES
 
 Say = Callable[[str], None]
-LINE_EVERY_S = 10.0  # off a terminal
-DRAW_EVERY_S = 0.5  # on one
 logger = logging.getLogger("dvpd")
 
 
@@ -69,41 +69,6 @@ class Built:
     key: str
 
 
-class ProgressPrinter:
-    """Says on stderr what goes on: a line redrawn on a terminal, elsewhere a line now and then."""
-
-    def __init__(self) -> None:
-        """Start the clock."""
-        self._begin = time.monotonic()
-        self._last = self._begin
-        self._terminal = sys.stderr.isatty()
-        self._drawn = False
-
-    def say(self, text: str) -> None:
-        """Print a line with the elapsed time."""
-        clear, self._drawn = "\r\033[K" if self._drawn else "", False
-        self._last = time.monotonic()
-        print(f"{clear}[{self._last - self._begin:6.1f} s] {text}", file=sys.stderr, flush=True)
-
-    def progress(self, text: str) -> None:
-        """Show that work goes on."""
-        now = time.monotonic()
-        if now - self._last < (DRAW_EVERY_S if self._terminal else LINE_EVERY_S):
-            return
-        if not self._terminal:
-            self.say(text)
-            return
-        self._last, self._drawn = now, True
-        line = f"[{now - self._begin:6.1f} s] {text}"
-        print(f"\r\033[K{line[:100]}", end="", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Wipe the redrawn line."""
-        if self._drawn:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
-            self._drawn = False
-
-
 def choose_backend() -> str:
     """The builder to use where none is named.
 
@@ -126,7 +91,7 @@ def build_engines(
     force: bool = False,
     tf32: bool = False,
     api: TrtApi | None = None,
-    printer: ProgressPrinter | None = None,
+    printer: Steps | None = None,
 ) -> list[Built]:
     """Build the plans of both graphs, or keep those that are valid.
 
@@ -193,7 +158,7 @@ def _valid(folder: Path, spec: PlanSpec, say: Say) -> Built | None:
 
 
 def _build(
-    api: TrtApi, folder: Path, onnx: Path, spec: PlanSpec, say: Say, printer: ProgressPrinter | None
+    api: TrtApi, folder: Path, onnx: Path, spec: PlanSpec, say: Say, printer: Steps | None
 ) -> Built:
     begin = time.monotonic()
     inputs = graph_inputs(onnx)
@@ -248,7 +213,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         DvpdError: See ``build_engines``.
     """
-    printer = ProgressPrinter()
+    printer = Steps()
     try:
         built = build_engines(
             args.folder,
@@ -281,15 +246,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 1 failed, 2 wrong usage."""
-    args = build_parser().parse_args(argv)
-    try:
-        return run(args)
-    except DvpdError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("error: interrupted; nothing was left behind", file=sys.stderr)
-    return 1
+    return command.run(build_parser(), argv, run)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

@@ -102,4 +102,5 @@ def runtime_waveform(
     """
     noisy, n_frames = encode(wav[None], spec.signal)
     ri = denoise(backend, spec, noisy, lambda i: noise[i], tlb=tlb)
-    return decode(ri, n_frames, len(wav), spec.signal)[0]
+    out: FloatArray = decode(ri, n_frames, len(wav), spec.signal)[0]
+    return out

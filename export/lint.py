@@ -27,7 +27,8 @@ if not __package__:  # run as a plain script: the checkout is not installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dvpd.export.trt_api import TrtApi
-from dvpd.runtime.errors import BackendError, DvpdError, ManifestError
+from dvpd.runtime import command
+from dvpd.runtime.errors import BackendError, ManifestError
 from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.spec import graph_io
 
@@ -411,12 +412,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 clean, 1 faults or failed, 2 wrong usage."""
-    args = build_parser().parse_args(argv)
-    try:
-        results = lint_engine(args.folder)
-    except DvpdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return command.run(build_parser(), argv, _lint)
+
+
+def _lint(args: argparse.Namespace) -> int:
+    results = lint_engine(args.folder)
     if args.json:
         print(json.dumps({"graphs": [asdict(found) for found in results]}))
     else:
@@ -425,4 +425,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

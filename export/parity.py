@@ -94,11 +94,11 @@ class Report:
         return line
 
 
-class _HalfRange(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _HalfRange(TorchDispatchMode):
     """Watches every half-precision result for overflow; sigmoid would hide an infinity."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types for it
         self.peak = 0.0
         self.first: str | None = None
 

@@ -28,6 +28,8 @@ from onnx import TensorProto, helper, numpy_helper
 if not __package__:  # run as a plain script: the checkout is not installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from dvpd.runtime import command
+from dvpd.runtime.files import write_whole
 from dvpd.runtime.sampler import TINY
 from dvpd.runtime.spec import N_FREQS
 
@@ -106,7 +108,7 @@ def build(name: str) -> onnx.ModelProto:
         graph.node("Mul", ["clean_ri", "gain"], "fused")
 
     def value(tensor: str) -> onnx.ValueInfoProto:
-        shape = ["B", CHANNELS.get(tensor, 1), "T", N_FREQS]
+        shape: list[str | int | None] = ["B", CHANNELS.get(tensor, 1), "T", N_FREQS]
         return helper.make_tensor_value_info(tensor, TensorProto.FLOAT, shape)
 
     coefficients = helper.make_tensor_value_info("coefficients", TensorProto.FLOAT, [4])
@@ -137,12 +139,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Write the three files; returns the exit status."""
-    args = build_parser().parse_args(argv)
+    return command.run(build_parser(), argv, _write)
+
+
+def _write(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for name in ("start", "step", "finish"):
-        (args.out / f"{name}.onnx").write_bytes(build(name).SerializeToString(deterministic=True))
-    return 0
+        write_whole(args.out / f"{name}.onnx", build(name).SerializeToString(deterministic=True))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

@@ -8,11 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 
 if not __package__:  # run as a plain script: the checkout is not installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from dvpd.runtime import command
+from dvpd.runtime.errors import BackendError
+from dvpd.runtime.progress import Steps
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,31 +45,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 1 failed, 2 wrong usage."""
-    args = build_parser().parse_args(argv)
-    begin = time.perf_counter()
+    return command.run(build_parser(), argv, _export)
 
-    def say(line: str) -> None:
-        print(f"[{time.perf_counter() - begin:5.1f} s] {line}", file=sys.stderr, flush=True)
 
-    say("loading")
-    from dvpd.runtime.errors import DvpdError
-
+def _export(args: argparse.Namespace) -> None:
+    steps = Steps()
+    steps.say("loading")
     try:
         from dvpd.export.build import export_checkpoint
     except ModuleNotFoundError as error:
-        print(f"error: {error}: pip install 'dvpd[export]'", file=sys.stderr)
-        return 1
-    try:
-        folder, manifest = export_checkpoint(
-            args.checkpoint, args.out, args.precision, args.verify_wav, say
-        )
-    except (DvpdError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    say("done")
+        raise BackendError(f"{error}: pip install 'dvpd[export]'") from None
+    folder, manifest = export_checkpoint(
+        args.checkpoint, args.out, args.precision, args.verify_wav, steps.say
+    )
+    steps.say("done")
     print(json.dumps(manifest.to_dict(), indent=2) if args.json else folder)
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

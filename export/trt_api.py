@@ -92,7 +92,7 @@ class TrtApi:
     def _make_log(self) -> Any:
         trt, errors = self.trt, self._errors
 
-        class Log(trt.ILogger):  # type: ignore[name-defined,misc]
+        class Log(trt.ILogger):  # type: ignore[name-defined,misc]  # loaded at run time
             def log(self, severity: Any, message: str) -> None:
                 if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                     errors.append(" ".join(message.split()))
@@ -294,7 +294,7 @@ class TrtApi:
     def _monitor(self) -> Any:
         trt = self.trt
 
-        class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined,misc]
+        class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined,misc]  # as above
             """Knows the innermost phase, and how far the outermost ones are."""
 
             def __init__(self) -> None:

@@ -27,7 +27,7 @@ if not __package__:  # run as a plain script: the checkout is not installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dvpd.export.figures import error_of_range, runtime_waveform, snr_db, speech, synthetic_speech
-from dvpd.runtime import stft
+from dvpd.runtime import command, stft
 from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.backends.base import Backend, LoadOptions
 from dvpd.runtime.backends.choose import BACKENDS, installed, open_backend
@@ -37,6 +37,7 @@ from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.errors import BackendError, DvpdError, InputError
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.progress import Steps
 from dvpd.runtime.spec import N_FEATS, PREDICTIVE_INPUTS, TLB_PRESETS, padded_frames
 
 Say = Callable[[str], None]
@@ -336,7 +337,7 @@ def _half_nodes(
     for name, case in cases.items():
         noisy = np.ascontiguousarray(case.noisy[:, :, :NODE_FRAMES])
         inputs: dict[str, NDArray[Any]] = {PREDICTIVE_INPUTS[0].name: noisy}
-        feats: list[Any] = predict.run(half.FEAT_NAMES, inputs)
+        feats = list(predict.run(half.FEAT_NAMES, inputs))
         xt = noisy[:, 2:3] + np.float32(0.2) * case.noise[0][:, :, : noisy.shape[2]]
         score = {"xt": xt, "t": np.array([manifest.sampler.t_rs / 2], np.float32)}
         score |= dict(zip(half.FEAT_NAMES, feats, strict=True))
@@ -599,33 +600,28 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 passed, 1 failed, 2 wrong usage."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    begin = time.perf_counter()
+    return command.run(build_parser(), argv, _verify)
+
+
+def _verify(args: argparse.Namespace) -> int:
     if not args.seconds >= 0.1:
-        parser.error(f"--seconds is {args.seconds}; expected at least 0.1")
-
-    def say(line: str) -> None:
-        print(f"[{time.perf_counter() - begin:5.1f} s] {line}", file=sys.stderr, flush=True)
-
-    try:
-        report = verify_engine(
-            args.folder,
-            args.backends.split(",") if args.backends else None,
-            wav=args.wav,
-            seconds=args.seconds,
-            quality=not args.no_quality,
-            say=say,
-        )
-        if not args.dry_run:
-            for path in save(report, args.folder):
-                say(str(path))
-    except DvpdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        command.say(f"--seconds is {args.seconds}; expected at least 0.1")
+        return command.EXIT_USAGE
+    steps = Steps()
+    report = verify_engine(
+        args.folder,
+        args.backends.split(",") if args.backends else None,
+        wav=args.wav,
+        seconds=args.seconds,
+        quality=not args.no_quality,
+        say=steps.say,
+    )
+    if not args.dry_run:
+        for path in save(report, args.folder):
+            steps.say(str(path))
     print(json.dumps(report.as_dict()) if args.json else markdown(report), end="")
     return 1 if report.failures else 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

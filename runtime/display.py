@@ -141,8 +141,9 @@ def page(title: str, wavs: Mapping[str, FloatArray], sample_rate: int) -> str:
     cut = any(len(wav) > SHOWN_S * sample_rate for wav in wavs.values())
     note = f"; the first {SHOWN_S} s are shown" if cut else ""
     cells = "".join(
-        f"<figure style='margin:0'><figcaption>{html.escape(name)}</figcaption>"
-        f"<audio controls preload='none' src='{_player(parts[name], sample_rate, full_scale)}'>"
+        f"<figure style='margin:0;min-width:0'><figcaption>{html.escape(name)}: "
+        f"{len(parts[name]) / sample_rate:.1f} s, 0 to {sample_rate / 2000:g} kHz upwards</figcaption>"
+        f"<audio controls preload='metadata' src='{_player(parts[name], sample_rate, full_scale)}'>"
         f"</audio><br><img alt='spectrogram of {html.escape(name)}, 0 to {sample_rate / 2000:g} kHz' "
         f"style='width:100%;max-width:420px;height:160px' "
         f"src='{_data('image/png', spectrogram_png(levels[name], top_db))}'></figure>"

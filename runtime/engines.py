@@ -88,8 +88,9 @@ def find_engine(model: str | Path | None = None) -> Path:
     known = sorted({path.name for path in find_engines()})
     raise ManifestError(
         f"no engine is called {folder.name!r}; here are: {', '.join(known) or 'none'}. An installed "
-        "wheel carries dvpd-tiny alone: for another take its folder from engines/ of the source "
-        f"tree, and give its path, set {ENGINE_VARIABLE}, or put it into ./engines"
+        "wheel carries dvpd-tiny alone: `pip install ./engines` in the source tree adds dvpd-base "
+        f"and dvpd-base-fp16. For another give its folder's path, set {ENGINE_VARIABLE} to it, or "
+        "put it into ./engines"
     )
 
 
@@ -117,24 +118,29 @@ def default_engine() -> Path:
 def verification_problem(folder: str | Path, manifest: Manifest) -> str | None:
     """Why an engine folder does not count as verified, or None.
 
-    An export compares its graphs with the model before they appear, and keeps the figures in the
-    manifest: that counts, until a report of the same graphs says otherwise.
+    An export compares its graphs with the model before they appear, and keeps the figures and the
+    graphs' hashes in the manifest: that counts, until a report of the same graphs says otherwise.
+    What counts is the same for both: a comparison of these very graphs that passed.
 
     Args:
         folder: The engine folder.
         manifest: Its manifest.
     """
     path = Path(folder) / VERIFICATION_NAME
+    present = {name: graph.sha256 for name, graph in manifest.graphs.items()}
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
         known, passed, graphs = table["format"], table["passed"], table["graphs"]
     except FileNotFoundError:
-        return None if manifest.parity else "has no verification report"
+        exported = manifest.parity.get("graphs")
+        if exported is None:
+            return "has no verification report"
+        return None if exported == present else "has other graphs than were exported"
     except (OSError, KeyError, TypeError, ValueError, RecursionError):
         return "has a verification report that cannot be read"
     if known != VERIFICATION_FORMAT:
         return "has a verification report of another version"
-    if graphs != {name: graph.sha256 for name, graph in manifest.graphs.items()}:
+    if graphs != present:
         return "has a verification report of other graphs"
     return None if passed is True else "has failed its verification"
 

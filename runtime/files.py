@@ -167,9 +167,11 @@ def write_whole(
         overwrite: Whether a file that is there may be replaced.
 
     Raises:
-        InputError: There is a file that may not be replaced.
+        InputError: There is a file that may not be replaced, or a folder.
         OSError: It cannot be written; what ``path`` held is still there (or in ``previous``).
     """
+    if Path(path).is_dir():
+        raise InputError(f"{path}: is a folder; give a file name")
     with WholeFile(path, overwrite=overwrite) as whole:
         whole.path.write_bytes(data.encode() if isinstance(data, str) else data)
         whole.commit(previous)

@@ -164,7 +164,8 @@ class Manifest:
         _need_keys(table["sde"], ("name", "k", "c"), "sde")
         if table["sde"]["name"] == "ouve":
             _need_keys(table["sde"], ("gamma",), "sde")
-        _need_keys(table["sampler"], tuple(f.name for f in fields(SamplerSpec)), "sampler")
+        # An older manifest does not say how the last step is: as in Algorithm 1.
+        _need_keys(table["sampler"], ("t_rs", "n_steps", "alpha"), "sampler")
         signal: SignalSpec = _table(SignalSpec, table["signal"], "signal")
         if signal.n_freqs != N_FREQS:
             raise ManifestError(

@@ -23,7 +23,20 @@ import soundfile
 from numpy.typing import NDArray
 
 from .arrays import FloatArray
-from .audio import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ, AudioInfo, encode, limited, output_format
+from .audio import (
+    MAX_CHANNELS,
+    MAX_RATE_HZ,
+    MIN_RATE_HZ,
+    OUTPUT_FORMATS,
+    AudioInfo,
+    AudioWriter,
+    check_paths,
+    check_suffix,
+    collect_extras,
+    encode,
+    limited,
+    output_format,
+)
 from .containers import SAMPLE_BYTES, Raw
 from .errors import InputError
 
@@ -185,3 +198,25 @@ def _wav_header(info: AudioInfo, subtype: str) -> bytes:
     ds64 = struct.pack("<IQQQI", 28, total + 36, size, info.n_samples, 0)
     wide = struct.pack("<I", 0xFFFFFFFF)
     return b"RF64" + wide + b"WAVE" + b"ds64" + ds64 + body + b"data" + wide
+
+
+def open_output(
+    info: AudioInfo, target: str | Path, raw: Raw | None, overwrite: bool
+) -> tuple[AudioWriter | PipeWriter, tuple[str, ...]]:
+    """The output of a recording, and what of its extras it cannot carry."""
+    if str(target) == PIPE:
+        return PipeWriter(info, raw), ()
+    check_suffix(Path(target))
+    real = check_paths(info.path, Path(target), overwrite=overwrite)
+    extras = collect_extras(info, OUTPUT_FORMATS[real.suffix.lower()][0])
+    container, subtype = output_format(info, real, extras.n_bytes)
+    writer = AudioWriter(
+        real,
+        info.sample_rate,
+        info.n_channels,
+        container,
+        subtype,
+        extras=extras,
+        overwrite=overwrite,
+    )
+    return writer, extras.left

@@ -32,13 +32,17 @@ class Progress:
     missing only shows nothing.
     """
 
-    def __init__(self, label: str, *, line_every_s: float = LINE_EVERY_S) -> None:
+    def __init__(
+        self, label: str, *, line_every_s: float = LINE_EVERY_S, begun: float = 0.0
+    ) -> None:
         """Start the clock; nothing is shown before two seconds.
 
         Args:
             label: What is being done, such as a file's name.
             line_every_s: Seconds between two lines where there is no terminal.
+            begun: Share that was done before, which takes no part in the estimate of what is left.
         """
+        self._begun = begun
         self._label = label
         self._line_every_s = line_every_s
         self._started = self._shown = time.monotonic()
@@ -60,7 +64,7 @@ class Progress:
         elif since_s < self._line_every_s:
             return
         self._shown = now
-        left_s = elapsed_s * (1.0 - fraction) / max(fraction, 1e-6)
+        left_s = elapsed_s * (1.0 - fraction) / max(fraction - self._begun, 1e-6)
         left = f"{left_s:5.0f} s left" + (f", {note}" if note else "")
         if self._terminal:
             filled = round(_BAR_WIDTH * fraction)
@@ -69,6 +73,15 @@ class Progress:
             _print(f"\r{self._label} [{bar}] {fraction:4.0%} {left}", end="\033[K")
         else:
             _print(f"dvpd: {self._label}: {fraction:.0%} done, {left.strip()}")
+
+    def line(self, text: str) -> None:
+        """Print a line of its own, above the bar.
+
+        Args:
+            text: The line.
+        """
+        self.close()
+        _print(text)
 
     def close(self) -> None:
         """Remove the bar."""
@@ -87,6 +100,73 @@ class Progress:
     ) -> None:
         """Remove the bar."""
         self.close()
+
+
+class Steps:
+    """What goes on in work of unknown length: a line redrawn on a terminal, else a line now and then."""
+
+    def __init__(self) -> None:
+        """Start the clock."""
+        self._begin = self._last = time.monotonic()
+        self._terminal = is_terminal(sys.stderr)
+        self._drawn = False
+
+    def say(self, text: str) -> None:
+        """Print a line with the elapsed time.
+
+        Args:
+            text: What was done, or begins.
+        """
+        self.close()
+        self._last = time.monotonic()
+        _print(f"[{self._last - self._begin:6.1f} s] {text}")
+
+    def progress(self, text: str) -> None:
+        """Show that work goes on; where there is no terminal, every ``LINE_EVERY_S``.
+
+        Args:
+            text: A few words.
+        """
+        now = time.monotonic()
+        if now - self._last < (BAR_EVERY_S if self._terminal else LINE_EVERY_S):
+            return
+        if not self._terminal:
+            self.say(text)
+            return
+        self._last, self._drawn = now, True
+        _print(f"\r\033[K{f'[{now - self._begin:6.1f} s] {text}'[:100]}", end="")
+
+    def close(self) -> None:
+        """Wipe the redrawn line."""
+        if self._drawn:
+            _print("\r\033[K", end="")
+            self._drawn = False
+
+
+class Status:
+    """The part of a command that is running, redrawn on a terminal, else a line now and then.
+
+    Every call is a new part, so that the first is shown at once.
+    """
+
+    def __init__(self) -> None:
+        """Show nothing yet."""
+        self._shown = -LINE_EVERY_S
+
+    def __call__(self, text: str) -> None:
+        """Show what is being done; it never fails.
+
+        Args:
+            text: A few words; "" wipes the line.
+        """
+        if is_terminal(sys.stderr):
+            _print(f"\r\033[K{text}", end="")
+        elif text and time.monotonic() - self._shown >= LINE_EVERY_S:
+            self._shown = time.monotonic()
+            _print(f"dvpd: {text}")
+
+
+show_status = Status()  # of this process's command
 
 
 def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:

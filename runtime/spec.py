@@ -1,12 +1,10 @@
 """What the exported graphs promise: signal constants, tensors and presets.
 
-Training and export import this module, the runtime enforces it; spread_sample constant is written here
-once. Tensors are [B, channels, T frames, F bins].
+Training and export import this module, the runtime enforces it; every constant is written here once. Tensors are [B, channels, T frames, F bins].
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -15,7 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import check_whole, number
 from .errors import InputError
+from .schedule import LAST_STEPS
 
 GRAPH_NAMES = ("predictive", "score")
 PRECISIONS = ("fp32", "fp16")
@@ -52,9 +52,7 @@ class SignalSpec:
     def __post_init__(self) -> None:
         """Refuse values that the front end cannot honour."""
         for name in ("sample_rate", "n_fft", "hop_length"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"signal {name} is {value!r}; expected a whole number >= 1")
+            check_whole("signal", name, getattr(self, name), 1)
         if self.n_fft % (2 * self.hop_length):
             raise InputError(
                 f"signal hop_length is {self.hop_length}; expected a divisor of n_fft / 2 = "
@@ -63,11 +61,8 @@ class SignalSpec:
         if self.window != "hann_periodic":
             raise InputError(f"signal window is {self.window!r}; expected 'hann_periodic'")
         for name in ("compress_factor", "compress_exponent"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise InputError(f"signal {name} is {value!r}; expected a number")
-            if not (math.isfinite(value) and value > 0.0):
-                raise InputError(f"signal {name} is {value}; expected a finite number > 0")
+            if not number("signal", name, getattr(self, name)) > 0.0:
+                raise InputError(f"signal {name} is {getattr(self, name)}; expected > 0")
         if self.compress_exponent > 1.0:
             raise InputError(
                 f"signal compress_exponent is {self.compress_exponent}; expected at most 1"
@@ -101,24 +96,28 @@ class SamplerSpec:
         t_rs: Start time of the reverse process, in (0, 1).
         n_steps: Calls of the score network.
         alpha: Weight of the predictive magnitude in the fusion, in [0, 1].
+        last_step: "euler" as in Algorithm 1, or "exact": what the network's noise says that x0 is
+            (``schedule.sampler_steps``). A score network is trained through one of them.
     """
 
     t_rs: float = 0.12
     n_steps: int = 3
     alpha: float = 0.4
+    last_step: str = "euler"
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
         for name in ("t_rs", "alpha"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise InputError(f"sampler {name} is {value!r}; expected a number")
+            number("sampler", name, getattr(self, name))
         if not 0.0 < self.t_rs < 1.0:
             raise InputError(f"sampler t_rs is {self.t_rs}; expected 0 < t_rs < 1")
-        if isinstance(self.n_steps, bool) or not isinstance(self.n_steps, int) or self.n_steps < 1:
-            raise InputError(f"sampler n_steps is {self.n_steps!r}; expected a whole number >= 1")
+        check_whole("sampler", "n_steps", self.n_steps, 1)
         if not 0.0 <= self.alpha <= 1.0:
             raise InputError(f"sampler alpha is {self.alpha}; expected 0 <= alpha <= 1")
+        if self.last_step not in LAST_STEPS:
+            raise InputError(
+                f"sampler last_step is {self.last_step!r}; expected one of {', '.join(LAST_STEPS)}"
+            )
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def denoise(
     """
     sampler = spec.sampler
     if steps is None:
-        steps = sampler_steps(spec.sde, sampler.t_rs, sampler.n_steps)
+        steps = sampler_steps(spec.sde, sampler.t_rs, sampler.n_steps, sampler.last_step)
     return sample(
         backend,
         noisy,

@@ -75,6 +75,18 @@ class WindowPlan:
         """Distance between windows."""
         return self.cut_samples - 2 * self.context_samples
 
+    def seams(self, n_samples: int) -> tuple[int, ...]:
+        """Middles of the cross-fades of a recording, in samples.
+
+        Args:
+            n_samples: Its length at the model's rate.
+        """
+        if n_samples <= self.window_samples:
+            return ()
+        count = -(-(n_samples - self.cut_samples) // self.step_samples)
+        first = self.cut_samples - self.context_samples
+        return tuple(first + i * self.step_samples for i in range(count))
+
     def check_grid(self, signal: SignalSpec) -> None:
         """Refuse windows that do not start on frames.
 

@@ -11,6 +11,7 @@ import importlib.util
 import re
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -228,3 +229,11 @@ def test_pictures_and_sounds_of_the_readme_are_small():
         soundfile.info(ROOT / "examples" / f"{n}.flac") for n in ("noisy", "enhanced")
     )
     assert (noisy.frames, noisy.samplerate) == (enhanced.frames, enhanced.samplerate)
+
+
+def test_the_picture_of_the_readme_can_be_read_on_a_telephone():
+    """Panels below each other: as wide as is shown at 400 pixels without letters below 8."""
+    data = (ROOT / "examples" / "before-after.png").read_bytes()
+    width, height = struct.unpack(">II", data[16:24])
+    assert width <= 800
+    assert height > 0.6 * width

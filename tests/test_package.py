@@ -1,4 +1,4 @@
-"""What a wheel and an sdist carry, and that an installed wheel works outside the checkout."""
+"""What the wheels and the sdist carry, and that installed wheels work outside the checkout."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("dvpd", "runtime", "export", "benchmarks", "engines", "examples", "docs")
 UNWANTED = ("*.safetensors", "*.jsonl", "results", "__pycache__", "*.plan", "*.egg-info")
 BUILD = """
-import sys
+import os, sys
 from setuptools import build_meta
 folder = sys.argv[1]  # building puts other words there
 build_meta.build_wheel(folder)
 build_meta.build_sdist(folder)
+os.chdir("engines")
+build_meta.build_wheel(folder)
 """
 
 pytest.importorskip("setuptools", reason="setuptools builds the packages")
@@ -29,7 +31,7 @@ pytest.importorskip("setuptools", reason="setuptools builds the packages")
 
 @pytest.fixture(scope="module")
 def packages(made_once) -> Path:
-    """A folder with the wheel and the sdist, built from a copy of the tree."""
+    """A folder with both wheels and the sdist, built from a copy of the tree."""
 
     def make(folder: Path) -> None:
         tree = folder / "tree"
@@ -49,7 +51,13 @@ def packages(made_once) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(packages) -> zipfile.ZipFile:
-    with zipfile.ZipFile(next(packages.glob("*.whl"))) as opened:
+    with zipfile.ZipFile(next(packages.glob("dvpd-*.whl"))) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def base_wheel(packages) -> zipfile.ZipFile:
+    with zipfile.ZipFile(next(packages.glob("dvpd_base-*.whl"))) as opened:
         yield opened
 
 
@@ -94,6 +102,15 @@ def test_the_wheel_has_nothing_else(wheel):
     assert sum(item.compress_size for item in wheel.infolist()) < 4 * 2**20
 
 
+def test_the_second_wheel_has_the_base_engines_and_nothing_that_the_first_has(wheel, base_wheel):
+    files = ("manifest.json", "predictive.onnx", "score.onnx", "verification.json")
+    wanted = {f"{name}/{file}" for name in ("dvpd-base", "dvpd-base-fp16") for file in files}
+    names = {name for name in base_wheel.namelist() if ".dist-info/" not in name}
+    assert names == {f"dvpd/engines/{path}" for path in wanted | {"dvpd-base/README.md"}}
+    assert not names & set(wheel.namelist())
+    assert sum(item.compress_size for item in base_wheel.infolist()) < 10 * 2**20
+
+
 def test_the_sdist_has_what_builds_and_explains_it(packages):
     with tarfile.open(next(packages.glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -121,19 +138,26 @@ def test_an_installed_wheel_enhances_a_file(site, tmp_path):
     assert soundfile.info(tmp_path / "out.wav").frames == rate
 
 
-def test_an_installed_wheel_knows_its_model_by_name_and_says_where_others_are(site, tmp_path):
+def test_an_installed_wheel_knows_its_models_by_name(site, base_wheel, tmp_path):
     pytest.importorskip("onnxruntime")
     code = (
         "import sys\n"
         "from dvpd.runtime import DvpdError, Enhancer\n"
         "for model in (None, 'dvpd-tiny'):\n"
         "    with Enhancer.open(model, 'ort', 'cpu', 1) as enhancer: print(enhancer)\n"
-        "try: Enhancer.open('dvpd-base')\n"
+        "try: Enhancer.open('dvpd-base', 'ort', 'cpu', 1)\n"
         "except DvpdError as error: print(error)\n"
+        "else: print('opened')\n"
         "print('torch' in sys.modules)\n"
     )
     lines = run_installed(site, tmp_path, "-c", code).splitlines()
     assert [line.split()[0] for line in lines[:2]] == ["Enhancer(dvpd-tiny"] * 2
     assert "no engine is called 'dvpd-base'" in lines[2]
-    assert "engines/ of the source tree" in lines[2]
+    assert "`pip install ./engines` in the source tree adds dvpd-base" in lines[2]
     assert lines[3] == "False"
+    both = tmp_path / "both"
+    shutil.copytree(site, both)
+    base_wheel.extractall(both)
+    lines = run_installed(both, tmp_path, "-c", code).splitlines()
+    assert lines[0].startswith("Enhancer(dvpd-base")  # the default where it is there
+    assert lines[2:] == ["opened", "False"]

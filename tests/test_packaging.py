@@ -24,6 +24,14 @@ TOP = {"dvpd": "dvpd", "runtime": "dvpd.runtime", "export": "dvpd.export"} | {
 DATA_ONLY = "dvpd.engines"  # the default model's graphs, and no code
 
 
+def test_every_place_that_names_the_version_names_the_same():
+    import dvpd
+
+    for path in (ROOT / "pyproject.toml", ROOT / "engines" / "pyproject.toml"):
+        project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+        assert project["version"] == dvpd.__version__, path
+
+
 def package_of(folder: Path) -> str:
     """Name of the package that a folder of the checkout is installed as."""
     first, *rest = folder.relative_to(ROOT).parts

@@ -39,6 +39,12 @@ def pairs(noisy_dir: Path, clean_dir: Path, names: list[tuple[str, str]]):
         )
 
 
+def whole_precision(enhancer: Enhancer) -> None:
+    """Skip half: its figures on a clip are pinned by the guard, its waveforms by the verification."""
+    if enhancer.manifest.precision != "fp32":
+        pytest.skip("half is compared with its fp32 engine elsewhere")
+
+
 def gains(enhancer: Enhancer, items, steps: int) -> np.ndarray:
     """Mean gain in PESQ and SI-SDR (dB)."""
     rows = []
@@ -58,6 +64,7 @@ def test_there_is_a_shipped_engine(folder):
 
 @pytest.mark.parametrize("steps", [0, 3])
 def test_tracked_clips_improve(enhancer, steps):
+    whole_precision(enhancer)
     names = [(f"clip{i}_noisy.flac", f"clip{i}_clean.flac") for i in range(4)]
     pesq, db = gains(enhancer, pairs(ASSETS, ASSETS, names), steps)
     assert pesq > 0.05
@@ -66,6 +73,7 @@ def test_tracked_clips_improve(enhancer, steps):
 
 @pytest.mark.skipif(not DEV.is_dir(), reason="the shared dev set is not on this machine")
 def test_dev_recordings_improve(enhancer):
+    whole_precision(enhancer)
     names = [(f"noise_{i:03d}.flac",) * 2 for i in range(0, 60, 12)]
     pesq, db = gains(enhancer, pairs(DEV / "noisy", DEV / "clean", names), 3)
     assert pesq > 0.05

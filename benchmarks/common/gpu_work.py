@@ -81,7 +81,8 @@ class Work:
     def wav(self, out: FloatArray) -> FloatArray:
         """Waveform [L] of the first of a batch."""
         wav = decode(out[:1], self.n_frames, self.length, self.manifest.signal)[0]
-        return (wav * self.peak).astype(np.float32)
+        scaled: FloatArray = (wav * self.peak).astype(np.float32)
+        return scaled
 
 
 def kernels(backend: TorchBackend, work: Work) -> dict[str, Any]:
@@ -97,7 +98,7 @@ def kernels(backend: TorchBackend, work: Work) -> dict[str, Any]:
     backend.capture = before
     rows: dict[str, list[float]] = {}
     for event in found.events():
-        is_kernel = event.device_type == torch.autograd.DeviceType.CUDA
+        is_kernel = event.device_type == torch.autograd.DeviceType.CUDA  # type: ignore[attr-defined]  # exported, though its stub does not say so
         if is_kernel != on_gpu:
             continue
         took = event.device_time_total if on_gpu else event.self_cpu_time_total

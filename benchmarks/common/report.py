@@ -55,7 +55,7 @@ def read(path: Path) -> Report:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {error}") from None
     if isinstance(report, dict) and report.get("schema") == BOARD_SCHEMA:
-        report = report.get("rtf")
+        report = report.get("rtf") or {}
     validate(report, str(path))
     return report
 
@@ -85,8 +85,8 @@ def base_rows(report: Report) -> list[Row]:
 # Tables
 
 HEADER = (
-    "engine", "backend", "window, s", "batch", "steps", "RTF", "p50, ms", "p90", "p95", "p99",
-    "max", "audio s / s", "runs",
+    "engine", "backend", "window, s", "batch", "steps", "RTF", "p50, ms", "p90, ms", "p95, ms",
+    "p99, ms", "max, ms", "audio s / s", "runs",
 )  # fmt: skip
 
 
@@ -145,7 +145,9 @@ def energy_rows(report: Report) -> list[list[Any]]:
     ]  # fmt: skip
 
 
-STAGE_HEADER = ("base case", "STFT, ms", "predictive", "score calls", "noise, fusion", "iSTFT")
+STAGE_HEADER = (
+    "base case", "STFT, ms", "predictive, ms", "score calls, ms", "noise, fusion, ms", "iSTFT, ms",
+)  # fmt: skip
 PROCESS_HEADER = (
     "fresh process", "cold start, s", "imports, s", "load, s", "first window, s", "peak RSS, MiB",
     "GPU, MiB",
@@ -173,8 +175,9 @@ def protocol_lines(report: Report) -> list[tuple[str, str]]:
          f"{tables.cell(m['memory_gib'])} GiB, {m['os']}"),
         ("board, GPUs", ", ".join(filter(None, [m["board"], *m["gpus"]])) or "none"),
         ("what is timed", p["timed"]),
-        ("statistic", f"at least {p['min_runs']} runs and {p['min_seconds']} s of each case after "
-         f"{p['warm_up_rounds']} warm-up rounds; cases interleaved in a new order every round, "
+        ("statistic", f"{p['min_runs']} runs and {p['min_seconds']} s of each case"
+         + (f", cut at {p['budget_s']:g} s an engine," if p.get("budget_s") is not None else "")
+         + f" after {p['warm_up_rounds']} warm-up rounds; cases interleaved in a new order every round, "
          f"{p['settle_s']} s pause between engines"),
         ("threads, affinity", f"{p['threads']}; cores {p['affinity']}"),
         ("governor, clocks", f"{', '.join(p['governors']) or 'not shown by this system'}; "

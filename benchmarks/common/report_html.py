@@ -39,20 +39,33 @@ body { background: var(--bg); color: var(--ink); font: 15px/1.5 system-ui, sans-
 h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { margin-top: 2.2rem; font-size: 1.2rem; }
 p.lead { color: var(--soft); margin-top: 0; }
 .warn { background: var(--warn); padding: .5rem .8rem; border-radius: .4rem; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(27rem, 1fr)); gap: 1.5rem; }
-figure { margin: 0; } figcaption { color: var(--soft); font-size: .86rem; }
+.plots { display: grid; gap: 1.5rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(27rem, 100%), 1fr)); }
+figure { margin: 0; min-width: 0; max-width: 48rem; } figcaption { color: var(--soft); font-size: .86rem; }
 svg { width: 100%; height: auto; color: var(--ink); }
 svg text { font-family: system-ui, sans-serif !important; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .88rem; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
-th:first-child, td:first-child, td:nth-child(2), table.text td { text-align: left; }
-th { color: var(--soft); font-weight: 600; }
+.scroll { overflow-x: auto; margin: .6rem 0; }
+table { border-collapse: separate; border-spacing: 0; font-variant-numeric: tabular-nums; font-size: .88rem; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right;
+  white-space: nowrap; }
+th:first-child, td:first-child { position: sticky; left: 0;
+  background: var(--bg) padding-box; }
+th:first-child, td:first-child, th.text, td.text { text-align: left; }
+table.text td:last-child { white-space: normal; text-align: left; min-width: 12rem;
+  overflow-wrap: anywhere; }
+th { color: var(--soft); font-weight: 600; white-space: normal; vertical-align: bottom; }
+p, figcaption, h1, h2 { overflow-wrap: anywhere; }
 """
 
 
-def figure(draw: Callable[[Any], None], salt: str, size: tuple[float, float] = (6.2, 4.0)) -> str:
-    """An inline SVG whose lines and text take the page's colour, so that dark mode works."""
+def figure(draw: Callable[[Any], None], salt: str, size: tuple[float, float] = (5.0, 3.5)) -> str:
+    """An inline SVG whose lines and text take the page's colour, so that dark mode works.
+
+    Args:
+        draw: Draws on the axes that it is given.
+        salt: Makes the ids of this figure different from those of others on the page.
+        size: Width and height in inches. A narrow figure keeps its letters readable on a telephone.
+    """
     try:
         import matplotlib
     except ImportError:
@@ -60,16 +73,16 @@ def figure(draw: Callable[[Any], None], salt: str, size: tuple[float, float] = (
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    style = {
+    style: dict[Any, Any] = {  # matplotlib asks for a Literal of all its keys
         "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK,
         "ytick.color": INK, "grid.color": INK, "grid.alpha": 0.15, "axes.grid": True,
         "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none",
-        "svg.hashsalt": salt, "font.family": "sans-serif", "font.size": 9.5,
-        "legend.frameon": False, "legend.fontsize": 8.5, "axes.axisbelow": True,
+        "svg.hashsalt": salt, "font.family": "sans-serif", "font.size": 10,
+        "legend.frameon": False, "legend.fontsize": 9, "axes.axisbelow": True,
         "axes.facecolor": "none",
     }  # fmt: skip
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size, layout="constrained", dpi=72)  # as the SVG is written
         figure.patch.set_alpha(0.0)
         axes = figure.add_subplot()
         draw(axes)
@@ -84,13 +97,18 @@ def _colour(report: Report) -> dict[str, str]:
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
 
 
-def plain_log(axis: Any) -> None:
-    """Numbers like 0.2 and 40 on a logarithmic axis, few of them."""
+def plain_log(axis: Any, subs: Sequence[float] = (1.0, 2.0, 5.0)) -> None:
+    """Numbers like 0.2 and 40 on a logarithmic axis, few of them: ``subs`` of each decade."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=12))
+    axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+def legend_above(axes: Any, columns: int = 2, **options: Any) -> None:
+    """The legend above the axes, where no curve runs through it."""
+    axes.figure.legend(loc="outside upper left", ncols=columns, **options)
 
 
 def _plot_latency(report: Report) -> Callable[[Any], None]:
@@ -104,11 +122,11 @@ def _plot_latency(report: Report) -> Callable[[Any], None]:
         for p in (0.5, 0.95, 0.99):
             axes.axhline(p, color=INK, lw=0.7, alpha=0.5, ls=":")
             axes.text(1.0, p, f" p{100 * p:.0f}", transform=axes.get_yaxis_transform(),
-                      va="center", fontsize=8)  # fmt: skip
+                      va={0.95: "top", 0.99: "bottom"}.get(p, "center"), fontsize=9)  # fmt: skip
         axes.set_xscale("log")
         plain_log(axes.xaxis)
         axes.set(xlabel="latency of one window, ms", ylabel="share of runs", ylim=(0, 1.02))
-        axes.legend(loc="lower right")
+        legend_above(axes)
 
     return draw
 
@@ -132,8 +150,9 @@ def _plot_windows(report: Report) -> Callable[[Any], None]:
             axes.text(0.01, 1.0, "real time", transform=axes.get_yaxis_transform(), va="bottom")
         axes.set_xscale("log")
         plain_log(axes.xaxis)
+        axes.set_xticks(sorted({r["window_s"] for r in report["rows"] if r["window_s"]}))
         axes.set(xlabel="window, s", ylabel="real-time factor", ylim=(0, None))
-        axes.legend(loc="best")
+        legend_above(axes)
 
     return draw
 
@@ -161,7 +180,7 @@ def _plot_stages(report: Report) -> Callable[[Any], None]:
         axes.set_yticks(range(len(rows)), [label(r) for r in rows])
         axes.set(xlabel="ms a window (medians)")
         axes.grid(axis="y", visible=False)
-        axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.4, 1.0))
+        legend_above(axes, 3)
 
     return draw
 
@@ -200,9 +219,9 @@ def _plot_roofline(report: Report) -> Callable[[Any], None]:
         top, slope = peak["gflops"], peak["bandwidth_gbs"]
         x = np.geomspace(0.1, 1000, 200)
         axes.plot(x, np.minimum(top, slope * x), color=INK, lw=1.6)
-        axes.text(900, top * 1.1, f"{top:.0f} GFLOP/s", ha="right", fontsize=8.5)
+        axes.text(900, top * 1.1, f"{top:.0f} GFLOP/s", ha="right", fontsize=9)
         quarter = 0.25 * top / slope  # on the slanted roof, below the ridge
-        axes.text(0.85 * quarter, slope * quarter, f"{slope:.0f} GB/s", ha="right", fontsize=8.5)
+        axes.text(0.85 * quarter, slope * quarter, f"{slope:.0f} GB/s", ha="right", fontsize=9)
         seen: set[str] = set()
         for p in points:
             marker = "o" if p["graph"] == "predictive" else "s"
@@ -214,26 +233,36 @@ def _plot_roofline(report: Report) -> Callable[[Any], None]:
                       ms=6)  # fmt: skip
         axes.set_xscale("log")
         axes.set_yscale("log")
-        for axis in (axes.xaxis, axes.yaxis):
-            plain_log(axis)
+        plain_log(axes.xaxis, (1.0,))  # four decades in a narrow figure
+        plain_log(axes.yaxis)
         low = min([p["gflops"] for p in points], default=1.0)
         axes.set(xlabel="operations a byte (unfused, line to perfectly fused)",
                  ylabel="GFLOP/s reached", xlim=(0.1, 1000), ylim=(min(low, slope) / 3, top * 2))  # fmt: skip
-        axes.legend(loc="lower right", title="round: predictive, square: score")
+        legend_above(axes)
 
     return draw
 
 
 def html_table(header: Sequence[str], rows: Sequence[Sequence[Any]], kind: str = "") -> str:
-    """An HTML table of class ``kind`` that scrolls by itself where the page is narrow."""
+    """An HTML table of class ``kind`` that scrolls by itself where the page is narrow.
+
+    Columns of words are aligned to the left, those of figures to the right.
+    """
+    words = [
+        any(isinstance(row[i], str) and row[i][:1].isalpha() for row in rows)
+        for i in range(len(header))
+    ]
 
     def line(cells: Sequence[Any], tag: str) -> str:
-        texts = (html.escape(tables.cell(c)) for c in cells)
-        return "<tr>" + "".join(f"<{tag}>{t}</{tag}>" for t in texts) + "</tr>"
+        texts = (
+            f"<{tag}{' class=text' if text else ''}>{html.escape(tables.cell(cell))}</{tag}>"
+            for text, cell in zip(words, cells, strict=True)
+        )
+        return f"<tr>{''.join(texts)}</tr>"
 
     body = "".join(line(row, "td") for row in rows)
-    head = line(header, "th") if any(header) else ""
-    return f'<div class="scroll"><table class="{kind}">{head}{body}</table></div>'
+    head = f"<thead>{line(header, 'th')}</thead>" if any(header) else ""
+    return f'<div class="scroll"><table class="{kind}">{head}<tbody>{body}</tbody></table></div>'
 
 
 def to_html(report: Report) -> str:
@@ -254,14 +283,14 @@ def to_html(report: Report) -> str:
             (figure(_plot_windows(report), "windows"),
              f"Real-time factor against window, batch {b['batch']}, {b['steps']} steps: median, "
              "dashed p95."),
-            (figure(_plot_stages(report), "stages", (6.2, 1.9 + 0.5 * count)),
+            (figure(_plot_stages(report), "stages", (5.0, 1.9 + 0.45 * count)),
              f"Where the time goes: {case}; one segment for each score call."),
         ]  # fmt: skip
         if report["peak"] and roofline_points(report):
             figures.append(
                 (figure(_plot_roofline(report), "roofline"),
-                 "Roofline: the networks against this machine's measured peak arithmetic and "
-                 "memory bandwidth. Above the slanted roof, fusion and caches keep traffic away "
+                 "Roofline: the networks (round: predictive, square: score) against this machine's "
+                 "measured peak arithmetic and memory bandwidth. Above the slanted roof, fusion and caches keep traffic away "
                  "from memory.")
             )  # fmt: skip
     plots = "".join(

@@ -243,6 +243,8 @@ def noise_alone(name: str, noise: FloatArray) -> Scene:
         return {
             "lowered by, dB": found["pause_lowered"],
             "worst tenth of half seconds, dB": found["pause_worst"],
+            "loudest half second lowered by, dB": found["pause_loudest"],
+            "jump, dB": found["pause_jump"],
         }
 
     return Scene(name, wav, figures)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import time
@@ -154,7 +155,8 @@ def enhance_windows(
     noisy, n_frames = encode(scaled, signal)
     n_padded = noisy.shape[2]
     ready = time.perf_counter()
-    schedule = sampler_steps(manifest.sde, manifest.sampler.t_rs, steps) if steps else ()
+    sampler = manifest.sampler
+    schedule = sampler_steps(manifest.sde, sampler.t_rs, steps, sampler.last_step) if steps else ()
     clean_ri = denoise(
         clock,
         manifest,
@@ -262,23 +264,32 @@ def time_interleaved(
     *,
     min_runs: int,
     min_seconds: float,
+    budget_s: float = math.inf,
     watch: machine.CpuWatch | None = None,
     progress: Callable[[int, int], None] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> None:
     """Time all rows in turn, in a new order every round, until each has enough.
+
+    Where the budget does not suffice there are fewer rounds, never fewer rows: one round to warm up
+    and one that is timed are always run.
 
     Args:
         rows: What to time; timings and failures are written into them.
         min_runs: Runs of each row after the warm-up.
         min_seconds: Seconds of each row after the warm-up.
+        budget_s: No round is begun that would, at the pace of the last, end after so many seconds.
         watch: Looks at the clocks every round.
         progress: Called with (rows finished, rows in all) after every round.
+        clock: Seconds; a test's own.
     """
+    begin = clock()
     inputs: dict[tuple[int, int], FloatArray] = {}
     order = random.Random(0)
     active = [row for row in rows if row.error is None]
     warm_up, last_key = WARM_UP_ROUNDS, None
     while active:
+        round_begin = clock()
         order.shuffle(active)
         for row in active:
             if row.loaded.key != last_key:
@@ -298,7 +309,11 @@ def time_interleaved(
                 continue
             if not warm_up:
                 row.timings.append(timing)
+        timed = not warm_up
+        took, spent = clock() - round_begin, clock() - begin
         warm_up = max(0, warm_up - 1)
+        if warm_up and spent + 2 * took > budget_s:
+            warm_up = 0  # what time there is goes to a round that counts
         active = [
             row
             for row in active
@@ -312,6 +327,8 @@ def time_interleaved(
             watch.look()
         if progress is not None:
             progress(len(rows) - len(active), len(rows))
+        if timed and spent + took > budget_s:
+            break
 
 
 def measure_energy(rows: Sequence[Row], found: Sequence[meters.Meter]) -> dict[str, float]:

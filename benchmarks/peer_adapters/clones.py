@@ -84,7 +84,8 @@ class Pguse(Peer):
         second = self.sampler.inference(state.float(), score).float()
         alpha = self.config["p_g_alpha"]
         fused = alpha * first + (1 - alpha) * second
-        return m.generate_wav(fused.squeeze(1), phase, length=len(wav))[0].numpy()
+        out: FloatArray = m.generate_wav(fused.squeeze(1), phase, length=len(wav))[0].numpy()
+        return out
 
 
 class MpSenet(Peer):

@@ -12,7 +12,8 @@ from dvpd.runtime.backends.choose import cpu_quota
 class Dvpd(Peer):
     """Our own engine: ``folder`` is the engine folder, ``given`` names nothing."""
 
-    backend, steps, torch = "auto", None, False
+    backend, torch = "auto", False
+    steps: int | None = None
 
     def load(self) -> None:
         """Open the engine."""

@@ -148,17 +148,16 @@ Device = Gpu | Cpu
 
 def _read_devices(path: Path) -> dict[str, Gpu]:
     """The table of devices; a device with power modes is a Jetson."""
-    found = {}
+    found: dict[str, Gpu] = {}
+    row: dict[str, Any]  # as TOML has it: Gpu's constructor names the keys
     for name, row in tomllib.loads(path.read_text(encoding="utf-8")).items():
         jetson = bool(row.get("modes"))
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
         found[name] = Gpu(
             name,
             overhead_us=JETSON_US if jetson else DISCRETE_US,
             host_factor=JETSON_HOST if jetson else DISCRETE_HOST,
-            **{
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in row.items()
-            },
+            **given,
         )
     return found
 

@@ -74,7 +74,8 @@ LINKS = (
     "gsm",
 )
 
-NOISE_KINDS = ("recorded_p", "babble_p", "coloured_p", "wind_p", "keyboard_p", "music_p")
+NOISE_KINDS = ("recorded_p", "babble_p", "coloured_p", "wind_p", "keyboard_p", "music_p",
+               "impulsive_p")  # fmt: skip
 
 # The [data] keys of checkpoints from before the whole chain, and what the newer ones meant then
 # (where a link is off, its range does not matter).
@@ -102,7 +103,7 @@ _LATER_KEYS: dict[str, Any] = {
     "speech_change_db": [0.0, 0.0],
     **dict.fromkeys(
         "silent_p pause_p turns_p far_p event_p telephone_p noise_change_p wind_p keyboard_p music_p "
-        "babble_room_p limit_target_p".split(),
+        "impulsive_p babble_room_p limit_target_p".split(),
         0.0,
     ),
     **{name: [0.0, 0.0] for name in ("silent_db", "turns_db", "far_drr_db", "event_db")},
@@ -136,12 +137,13 @@ class DataConfig:
         turns_db: Range of the second one's level, relative to the first (dB).
         snr_db: Range of the signal-to-noise ratio, uniform; pauses do not count.
         clean_p: Probability that the noise is 30 to 50 dB down: the model must learn to copy.
-        recorded_p: Probability that the noise is recorded; the rest is shared by the next five.
+        recorded_p: Probability that the noise is recorded; the rest is shared by the next six.
         babble_p: Probability of 3 to 8 other voices.
         coloured_p: Probability of coloured noise with slow modulation.
         wind_p: Probability of wind in the microphone.
         keyboard_p: Probability of typing.
         music_p: Probability of simple music.
+        impulsive_p: Probability of short loud sounds: ticks, crackle, an animal's cries.
         babble_room_p: Probability that babble is heard from afar in a room.
         noise_change_p: Probability that noise begins, ends or turns into another one.
         event_p: Probability of sudden events (claps, knocks, barks) on top, also in pauses; where the
@@ -246,12 +248,13 @@ class DataConfig:
     turns_db: Range = (-35.0, -10.0)
     snr_db: Range = (-5.0, 20.0)
     clean_p: float = 0.03
-    recorded_p: float = 0.6
+    recorded_p: float = 0.56
     babble_p: float = 0.12
     coloured_p: float = 0.16
     wind_p: float = 0.04
     keyboard_p: float = 0.04
     music_p: float = 0.04
+    impulsive_p: float = 0.04
     babble_room_p: float = 0.5
     noise_change_p: float = 0.15
     event_p: float = 0.12

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import sys
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,10 +19,10 @@ from .data import DataConfig, complete_old_table
 from .model import ModelConfig
 from .train import TrainConfig
 
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib  # type: ignore[no-redef]
+if sys.version_info >= (3, 11):
+    import tomllib as tomllib  # the explicit form: others import it from here
+else:
+    import tomli as tomllib
 
 T = TypeVar("T")
 # Keys of [train] that later versions added, with what their absence meant.
@@ -59,7 +60,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") ->
     if not isinstance(values, Mapping):
         raise InputError(f"{where} is {values!r}; expected a table")
     hints = typing.get_type_hints(cls)
-    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]  # T is a dataclass
     unknown = sorted(set(values) - set(known))
     if unknown:
         close = difflib.get_close_matches(str(unknown[0]), known, n=1)
@@ -74,7 +75,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") ->
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
-        return from_dict(kind, value, where)  # type: ignore[arg-type]
+        return from_dict(kind, value, where)  # type: ignore[arg-type]  # is_dataclass says it is one
     origin = typing.get_origin(kind)
     if origin is tuple and isinstance(value, (list, tuple)):
         inner = typing.get_args(kind)
@@ -113,6 +114,8 @@ def complete_old(values: Mapping[str, Any]) -> Mapping[str, Any]:
         completed["train"] = {**_LATER_TRAIN_KEYS, **values["train"]}
     if isinstance(values.get("model"), Mapping):
         completed["model"] = {**_LATER_MODEL_KEYS, **values["model"]}
+    if isinstance(values.get("sampler"), Mapping):
+        completed["sampler"] = {"last_step": "euler", **values["sampler"]}
     return completed
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.random import Generator
 
 from ..config.data import LINKS, DataConfig
+from ..runtime.spec import SAMPLE_RATE
 from . import degrade
 from .degrade import Gain, Wav, db_to_gain, rms
-from .pool import SAMPLE_RATE
 from .rooms import Room, reverberate
 
 _SILENT = 1e-7  # an RMS below this has no level to be brought to another
@@ -94,8 +94,9 @@ def run_chain(
                 noise = white
             else:
                 noise = degrade.add_noise(noise, white, -uniform("white_db"))
+        assert noise is not None  # recorded, white, or both
         drawn["snr_db"] = draw_snr(rng, config)
-        wav = degrade.add_noise(wav, noise, drawn["snr_db"])  # type: ignore[arg-type]
+        wav = degrade.add_noise(wav, noise, drawn["snr_db"])
     level = rms(wav)
     gain = db_to_gain(config.rms_db) / level if level > _SILENT else 1.0
     if "speaker_gain" in links:

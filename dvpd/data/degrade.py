@@ -18,7 +18,7 @@ import soxr
 from numpy.typing import NDArray
 
 from ..runtime.errors import InputError
-from .pool import SAMPLE_RATE
+from ..runtime.spec import SAMPLE_RATE
 
 Wav = NDArray[np.float32]
 Gain = Callable[[Wav], Wav]  # frequencies (Hz) -> amplitude factors
@@ -90,7 +90,8 @@ def expand(wav: Wav, ratio: float, threshold_db: float) -> Wav:
     gain_db = (ratio - 1.0) * np.minimum(level - threshold_db, 0.0)
     centres = (np.arange(blocks) + 0.5) * _LEVEL_BLOCK
     curve = np.interp(np.arange(len(wav)), centres, gain_db)
-    return wav * (10.0 ** (curve / 20.0)).astype(np.float32)
+    out: Wav = wav * (10.0 ** (curve / 20.0)).astype(np.float32)
+    return out
 
 
 def quantile_level(wav: Wav, quantile: float) -> float:
@@ -106,13 +107,15 @@ def clip(wav: Wav, limit: float) -> Wav:
 def tanh_drive(wav: Wav, drive_db: float) -> Wav:
     """Soft saturation tanh(g x) / g: what is small passes, peaks are pressed towards 1 / g."""
     gain = np.float32(db_to_gain(drive_db))
-    return np.tanh(gain * wav) / gain
+    out: Wav = np.tanh(gain * wav) / gain
+    return out
 
 
 def reduce_bits(wav: Wav, bits: int) -> Wav:
     """Round to a fixed-point grid of ``bits`` bits over [-1, 1)."""
     steps = np.float32(2.0 ** (bits - 1))
-    return np.clip(np.rint(wav * steps), -steps, steps - 1) / steps
+    out: Wav = np.clip(np.rint(wav * steps), -steps, steps - 1) / steps
+    return out
 
 
 # --- filters --------------------------------------------------------------------------------------
@@ -132,19 +135,22 @@ def spectral_gain(wav: Wav, *gains: Gain) -> Wav:
     freqs = np.arange(len(spec), dtype=np.float32) * np.float32(SAMPLE_RATE / size)
     for gain in gains:
         spec *= gain(freqs)
-    return scipy.fft.irfft(spec, size)[: len(wav)].astype(np.float32, copy=False)
+    out: Wav = scipy.fft.irfft(spec, size)[: len(wav)].astype(np.float32, copy=False)
+    return out
 
 
 def lowpass_gain(freqs: Wav, cutoff_hz: float, order: int) -> Wav:
     """Amplitude of a Butterworth low-pass: -3 dB at the cut-off."""
     ratio = np.minimum(freqs / np.float32(cutoff_hz), np.float32(20.0))
-    return np.float32(1.0) / np.sqrt(np.float32(1.0) + ratio ** np.float32(2 * order))
+    out: Wav = np.float32(1.0) / np.sqrt(np.float32(1.0) + ratio ** np.float32(2 * order))
+    return out
 
 
 def highpass_gain(freqs: Wav, cutoff_hz: float, order: int) -> Wav:
     """Amplitude of a Butterworth high-pass, the low-pass's power complement."""
     ratio = np.minimum(freqs / np.float32(cutoff_hz), np.float32(20.0)) ** np.float32(order)
-    return ratio / np.sqrt(np.float32(1.0) + ratio * ratio)
+    out: Wav = ratio / np.sqrt(np.float32(1.0) + ratio * ratio)
+    return out
 
 
 def bandpass_gain(freqs: Wav, low_hz: float, high_hz: float, order: int) -> Wav:
@@ -159,7 +165,8 @@ def _biquad_gain(freqs: Wav, centre_hz: float, top: Sequence[float], low: Sequen
     def power(a: float, b: float, c: float) -> Wav:
         return (np.float32(c) - np.float32(a) * square) ** 2 + np.float32(b * b) * square
 
-    return np.sqrt(power(*top) / power(*low))
+    out: Wav = np.sqrt(power(*top) / power(*low))
+    return out
 
 
 def low_shelf_gain(freqs: Wav, cutoff_hz: float, gain_db: float) -> Wav:
@@ -239,8 +246,9 @@ def through_rate(wav: Wav, rate_hz: float, method: str = "sinc") -> Wav:
     if method not in RESAMPLERS:
         raise InputError(f"resampler {method!r}; expected one of {', '.join(RESAMPLERS)}")
     step = SAMPLE_RATE / rate_hz
-    there = _interpolate(wav, np.arange(int(len(wav) / step) + 2) * step, method)
-    return _interpolate(there, np.arange(len(wav)) / step, method)
+    places = np.arange(int(len(wav) / step) + 2).astype(np.float64) * step
+    there = _interpolate(wav, places, method)
+    return _interpolate(there, np.arange(len(wav)).astype(np.float64) / step, method)
 
 
 def _interpolate(wav: Wav, places: NDArray[np.float64], method: str) -> Wav:
@@ -251,12 +259,14 @@ def _interpolate(wav: Wav, places: NDArray[np.float64], method: str) -> Wav:
     part = (places - left).astype(np.float32)
     p1, p2 = wav[left], wav[np.minimum(left + 1, last)]
     if method == "linear":
-        return p1 + part * (p2 - p1)
+        straight: Wav = p1 + part * (p2 - p1)
+        return straight
     p0, p3 = wav[np.maximum(left - 1, 0)], wav[np.minimum(left + 2, last)]
     # Catmull-Rom spline
     curve = np.float32(3.0) * (p1 - p2) + p3 - p0
     bend = np.float32(2.0) * p0 - np.float32(5.0) * p1 + np.float32(4.0) * p2 - p3
-    return p1 + np.float32(0.5) * part * (p2 - p0 + part * (bend + part * curve))
+    out: Wav = p1 + np.float32(0.5) * part * (p2 - p0 + part * (bend + part * curve))
+    return out
 
 
 def compand(wav: Wav, peak: float) -> Wav:
@@ -272,7 +282,8 @@ def compand(wav: Wav, peak: float) -> Wav:
     line, mu = wav * np.float32(peak / largest), np.float32(255.0)
     steps = np.rint(np.float32(127.0) * np.log1p(mu * np.abs(line)) / np.log1p(mu))
     decoded = np.sign(line) * np.expm1(steps / np.float32(127.0) * np.log1p(mu)) / mu
-    return (decoded * np.float32(largest / peak)).astype(np.float32, copy=False)
+    out: Wav = (decoded * np.float32(largest / peak)).astype(np.float32, copy=False)
+    return out
 
 
 def gsm(wav: Wav) -> Wav:

@@ -28,13 +28,16 @@ import soxr
 from numpy.random import Generator
 
 from ..config import load_toml
-from ..runtime.errors import DvpdError, InputError
+from ..runtime import command
+from ..runtime.errors import InputError
+from ..runtime.progress import Progress as Bar
+from ..runtime.spec import SAMPLE_RATE
 from . import degrade
 from .chain import run_chain
 from .degrade import Wav, rms
 from .mix import make_rng
 from .paired import match_names
-from .pool import SAMPLE_RATE, decode, find_audio
+from .pool import decode, find_audio
 from .rooms import (
     Room,
     RoomRanges,
@@ -205,6 +208,12 @@ PAUSES_SNR_DB = (0.0, 5.0, 10.0, 20.0)
 _ACTIVE_DB = -45.0  # under an utterance's loudest 10 ms: what is softer at its ends is cut off
 
 
+def _decode_float(path: Path) -> Wav:
+    """A recording as `decode` gives it, in [-1, 1)."""
+    wav: Wav = decode(path).astype(np.float32) / np.float32(32768.0)
+    return wav
+
+
 def _spoken(wav: Wav) -> Wav:
     """An utterance without the silence before and behind it."""
     count = SAMPLE_RATE // 100
@@ -231,7 +240,7 @@ def pauses(rng: Generator, clean: Wav, corpora: Corpora) -> Item:
             target[place : place + len(utterance)] = utterance
             spoken.append((place, place + len(utterance)))
         place += len(utterance) + int(rng.uniform(*PAUSES_BETWEEN_S) * SAMPLE_RATE)
-        utterance = decode(corpora.clean[int(rng.integers(len(corpora.clean)))]) / np.float32(32768)
+        utterance = _decode_float(corpora.clean[int(rng.integers(len(corpora.clean)))])
     snr_db = float(rng.choice(PAUSES_SNR_DB))
     noise, path = draw_noise(rng, corpora.noise, count)
     heard = np.concatenate([target[a:b] for a, b in spoken]) if spoken else target
@@ -288,7 +297,7 @@ def make_items(
         picked = make_rng(seed, 0, _SELECTION).permutation(len(files))[:count]
         files = [files[i] for i in sorted(picked)]
     for index, path in enumerate(files):
-        clean = decode(path) / np.float32(32768.0)
+        clean = _decode_float(path)
         if rms(clean) < _SILENT_RMS:
             yield path, None
         else:
@@ -404,39 +413,32 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _show(done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        filled = 30 * done // total
-        bar = "#" * filled + "." * (30 - filled)
-        sys.stderr.write(f"\r{bar} {done}/{total}" + "\n" * (done == total))
-        sys.stderr.flush()
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = build_parser().parse_args(argv)
+    return command.run(build_parser(), argv, _make)
+
+
+def _make(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        if args.seed < 0:
-            raise InputError(f"--seed {args.seed}; expected 0 or more")
-        if args.pairs:
-            clean = [pair[1] for pair in match_names(*find_sides(Path(args.pairs)))]
-        else:
-            clean = find_audio(args.speech)
-        corpora = Corpora(
-            clean,
-            find_audio(args.noise) if args.noise else [],
-            find_audio(args.rir) if args.rir else [],
-        )
+    if args.seed < 0:
+        raise InputError(f"--seed {args.seed}; expected 0 or more")
+    if args.pairs:
+        clean = [pair[1] for pair in match_names(*find_sides(Path(args.pairs)))]
+    else:
+        clean = find_audio(args.speech)
+    corpora = Corpora(
+        clean,
+        find_audio(args.noise) if args.noise else [],
+        find_audio(args.rir) if args.rir else [],
+    )
+    with Bar(args.name) as bar:
         made = make_set(
-            args.name, corpora, args.out, seed=args.seed, count=args.count, progress=_show
-        )
-    except (DvpdError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+            args.name, corpora, args.out, seed=args.seed, count=args.count,
+            progress=lambda done, total: bar(done / total, f"{done} of {total}"),
+        )  # fmt: skip
     sys.stdout.write(f"{Path(args.out) / args.name.lower()}: {made} pairs\n")
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

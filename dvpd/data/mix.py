@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..config.data import DataConfig
 from ..runtime.errors import InputError
+from ..runtime.spec import SAMPLE_RATE
 from . import noises
 from .chain import draw_snr, run_chain
 from .degrade import (
@@ -31,7 +32,7 @@ from .degrade import (
     spectral_gain,
     through_rate,
 )
-from .pool import SAMPLE_RATE, Pool
+from .pool import Pool
 from .rooms import Room, as_room, freeverb_room, reverberate, statistical_room
 
 _ACTIVE_DB = -35.0  # a 16 ms block this far below the loudest one is a pause
@@ -56,16 +57,16 @@ def random_eq(wav: Wav, rng: Generator, depth_db: float) -> Wav:
 
     def gain(freqs: Wav) -> Wav:
         curve = np.interp(np.log2(freqs + np.float32(100.0)), knots, levels)
-        return (10.0 ** (curve / 20.0)).astype(np.float32)
+        drawn: Wav = (10.0 ** (curve / 20.0)).astype(np.float32)
+        return drawn
 
     return spectral_gain(wav, gain)
 
 
 def change_speed(wav: Wav, factor: float) -> Wav:
     """Play faster (factor > 1) or slower: pitch and length change together."""
-    return soxr.resample(wav, SAMPLE_RATE * factor, SAMPLE_RATE, "MQ").astype(
-        np.float32, copy=False
-    )
+    out: Wav = soxr.resample(wav, SAMPLE_RATE * factor, SAMPLE_RATE, "MQ")
+    return out.astype(np.float32, copy=False)
 
 
 def active_share(wav: Wav, reference: float) -> float:
@@ -361,6 +362,7 @@ class Mixer:
             (c.wind_p, noises.wind),
             (c.keyboard_p, noises.keyboard),
             (c.music_p, noises.music),
+            (c.impulsive_p, noises.impulsive),
         ):
             if 0.0 <= kind < share:
                 return make(rng, count)
@@ -374,8 +376,8 @@ class Mixer:
         """Noise that begins, ends, or turns into another one, at once or within half a second."""
         count = len(noise)
         place, fade = rng.integers(count), rng.uniform(0.005, _LONGEST_FADE_S) * SAMPLE_RATE
-        rise = np.interp(np.arange(count), [place - fade / 2, place + fade / 2], [0.0, 1.0])
-        rise = rise.astype(np.float32)
+        ends = [place - fade / 2, place + fade / 2]
+        rise: Wav = np.interp(np.arange(count), ends, [0.0, 1.0]).astype(np.float32)
         kind = rng.random()
         if kind < 0.3:
             return noise * rise
@@ -383,7 +385,8 @@ class Mixer:
             return noise * (np.float32(1.0) - rise)
         other = self._one_noise(rng, count)
         other = other * np.float32(noise_gain(noise, other, rng.uniform(-15.0, 15.0)))
-        return noise * (np.float32(1.0) - rise) + other * rise
+        turned: Wav = noise * (np.float32(1.0) - rise) + other * rise
+        return turned
 
     def _recorded(self, rng: Generator, count: int) -> Wav:
         pool, c = self.noise, self.config
@@ -427,4 +430,5 @@ def _source_probabilities(pool: Pool, weights: dict[str, float]) -> NDArray[np.f
     values = hours * np.array([weights.get(name, 1.0) for name in pool.sources])
     if not values.sum() > 0.0:
         raise InputError(f"every source of {', '.join(pool.sources)} has weight 0")
-    return values / values.sum()
+    shares: NDArray[np.float64] = values / values.sum()
+    return shares

@@ -1,4 +1,4 @@
-"""Noise made by formula: coloured noise, mains hum, wind, keyboards, music, loud short events.
+"""Noise made by formula: hums, wind, keyboards, music, ticks, crackle, cries, loud short events.
 
 Two hours of recordings do not hold all that happens beside a microphone. Each function draws from the
 generator it is given and returns float32 [count] at 16 kHz with an RMS of 1, unless it says otherwise.
@@ -10,8 +10,8 @@ import numpy as np
 import scipy.fft
 from numpy.random import Generator
 
+from ..runtime.spec import SAMPLE_RATE
 from .degrade import Wav, db_to_gain, rms
-from .pool import SAMPLE_RATE
 
 _SEMITONE = 2.0 ** (1.0 / 12.0)
 _SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10), (0, 2, 4, 7, 9))
@@ -140,7 +140,69 @@ def burst(rng: Generator, decay_s: float) -> Wav:
     wav = scipy.fft.irfft(spec * np.exp(-0.5 * distance**2), size)[:count]
     time = np.arange(count, dtype=np.float32) / np.float32(SAMPLE_RATE)
     wav = wav * np.exp(-time / np.float32(decay_s)) * np.minimum(time / np.float32(5e-4), 1.0)
-    return (wav / max(float(np.max(np.abs(wav))), 1e-9)).astype(np.float32)
+    out: Wav = (wav / max(float(np.max(np.abs(wav))), 1e-9)).astype(np.float32)
+    return out
+
+
+def ticks(rng: Generator, count: int) -> Wav:
+    """A clock or a dripping tap: the same click again and again, every other one softer."""
+    wav = np.zeros(count, np.float32)
+    click = burst(rng, float(np.exp(rng.uniform(np.log(0.001), np.log(0.02)))))
+    period, softer_db = rng.uniform(0.15, 1.2), rng.uniform(-12.0, 0.0)
+    place, number = rng.uniform(0.0, min(period, count / SAMPLE_RATE)), 0
+    while place * SAMPLE_RATE < count:
+        level = db_to_gain(softer_db * (number % 2) + rng.uniform(-1.0, 1.0))
+        _add(wav, click * np.float32(level), int(place * SAMPLE_RATE))
+        place, number = place + period * rng.uniform(0.99, 1.01), number + 1
+    return _unit(wav)
+
+
+def crackle(rng: Generator, count: int) -> Wav:
+    """Fire or breaking twigs: clicks at random, most of them soft and few loud, over a faint hiss."""
+    wav = coloured_noise(rng, count, rng.uniform(0.0, 1.0)) * np.float32(
+        db_to_gain(rng.uniform(-50.0, -30.0))
+    )
+    rate = float(np.exp(rng.uniform(np.log(4.0), np.log(40.0))))  # clicks a second
+    place = rng.exponential(1.0 / rate)
+    while place * SAMPLE_RATE < count:
+        click = burst(rng, float(np.exp(rng.uniform(np.log(0.0005), np.log(0.01)))))
+        level_db = -rng.exponential(10.0)
+        _add(wav, click * np.float32(db_to_gain(level_db)), int(place * SAMPLE_RATE))
+        place += rng.exponential(1.0 / rate)
+    return _unit(wav)
+
+
+def cries(rng: Generator, count: int) -> Wav:
+    """An animal: short voiced cries that fall in pitch, with rough breath and silence between.
+
+    Pitch from 300 to 1500 Hz and no cry longer than 0.3 s: no voice that somebody would speak with.
+    """
+    length_s, pitch_hz = rng.uniform(0.06, 0.3), 300.0 * 5.0 ** rng.uniform(0.0, 1.0)
+    fall, formant_hz = rng.uniform(0.0, 0.5), rng.uniform(600.0, 3000.0)
+    breath, period = rng.uniform(0.05, 0.6), rng.uniform(0.25, 1.5)
+    time = np.arange(int(length_s * SAMPLE_RATE), dtype=np.float32) / np.float32(SAMPLE_RATE)
+    wav = np.zeros(count, np.float32)
+    place = rng.uniform(-0.5 * length_s, min(period, count / SAMPLE_RATE))
+    while place * SAMPLE_RATE < count:
+        pitch = pitch_hz * rng.uniform(0.9, 1.1) * (1.0 - fall * time / np.float32(length_s))
+        phase = 2 * np.pi * np.cumsum(pitch) / SAMPLE_RATE
+        cry = np.zeros_like(time)
+        for n in range(1, int(SAMPLE_RATE / 2 / pitch_hz) + 1):
+            gain = 1.0 / (0.3 + abs(np.log2(n * pitch_hz / formant_hz)))
+            cry += np.float32(gain) * np.sin(n * phase).astype(np.float32)
+        air = rng.standard_normal(len(time), dtype=np.float32)
+        cry = _unit(cry) + air * np.float32(breath)
+        swell = np.sin(np.pi * np.minimum(time / np.float32(length_s), 1.0)) ** 0.5
+        level = np.float32(db_to_gain(rng.uniform(-6.0, 0.0)))
+        _add(wav, cry * swell * level, int(place * SAMPLE_RATE))
+        place += max(period * rng.uniform(0.5, 1.5), length_s)
+    return _unit(wav)
+
+
+def impulsive(rng: Generator, count: int) -> Wav:
+    """Short loud sounds with next to nothing between them: ticks, crackle or cries."""
+    makers = (ticks, crackle, cries)
+    return makers[int(rng.integers(len(makers)))](rng, count)
 
 
 def piece(rng: Generator, recording: Wav) -> Wav:

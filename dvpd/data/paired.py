@@ -10,9 +10,10 @@ import numpy as np
 
 from ..config.data import DataConfig
 from ..runtime.errors import InputError
+from ..runtime.spec import SAMPLE_RATE
 from .degrade import Wav, fit_length, rms
 from .mix import make_rng, scale_pair
-from .pool import SAMPLE_RATE, Pool, find_audio, load_pool
+from .pool import Pool, find_audio, load_pool
 
 _SILENT_RMS = 1e-4  # a crop of clean speech below this teaches nothing
 _CROP_TRIES = 4
@@ -82,7 +83,7 @@ class PairedSource:
         silent = np.array([rms(clean.read(i)) < _SILENT_RMS for i in range(len(clean))])
         if silent.all():
             raise InputError(f"every clean recording is silent, such as {clean.name(0)}")
-        for at in np.flatnonzero(silent):
+        for at in np.flatnonzero(silent).tolist():
             logger.warning("left out: %s is silent", clean.name(int(at)))
         self._members = np.flatnonzero(~silent)
         self._lengths = lengths.min(axis=0)

@@ -84,7 +84,9 @@ class Pool:
         return self.samples[start:stop].astype(np.float32) * np.float32(1.0 / 32768.0)
 
     @classmethod
-    def from_arrays(cls, recordings: Iterable[tuple[str, NDArray[np.floating]]]) -> Pool:
+    def from_arrays(
+        cls, recordings: Iterable[tuple[str, NDArray[np.floating] | NDArray[np.int16]]]
+    ) -> Pool:
         """Build a pool in memory.
 
         Args:
@@ -178,8 +180,9 @@ def _read_index(index: Path) -> dict[str, Any] | None:
 
 def _to_int16(wav: NDArray[np.floating] | NDArray[np.int16]) -> NDArray[np.int16]:
     if wav.dtype == np.int16:
-        return wav  # type: ignore[return-value]
-    return np.clip(np.rint(wav * 32768.0), -32768, 32767).astype(np.int16)
+        return wav.astype(np.int16, copy=False)
+    whole: NDArray[np.int16] = np.clip(np.rint(wav * 32768.0), -32768, 32767).astype(np.int16)
+    return whole
 
 
 def _source_of(root: Path, path: Path) -> str:

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from ..runtime.errors import InputError
 from ..runtime.files import WholeFile
+from ..runtime.spec import SAMPLE_RATE
 from .degrade import Wav, db_to_gain
-from .pool import SAMPLE_RATE
 
 BANK_FORMAT = 1
 SPEED_OF_SOUND = 343.0  # m/s, pyroomacoustics' own
@@ -115,7 +115,8 @@ def measure_t60(response: NDArray[np.floating], low_db: float = -25.0) -> float:
 def _decay(t60_s: float, count: int) -> Wav:
     """Amplitude that falls by 60 dB in ``t60_s``."""
     rate = np.float32(-math.log(1000.0) / (t60_s * SAMPLE_RATE))
-    return np.exp(rate * np.arange(count, dtype=np.float32))
+    out: Wav = np.exp(rate * np.arange(count, dtype=np.float32))
+    return out
 
 
 def statistical_room(rng: Generator, t60_s: float, drr_db: float) -> Room:
@@ -176,7 +177,8 @@ def freeverb_room(t60_s: float, drr_db: float, damping: float = 0.2) -> Room:
     index = np.arange(size // 2 + 1)
 
     def late(delay: int) -> NDArray[np.complex128]:
-        return circle[index * delay % size]
+        turned: NDArray[np.complex128] = circle[index * delay % size]
+        return turned
 
     total = np.zeros(len(index), complex)
     damped = (1.0 - damping) / (1.0 - damping * late(1))
@@ -258,11 +260,11 @@ def _place(
     low, high = np.full(3, _WALL_M), size - _WALL_M
     longest = 0.6 * float(np.linalg.norm(high - low))
     step = SPEED_OF_SOUND / SAMPLE_RATE
-    reach = [min(d, longest) for d in distance_m]
+    nearest, farthest = (min(d, longest) for d in distance_m)
     while True:
         source = rng.uniform(low, high)
         direction = rng.standard_normal(3)
-        delay = max(round(rng.uniform(*reach) / step), 1)
+        delay = max(round(rng.uniform(nearest, farthest) / step), 1)
         microphone = source + direction / np.linalg.norm(direction) * delay * step
         if (microphone >= low).all() and (microphone <= high).all():
             return source, microphone, delay

@@ -78,14 +78,12 @@ def find_sides(root: Path) -> tuple[Path, Path]:
 def _open_mixer(
     config: DataConfig, root: Path, cache: str | Path | None, report: Report | None
 ) -> Mixer:
-    pools: list[Pool | None] = []
-    for kind in ("speech", "noise", "rir"):
-        if kind == "rir" and not (root / kind).is_dir():
-            pools.append(None)
-            continue
-        pools.append(load_pool(root / kind, cache, _reporter(report, kind)))
-    speech, noise, rirs = pools
-    return Mixer(config, speech, noise, rirs, open_bank(config, cache, report))  # type: ignore[arg-type]
+    def pool(kind: str) -> Pool:
+        return load_pool(root / kind, cache, _reporter(report, kind))
+
+    speech, noise = pool("speech"), pool("noise")
+    rirs = pool("rir") if (root / "rir").is_dir() else None
+    return Mixer(config, speech, noise, rirs, open_bank(config, cache, report))
 
 
 def open_bank(

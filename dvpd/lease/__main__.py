@@ -1,6 +1,7 @@
 """``python -m dvpd.lease``."""
 
+from ..runtime import command
 from .cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

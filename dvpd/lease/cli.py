@@ -14,7 +14,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..runtime.errors import DvpdError, InputError
+from ..runtime import command
+from ..runtime.errors import InputError
 from ..runtime.files import write_whole
 from .parts import MIB, SETUP_NAME, check_call, pack, receive
 from .plan import load_plan
@@ -94,9 +95,9 @@ def prepare(args: argparse.Namespace, work: Work) -> None:
     _, parts = receive(args.call, work.inbox)
     now, started = time.time(), args.started
     if not 0.0 <= now - started < 60.0 * args.minutes:
-        sys.stderr.write(
+        command.say(
             f"--started {started:.0f} is {now - started:.0f} s ago by this machine's clock; "
-            f"{ASSUMED_S:.0f} s are taken\n"
+            f"{ASSUMED_S:.0f} s are taken"
         )
         started = now - min(ASSUMED_S, 12.0 * args.minutes)
     lease = {"started": started, "minutes": args.minutes, "device": args.device, "parts": parts}
@@ -160,7 +161,7 @@ def supervise(args: argparse.Namespace) -> int:
     work = Work(args.work)
     with work.locked() as lock:
         if lock is None:
-            sys.stderr.write("this lease has a supervisor already\n")
+            command.say("this lease has a supervisor already")
             return 1
         from .supervisor import supervise as run  # behind the lock: torch takes seconds to come
 
@@ -317,9 +318,11 @@ def _limits(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = build_parser().parse_args(argv)
+    return command.run(build_parser(), argv, _run)
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         return int(args.run(args))
-    except (DvpdError, OSError, tarfile.TarError, zipfile.BadZipFile) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+    except (tarfile.TarError, zipfile.BadZipFile) as error:
+        raise InputError(str(error)) from error

@@ -8,11 +8,11 @@ GPU finds nothing in them, and compiles. They are pickles: load only those of a 
 from __future__ import annotations
 
 import gzip
-import sys
 from pathlib import Path
 
 import torch
 
+from ..runtime.command import say
 from ..runtime.errors import InputError
 from ..runtime.files import write_whole
 
@@ -34,7 +34,7 @@ def load_compiled(folder: Path, cache: Path) -> int:
             found = torch.compiler.load_cache_artifacts(gzip.decompress(path.read_bytes()))
             count += found is not None
         except Exception as error:  # what is in a pickle may raise anything
-            sys.stderr.write(f"{path.name} is not used: {type(error).__name__}: {error}\n")
+            say(f"{path.name} is not used: {type(error).__name__}: {error}")
     if paths:
         (cache / LOADED_NAME).touch()
     return count

@@ -14,7 +14,6 @@ import platform
 import shutil
 import signal
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +24,7 @@ import torch
 
 from ..config import Config, load_toml
 from ..data import limit_to_built, open_source
+from ..runtime.command import say
 from ..runtime.errors import InputError
 from ..runtime.files import write_whole
 from ..training import fast_kernels
@@ -65,9 +65,9 @@ def smoke(work: Work, plan: Plan, out: str) -> None:
     draw = torch.Generator().manual_seed(0)
     a = torch.randn(256, 256, generator=draw)
     there = (a.to(device) @ a.to(device)).cpu()
-    error = float((there - a @ a).norm() / (a @ a).norm())
-    if not error < 1e-2:
-        raise InputError(f"a product on {device} is off by {error:.3g}; expected less than 0.01")
+    off = float((there - a @ a).norm() / (a @ a).norm())
+    if not off < 1e-2:
+        raise InputError(f"a product on {device} is off by {off:.3g}; expected less than 0.01")
     facts: dict[str, Any] = {
         "device": device,
         "python": platform.python_version(),
@@ -119,7 +119,9 @@ def data(work: Work, plan: Plan, out: str, until: float, again: bool = False) ->
         if again:
             config = replace(config, data=limit_to_built(config.data, work.cache / "audio"))
         source = open_source(config, work.data, work.cache / "audio", report)
-        hours = {k: round(p.hours, 3) for k in ("speech", "noise") if (p := getattr(source, k, 0))}
+        hours = {
+            k: round(p.hours, 3) for k in ("speech", "noise") if (p := getattr(source, k, None))
+        }
     _leave(work, out, {"parts": len(here), "missing": missing, "hours": hours})
 
 
@@ -140,7 +142,8 @@ def probe(work: Work, plan: Plan, out: str, model: int, rung: int) -> None:
     _init(work, chosen, trainer)
     draw = torch.Generator().manual_seed(0)
     shape = (config.train.batch_size, config.data.crop_samples)
-    losses, times = [], []
+    losses: list[float] = []
+    times: list[float] = []
     spent, first = 0.0, 0.0
     while len(losses) < PROBE_STEPS or (
         spent < PROBE_SHARE * plan.seconds.probe and len(times) < 30
@@ -264,7 +267,7 @@ def _start(work: Work, model: Model, trainer: Trainer) -> None:
             trainer.resume()
             return
         except InputError as error:  # another rung's batch size, or damaged
-            sys.stderr.write(f"going on from the weights alone: {error}\n")
+            say(f"going on from the weights alone: {error}")
             files.newest.unlink(missing_ok=True)
             files.previous.unlink(missing_ok=True)
     if last.is_file():

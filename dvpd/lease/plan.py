@@ -186,7 +186,9 @@ def load_plan(path: str | Path, folders: Mapping[str, str] | None = None) -> Pla
         return str((path.parent / name).resolve()) if name and name[0] != "@" else name
 
     models = tuple(replace(m, config=here(m.config), init=here(m.init)) for m in plan.models)
-    places = {name: here(getattr(plan, name)) for name in ("data", "wheels", "cache")}
+    places: dict[str, Any] = {
+        name: here(getattr(plan, name)) for name in ("data", "wheels", "cache")
+    }
     plan = replace(plan, models=models, **{**places, **(folders or {})})
     for model in plan.models:
         plan.model_config(model, load_toml(model.config))

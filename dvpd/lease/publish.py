@@ -11,13 +11,13 @@ import hashlib
 import io
 import json
 import shutil
-import sys
 import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..runtime.command import say
 from ..runtime.files import write_whole
 
 FORMAT = "dvpd-piece-1"
@@ -112,7 +112,7 @@ class Publisher:
         except OSError as error:
             for path in written:
                 path.unlink(missing_ok=True)
-            sys.stderr.write(f"{stream} {number} is not published: {error}\n")
+            say(f"{stream} {number} is not published: {error}")
             return False
         self._prune(stream, number)
         return True

@@ -140,7 +140,11 @@ class Supervisor:
 
     def _describe(self) -> dict[str, Any]:
         plan = self.plan
-        lists = {"models": plan.models, "rungs": plan.rungs, "commands": plan.commands}
+        lists: dict[str, tuple[Any, ...]] = {
+            "models": plan.models,
+            "rungs": plan.rungs,
+            "commands": plan.commands,
+        }
         names = {key: [item.name for item in items] for key, items in lists.items()}
         return {**names, "seconds": asdict(plan.seconds)}
 

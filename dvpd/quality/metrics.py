@@ -251,14 +251,14 @@ def choose_metrics(
     ):
         if not given and (lacking := sorted(wanted.intersection(needing))):
             raise InputError(f"{lacking[0]} needs its model: {option}")
-    for package, needing in (
+    for package, asking in (
         ("pesq", ("pesq", *COMPOSITE, "pesq_speech")),
         ("pystoi", ("estoi", "estoi_speech")),
     ):
-        if wanted.intersection(needing) and importlib.util.find_spec(package) is None:
+        if wanted.intersection(asking) and importlib.util.find_spec(package) is None:
             raise BackendError(
                 f"the package {package} is not installed: pip install 'dvpd[bench]', or leave out "
-                + ", ".join(name for name in needing if name in wanted)
+                + ", ".join(name for name in asking if name in wanted)
             )
     return tuple(name for name in MEASURES if name in wanted)
 

@@ -18,8 +18,7 @@ from ..runtime.backends.base import Backend, StreamBackend
 from ..runtime.enhancer import Enhancer
 from ..runtime.errors import InputError
 from ..runtime.manifest import GraphFile, Manifest
-from ..runtime.spec import GRAPH_NAMES, TLB_PRESETS
-from .metrics import SAMPLE_RATE
+from ..runtime.spec import GRAPH_NAMES, SAMPLE_RATE, TLB_PRESETS
 
 KEPT_PREDICTIONS = 16  # windows of 8.2 s whose features are kept
 KEPT_SCORES = 512  # about 1 MB each
@@ -27,7 +26,7 @@ TLB_OFF = "off"
 
 
 def _digest(array: FloatArray) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(array)).digest()
+    return hashlib.blake2b(np.ascontiguousarray(array).data).digest()
 
 
 class SharedBackend:
@@ -204,14 +203,9 @@ def sampler_grid(
         if tlb not in ("all", TLB_OFF, "none", *presets):
             raise InputError(f"tlb is {tlb!r}; expected {', '.join((TLB_OFF, *presets, 'all'))}")
     wanted = [TLB_OFF, *(name for name in presets if name in tlbs or "all" in tlbs)]
-    counts, weights, starts = (
-        list(dict.fromkeys(given)) or [fallback]
-        for given, fallback in (
-            (steps, default.n_steps),
-            (alphas, default.alpha),
-            (t_rs, default.t_rs),
-        )
-    )
+    counts = list(dict.fromkeys(steps)) or [default.n_steps]
+    weights = list(dict.fromkeys(alphas)) or [default.alpha]
+    starts = list(dict.fromkeys(t_rs)) or [default.t_rs]
     systems = []
     for count, start, weight, tlb in itertools.product(counts, starts, weights, wanted):
         if count == 0:

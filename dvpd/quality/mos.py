@@ -77,7 +77,8 @@ def mel_features(wav: NDArray[np.floating]) -> NDArray[np.float32]:
     power = np.abs(np.fft.rfft(frames * window, axis=1)) ** 2 @ mel_filters().T
     floor = 1e-10
     db = 10 * np.log10(np.maximum(power, floor)) - 10 * np.log10(max(power.max(), floor))
-    return ((np.maximum(db, -80.0) + 40) / 40).astype(np.float32)
+    out: NDArray[np.float32] = ((np.maximum(db, -80.0) + 40) / 40).astype(np.float32)
+    return out
 
 
 class Dnsmos:
@@ -154,7 +155,12 @@ class WvMos:
             names = [tensor.name for tensor in session.get_inputs()]
             if len(names) != 1:
                 raise InputError(f"{file} has inputs {names}; expected one, float32 [1, L]")
-            self._run = lambda wav: session.run(None, {names[0]: wav})[0]
+            name = names[0]
+
+            def run_onnx(wav: NDArray[np.float32]) -> Any:
+                return session.run(None, {name: wav})[0]
+
+            self._run = run_onnx
             return
         import torch
 

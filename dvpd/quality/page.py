@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.errors import BackendError
-from .metrics import MEASURES, SAMPLE_RATE
+from ..runtime.spec import SAMPLE_RATE
+from .metrics import MEASURES
 from .pauses import block_levels
 from .tables import Table, families, headline, ranked, settings, tables
 
@@ -45,14 +46,19 @@ h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .5rem; overflow-wrap: any
 h2 { font-size: 1.15rem; margin: 2.5rem 0 .25rem; }
 h3 { font-size: 1rem; margin: 1.5rem 0 .25rem; overflow-wrap: anywhere; }
 p { margin: .25rem 0 .75rem; color: var(--soft); max-width: 60rem; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+/* a shadow at the edge behind which a table goes on */
+.scroll { overflow-x: auto; background:
+  linear-gradient(90deg, transparent, var(--paper) 50%) right / 3rem 100% no-repeat local,
+  linear-gradient(270deg, #8886, transparent) right / 1rem 100% no-repeat scroll; }
+table { border-collapse: separate; border-spacing: 0; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; text-align: right; vertical-align: top; white-space: nowrap; }
 td { border-top: 1px solid var(--line); }
 .more td { border-top: 0; padding-top: 0; }
 th { color: var(--soft); font-weight: 600; white-space: normal; vertical-align: bottom; }
 tbody tr:hover { background: var(--band); }
-td small { display: block; color: var(--soft); font-size: .92em; }
+td small { display: block; color: var(--soft); font-size: .92em; white-space: normal; }
+th:first-child, td:first-child { position: sticky; left: 0;
+  background: var(--paper) padding-box; }
 th.text, td.text { text-align: left; }
 td.wide { white-space: normal; min-width: 12rem; overflow-wrap: anywhere; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr));
@@ -95,11 +101,11 @@ def _svg(name: str, width_in: float, height_in: float, draw: Any) -> str:
     ink = dict.fromkeys(
         ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK
     )
-    style = {
+    style: dict[Any, Any] = {  # matplotlib asks for a Literal of all its keys
         **ink,
         "svg.fonttype": "none",
         "svg.hashsalt": name,  # ids are the same in each run, and differ between figures
-        "font.size": 9,
+        "font.size": 10,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "grid.color": "#8a8f98",

@@ -7,15 +7,17 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from ..runtime.arrays import FloatArray
 from ..runtime.audio import read_whole
 from ..runtime.errors import InputError
-from .metrics import SAMPLE_RATE
+from ..runtime.spec import SAMPLE_RATE
 from .pauses import check_intervals
 
+T = TypeVar("T")
 AUDIO = (".flac", ".wav", ".ogg")
 SIDES = ("noisy", "clean")
 
@@ -122,8 +124,8 @@ def _intervals(text: str, where: str) -> tuple[tuple[int, int], ...]:
         ) from None
 
 
-def spread_sample(pairs: Sequence[PairFile], count: int) -> list[PairFile]:
-    """At most ``count`` pairs from all over the set, in its order; all of them for 0.
+def spread_sample(pairs: Sequence[T], count: int) -> list[T]:
+    """At most ``count`` pairs (or files) from all over the set, in its order; all of them for 0.
 
     Those with the smallest fractional parts of i * golden ratio: nearly even, and in step with no
     period of the set (even spacing hears two SNRs of a set that cycles through four).

@@ -27,6 +27,10 @@ LOST_DB = 10.0
 WORD_RANGE_DB = 20.0  # below the level of speech: what is softer is no word but its tail
 NOTHING_DB = -90.0  # below one step of 16 bits: digital silence, nothing to lower
 FLOOR_DB = -120.0
+# Of full scale: speech at -23 dB is listened to at about 65 dB SPL, which puts this at 18, below the
+# noise of a quiet room (25 to 30). What lies under it is not heard to jump.
+INAUDIBLE_DB = -70.0
+SEAM_FADE = 8 * 128  # half the runtime's cross-fade
 BANDS_KHZ = ((0, 1), (1, 2), (2, 4), (4, 8))
 BAND_RANGE_DB = 70.0  # below the speech: a band without speech, no level to keep
 N_FFT, HOP = 512, 256
@@ -53,7 +57,10 @@ BLIND_MEASURES = (*_IN_PAUSES, "pause_share", "loud_level", *_LOUD_BANDS, "hiss"
 
 def decibels(power: NDArray[np.floating] | float) -> NDArray[np.float64]:
     """10 log10 of a power, at least ``FLOOR_DB``."""
-    return 10.0 * np.log10(np.maximum(np.asarray(power, np.float64), 10.0 ** (FLOOR_DB / 10.0)))
+    level: NDArray[np.float64] = 10.0 * np.log10(
+        np.maximum(np.asarray(power, np.float64), 10.0 ** (FLOOR_DB / 10.0))
+    )
+    return level
 
 
 def block_levels(wav: Wav, block: int = BLOCK) -> NDArray[np.float64]:
@@ -136,11 +143,14 @@ def speech_mask(
 
 def _whole_blocks(mask: NDArray[np.bool_], block: int) -> NDArray[np.bool_]:
     """Blocks from the start that lie wholly in ``mask``."""
-    return mask[: len(mask) // block * block].reshape(-1, block).all(axis=1)
+    whole: NDArray[np.bool_] = np.asarray(
+        mask[: len(mask) // block * block].reshape(-1, block).all(axis=1)
+    )
+    return whole
 
 
 def _mean_level(wav: Wav, where: NDArray[np.bool_]) -> float:
-    return float(decibels(np.mean(np.asarray(wav, np.float64)[where] ** 2)))
+    return float(decibels(float(np.mean(np.asarray(wav, np.float64)[where] ** 2))))
 
 
 def _pauses(noisy: Wav, estimate: Wav, silent: NDArray[np.bool_], loudness: float) -> list[float]:
@@ -173,7 +183,9 @@ def _spectra(wav: Wav) -> NDArray[np.float64]:
 def _frames(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Frames of ``_spectra`` that lie wholly in ``mask`` [L]."""
     padded = np.pad(mask, (0, max(N_FFT - len(mask), 0)))
-    return np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP].all(axis=1)
+    frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP]
+    whole: NDArray[np.bool_] = np.asarray(frames.all(axis=1))
+    return whole
 
 
 _KHZ = np.arange(N_FFT // 2 + 1) * SAMPLE_RATE / N_FFT / 1000.0
@@ -333,6 +345,36 @@ def measure_blind(noisy: Wav, estimate: Wav, speech: Sequence[tuple[int, int]]) 
     frames = _frames(spoken)
     hiss = _hiss(source[frames], output[frames])
     return dict(zip(BLIND_MEASURES, [*pauses, share, *kept, hiss], strict=True))
+
+
+def seam_steps(
+    wav: Wav,
+    seams: Sequence[int],
+    speech: Sequence[tuple[int, int]],
+    reach: int = BLOCK + SEAM_FADE,
+) -> NDArray[np.float64]:
+    """Steps of the level where windows meet in a pause.
+
+    Args:
+        wav: What a model made of a recording, [L] at 16 kHz.
+        seams: Middles of the cross-fades, in samples.
+        speech: Where somebody speaks, [start, end) in samples.
+        reach: How far from a seam the half seconds end that are compared.
+
+    Returns:
+        Of each seam with silence that far on both sides, dB, [n]. Levels under ``INAUDIBLE_DB`` count
+        as that.
+    """
+    silent = ~speech_mask(speech, len(wav), GUARD)
+    steps = []
+    for seam in seams:
+        first, last = seam - reach, seam + reach
+        if first < 0 or last > len(wav) or not silent[first:last].all():
+            continue
+        sides = wav[first : first + BLOCK], wav[last - BLOCK : last]
+        before, after = (max(float(block_levels(side)[0]), INAUDIBLE_DB) for side in sides)
+        steps.append(abs(after - before))
+    return np.array(steps)
 
 
 def over_utterances(

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+M = TypeVar("M", bound=nn.Module)
 
-class Ema:
+
+class Ema(Generic[M]):
     """A copy of a model whose parameters follow the original's slowly; buffers are copied.
 
     Attributes:
         model: The averaged copy, in eval mode, without gradients.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: M, decay: float) -> None:
         """Copy the model.
 
         Args:
             model: The model in training.
             decay: Final decay; it is ramped as min(decay, (1 + n) / (10 + n)).
         """
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model: M = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         device = next(model.parameters()).device
         self._updates = torch.zeros((), dtype=torch.float64, device=device)
@@ -47,7 +50,8 @@ class Ema:
         """
         n, wanted = self._updates, 1.0 - skip
         weight = (1.0 - ((1.0 + n) / (10.0 + n)).clamp_max(self.decay)) * wanted
-        mine, theirs = list(self.model.parameters()), list(model.parameters())
+        mine: list[Tensor] = list(self.model.parameters())
+        theirs: list[Tensor] = list(model.parameters())
         moves = torch._foreach_sub(theirs, mine)
         torch._foreach_mul_(moves, weight.to(mine[0].dtype))
         torch._foreach_add_(mine, moves)

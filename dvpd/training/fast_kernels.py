@@ -48,11 +48,12 @@ class ShiftedDepthwise(nn.Conv2d):
         frames, bins = x.shape[2:]
         padded = nn.functional.pad(x, (1, 1, 1, 1)).float()
         weight = self.weight.to(x.dtype).float()[:, 0, :, :, None, None]  # [C, 3, 3, 1, 1]
-        total = None
+        total: Tensor | None = None
         for i in range(3):
             for j in range(3):
                 part = weight[:, i, j] * padded[:, :, i : i + frames, j : j + bins]
                 total = part if total is None else total + part
+        assert total is not None
         if self.bias is not None:
             total = total + self.bias.float()[:, None, None]
         return total.to(x.dtype)
@@ -70,10 +71,12 @@ def _is_depthwise(conv: nn.Conv2d) -> bool:
 
 def _as(kind: type[nn.Conv2d], conv: nn.Conv2d) -> nn.Conv2d:
     """The convolution as another class, with the same parameters."""
+    rows, columns = conv.kernel_size
     with torch.device("meta"):
         new = kind(
-            conv.in_channels, conv.out_channels, conv.kernel_size, padding=conv.padding,
-            groups=conv.groups, bias=conv.bias is not None,
+            conv.in_channels, conv.out_channels, (rows, columns), groups=conv.groups,
+            padding=conv.padding if isinstance(conv.padding, str) else (conv.padding[0], conv.padding[1]),
+            bias=conv.bias is not None,
         )  # fmt: skip
     new.weight, new.bias = conv.weight, conv.bias
     return new.train(conv.training)

@@ -88,7 +88,7 @@ class Step:
         objective: Callable[..., dict[str, Tensor]],
         model: DVPD,
         optimizer: torch.optim.Optimizer,
-        ema: Ema,
+        ema: Ema[DVPD],
         team: Team,
         config: TrainConfig,
         rows: int,
@@ -118,7 +118,7 @@ class Step:
 
     def bind(self) -> None:
         """Let the optimiser use this step's tensors; needed anew after it loaded a state."""
-        self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]
+        self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]  # what torch's GradScaler sets
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
 
@@ -207,7 +207,7 @@ def compile_regions(module: nn.Module, **options: Any) -> list[nn.Module]:
     """
     limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
     torch._dynamo.config.recompile_limit = limit
-    regions = [m for m in module.modules() if isinstance(m, REGIONS)]
+    regions: list[nn.Module] = [m for m in module.modules() if isinstance(m, REGIONS)]
     for region in regions:
         region.compile(dynamic=False, **options)
     return regions
@@ -345,7 +345,7 @@ class FastStep:
         for group in self.step.optimizer.param_groups:
             group["capturable"] = True
         # torch warns of steps outside a capture: those that warm up are meant
-        self.step.optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]
+        self.step.optimizer._warned_capturable_if_run_uncaptured = True
         self.step.hold.fill_(1.0)
         self._run = self.capture(lambda: self.step(*places))
 

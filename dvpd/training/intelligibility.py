@@ -9,14 +9,15 @@ and segments 64 ms apart.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..runtime.spec import SAMPLE_RATE, SignalSpec
 from ..spectral import SIGNAL, linear_power
+from .measure import SpectralMeasure, on_device
 
 BANDS = 15
 LOWEST_HZ = 150.0  # centre of the first third of an octave
@@ -35,23 +36,19 @@ def _third_octaves(signal: SignalSpec, sample_rate: int) -> np.ndarray:
     low, high = bands * 2.0 ** (-1 / 6), bands * 2.0 ** (1 / 6)
     bottom, top = centres[:, None] - spacing / 2, centres[:, None] + spacing / 2
     overlap = np.minimum(top, high) - np.maximum(bottom, low)
-    return np.maximum(overlap, 0.0) / spacing
+    matrix: np.ndarray = np.maximum(overlap, 0.0) / spacing
+    return matrix
 
 
-class EstoiEstimate(nn.Module):
+class EstoiEstimate(SpectralMeasure):
     """ESTOI of each item, about 0 to 1."""
 
-    def __init__(self, signal: SignalSpec = SIGNAL, sample_rate: int = SAMPLE_RATE) -> None:
-        """Make the bands.
+    matrix: Tensor
 
-        Args:
-            signal: STFT and compression.
-            sample_rate: Samples a second (Hz).
-        """
-        super().__init__()
-        self.signal, self.sample_rate = signal, sample_rate
-        matrix = torch.from_numpy(_third_octaves(signal, sample_rate)).float()
-        self.register_buffer("matrix", matrix, persistent=False)
+    @staticmethod
+    def tables(signal: SignalSpec, sample_rate: int) -> Mapping[str, np.ndarray]:
+        """See `SpectralMeasure`."""
+        return {"matrix": _third_octaves(signal, sample_rate)}
 
     def forward(self, estimate: Tensor, target: Tensor) -> Tensor:
         """Compare compressed spectra.
@@ -88,17 +85,12 @@ class EstoiEstimate(nn.Module):
         return torch.where(count > 0, mean, 1.0)
 
 
-@lru_cache(maxsize=4)
-def _on(device: torch.device, signal: SignalSpec, sample_rate: int) -> EstoiEstimate:
-    with torch.inference_mode(False):
-        return EstoiEstimate(signal, sample_rate).to(device)
-
-
 def estoi_estimate(
     estimate: Tensor, target: Tensor, signal: SignalSpec = SIGNAL, sample_rate: int = SAMPLE_RATE
 ) -> Tensor:
     """`EstoiEstimate` of compressed spectra [B, 2, T, F]: [B], about 0 to 1."""
-    return _on(estimate.device, signal, sample_rate)(estimate, target)
+    value: Tensor = on_device(EstoiEstimate, estimate.device, signal, sample_rate)(estimate, target)
+    return value
 
 
 def _normal(bands: Tensor) -> Tensor:

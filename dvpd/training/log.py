@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from ..config import Config, TrainConfig
-from ..data.pool import SAMPLE_RATE
 from ..runtime.arrays import FloatArray
 from ..runtime.errors import InputError
+from ..runtime.progress import Progress, is_terminal
+from ..runtime.spec import SAMPLE_RATE
 
 Example = tuple[str, FloatArray, FloatArray]  # name, noisy [L], clean [L]
 
@@ -52,71 +53,44 @@ class Lines:
 class Bar:
     """A progress bar on stderr: step or minutes of the budget, time left, audio-hours, loss."""
 
-    def __init__(self, config: TrainConfig, console: Any = None) -> None:
-        """Start the bar (needs rich); it fits 80 columns.
+    def __init__(self, config: TrainConfig) -> None:
+        """Prepare the bar; the first step shows it.
 
         Args:
             config: Gives the budget.
-            console: A ``rich.console.Console``; None is stderr.
         """
-        from rich import progress
-        from rich.console import Console
-
-        column = progress.TextColumn
-        self.minutes = config.minutes
-        self.console = console or Console(stderr=True)
-        self.progress = progress.Progress(
-            column("{task.description}"),
-            progress.BarColumn(bar_width=None),
-            column("{task.percentage:.0f} %"),
-            column("loss {task.fields[loss]} lr {task.fields[lr]}"),
-            column("{task.fields[crops_per_s]} crops/s {task.fields[audio_hours]} h"),
-            column("left"),
-            progress.TimeRemainingColumn(elapsed_when_finished=False),
-            console=self.console,
-            speed_estimate_period=600.0,
-        )
-        unknown = dict.fromkeys(("loss", "lr", "crops_per_s", "audio_hours"), "-")
-        self.task = self.progress.add_task(
-            "step -", total=config.minutes or config.steps, **unknown
-        )
-        self._begun = False
-        self.progress.start()
+        self._minutes, self._total = config.minutes, config.minutes or config.steps
+        self._crops_per_s = "-"
+        self._bar: Progress | None = None
 
     def __call__(self, record: dict[str, Any]) -> None:
         """Show a record: steps and training records in the bar, others as lines above it."""
         kind = record["kind"]
         if kind == "step":
-            done = record["minutes"] if self.minutes else record["step"]
-            if not self._begun:  # what an earlier run did takes no part in the estimate
-                self._begun = True
-                self.progress.reset(self.task, completed=done)
-            self.progress.update(
-                self.task,
-                completed=done,
-                description=f"step {record['step']}",
-                loss=f"{record['loss']:.4f}",
-                lr=f"{record['lr']:.1e}",
-                audio_hours=f"{record['audio_hours']:.2f}",
+            part = (record["minutes"] if self._minutes else record["step"]) / self._total
+            if self._bar is None:  # what an earlier run did takes no part in the estimate
+                self._bar = Progress("training", begun=part)
+            self._bar(
+                min(part, 1.0),
+                f"step {record['step']} loss {record['loss']:.4f} lr {record['lr']:.1e} "
+                f"{self._crops_per_s} crops/s {record['audio_hours']:.2f} h",
             )
         elif kind == "train":
-            self.progress.update(self.task, crops_per_s=f"{record['crops_per_s']:.1f}")
+            self._crops_per_s = f"{record['crops_per_s']:.1f}"
+        elif self._bar is not None:
+            self._bar.line(format_line(record))
         else:
-            self.console.print(format_line(record), markup=False, highlight=False)
+            Lines()(record)
 
     def close(self) -> None:
-        """Leave the last state of the bar on the screen."""
-        self.progress.stop()
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.close()
 
 
 def make_display(config: TrainConfig) -> Lines | Bar:
-    """A bar where stderr is a terminal and rich is there, else lines."""
-    if sys.stderr.isatty():
-        try:
-            return Bar(config)
-        except ImportError:
-            pass
-    return Lines()
+    """A bar where stderr is a terminal, else lines."""
+    return Bar(config) if is_terminal(sys.stderr) else Lines()
 
 
 class TensorBoard:

@@ -79,7 +79,7 @@ class FabricTeam(Team):
         """
         try:
             from lightning_fabric import Fabric
-            from lightning_fabric.strategies import DDPStrategy
+            from lightning_fabric.strategies.ddp import DDPStrategy
         except ImportError as error:
             raise InputError(
                 "training on several processes needs lightning-fabric: pip install "
@@ -106,7 +106,9 @@ class FabricTeam(Team):
 
     def mean(self, values: Tensor) -> Tensor:
         """See `Team`."""
-        return self.fabric.all_reduce(values.clone(), reduce_op="mean")
+        mean = self.fabric.all_reduce(values.clone(), reduce_op="mean")
+        assert isinstance(mean, Tensor)  # as what it was given
+        return mean
 
     def agree(self, value: float) -> float:
         """See `Team`."""
@@ -161,17 +163,21 @@ class JointBatchNorm(nn.BatchNorm2d):
     every process has an equal share of it.
     """
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no types for it
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` [B, C, T, F]; statistics in float32 as in ``nn.BatchNorm2d``."""
         if not self.training:
             return super().forward(x)
         count = x.numel() // x.shape[1] * torch.distributed.get_world_size()
         var, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)  # [C] of this share
-        vars_, means = _Gather.apply(torch.stack([var, mean])).unbind(1)  # [size, C] each
+        both: Tensor = _Gather.apply(torch.stack([var, mean]))  # type: ignore[no-untyped-call]  # torch has no types for it
+        vars_, means = both.unbind(1)  # [size, C] each
         mean = means.mean(0)
         # No difference of squares: it would lose the variance of a channel far from zero.
         var = vars_.mean(0) + (means - mean).square().mean(0)
+        assert self.running_mean is not None  # it tracks them
+        assert self.running_var is not None
+        assert self.momentum is not None  # make_norm gives it
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * (count / (count - 1)), self.momentum)

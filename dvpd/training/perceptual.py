@@ -13,7 +13,7 @@ the compensation of the response -0.73; a test holds a floor).
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..runtime.spec import SAMPLE_RATE, SignalSpec
 from ..spectral import SIGNAL, linear_power
+from .measure import SpectralMeasure, on_device
 
 LISTENING_LEVEL_DB = 79.0  # P.862: active speech is presented at this SPL
 BAND_BARK = 0.5
@@ -44,7 +45,8 @@ def bark(freqs_hz: np.ndarray) -> np.ndarray:
 def hearing_threshold_db(freqs_hz: np.ndarray) -> np.ndarray:
     """Threshold in quiet, dB SPL (Terhardt 1979)."""
     khz = np.maximum(freqs_hz, 20.0) / 1000.0
-    return 3.64 * khz**-0.8 - 6.5 * np.exp(-0.6 * (khz - 3.3) ** 2) + 1e-3 * khz**4
+    level: np.ndarray = 3.64 * khz**-0.8 - 6.5 * np.exp(-0.6 * (khz - 3.3) ** 2) + 1e-3 * khz**4
+    return level
 
 
 def _bands(signal: SignalSpec, sample_rate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -66,21 +68,18 @@ def _bands(signal: SignalSpec, sample_rate: int) -> tuple[np.ndarray, np.ndarray
     return matrix, threshold, speech
 
 
-class LoudnessDisturbance(nn.Module):
+class LoudnessDisturbance(SpectralMeasure):
     """Symmetric and asymmetric disturbance of each item, in units of raw MOS."""
 
-    def __init__(self, signal: SignalSpec = SIGNAL, sample_rate: int = SAMPLE_RATE) -> None:
-        """Make the bands.
+    matrix: Tensor
+    threshold: Tensor
+    speech: Tensor
 
-        Args:
-            signal: STFT and compression.
-            sample_rate: Samples a second (Hz).
-        """
-        super().__init__()
-        self.signal = signal
+    @staticmethod
+    def tables(signal: SignalSpec, sample_rate: int) -> Mapping[str, np.ndarray]:
+        """See `SpectralMeasure`."""
         names = ("matrix", "threshold", "speech")
-        for name, table in zip(names, _bands(signal, sample_rate), strict=True):
-            self.register_buffer(name, torch.from_numpy(table).float(), persistent=False)
+        return dict(zip(names, _bands(signal, sample_rate), strict=True))
 
     def forward(self, estimate: Tensor, target: Tensor) -> Tensor:
         """Compare compressed spectra.
@@ -104,7 +103,8 @@ class LoudnessDisturbance(nn.Module):
 
         def present(power: Tensor) -> Tensor:  # at the listening level, each on its own
             mean = (power * share).sum((1, 2), keepdim=True).clamp_min(_AUDIBLE)
-            return (power * (presented / mean)) @ self.matrix  # [B, T, K]
+            shown: Tensor = (power * (presented / mean)) @ self.matrix
+            return shown  # [B, T, K]
 
         e_bark, t_bark = present(e_power), present(t_power)
         # The target through the estimate's mean response, within 20 dB (P.862, 10.2.4). It is held fixed: with
@@ -139,22 +139,20 @@ class LoudnessDisturbance(nn.Module):
         return torch.where(audible, total, 0.0)
 
 
-@lru_cache(maxsize=4)
-def _on(device: torch.device, signal: SignalSpec, sample_rate: int) -> LoudnessDisturbance:
-    with torch.inference_mode(False):
-        return LoudnessDisturbance(signal, sample_rate).to(device)
-
-
 def loudness_disturbance(
     estimate: Tensor, target: Tensor, signal: SignalSpec = SIGNAL, sample_rate: int = SAMPLE_RATE
 ) -> Tensor:
     """`LoudnessDisturbance` of compressed spectra [B, 2, T, F]: [B] in units of raw MOS."""
-    return _on(estimate.device, signal, sample_rate)(estimate, target)
+    value: Tensor = on_device(LoudnessDisturbance, estimate.device, signal, sample_rate)(
+        estimate, target
+    )
+    return value
 
 
 def _root(value: Tensor, order: int = 2) -> Tensor:
     """The root of a value >= 0, with a finite gradient at 0."""
-    return (value + _EPS) ** (1 / order) - _EPS ** (1 / order)
+    root: Tensor = (value + _EPS) ** (1 / order) - _EPS ** (1 / order)
+    return root
 
 
 def perceptual_loss(estimate: Tensor, target: Tensor) -> Tensor:

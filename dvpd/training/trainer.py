@@ -23,11 +23,11 @@ from ..checkpoint import load_checkpoint, save_checkpoint
 from ..config import Config, complete_old, to_dict
 from ..config.train import TrainConfig
 from ..data.loader import PairSource, batches
-from ..data.pool import SAMPLE_RATE
 from ..grow import fit_weights
 from ..model import DVPD
 from ..runtime.errors import InputError
 from ..runtime.files import write_whole
+from ..runtime.spec import SAMPLE_RATE
 from .ema import Ema
 from .fast_kernels import use_fast_kernels
 from .fast_step import FastStep, Step, ladder
@@ -73,7 +73,8 @@ def learning_rate(
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW; weight decay for matrices and kernels, none for biases, norms and scalars."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for p in model.parameters():
         if p.requires_grad:
             (decayed if p.squeeze().ndim >= 2 else plain).append(p)
@@ -207,7 +208,8 @@ class Trainer:
         device = self.team.device
         noisy_wav = noisy_wav.to(device, non_blocking=True)
         clean_wav = clean_wav.to(device, non_blocking=True)
-        return self._objective(noisy_wav, clean_wav, self._draw(noisy_wav))
+        terms: dict[str, Tensor] = self._objective(noisy_wav, clean_wav, self._draw(noisy_wav))
+        return terms
 
     def train_step(self, noisy: Tensor, clean: Tensor) -> dict[str, float]:
         """One optimiser step on waveforms [B, L]; a non-finite one changes nothing.
@@ -230,7 +232,7 @@ class Trainer:
         self.step += 1
 
     def _draw(self, wav: Tensor) -> Draws:
-        return self.objective.draw(self.step, *wav.shape, self.team.device)
+        return self.objective.draw(self.step, wav.shape[0], wav.shape[1], self.team.device)
 
     def _read(self) -> list[tuple[int, dict[str, float]]]:
         """Figures of the steps since the last reading, each with the steps done after it."""
@@ -308,7 +310,7 @@ class Trainer:
                 late = late or self.part >= 1.0
             batch = None if self._stop or late else self._next(stream)
             # The processes end together, whichever was asked to.
-            if not team.all(batch is not None):
+            if not team.all(batch is not None) or batch is None:
                 break
             self._advance(*batch)
             now = time.monotonic()
@@ -507,11 +509,10 @@ class Trainer:
             DvpdError: It cannot be read.
         """
         config, weights = load_checkpoint(path)
-        wanted = self.config.model
-        time = {"lookahead_blocks": wanted.lookahead_blocks, "causal": wanted.causal}
-        if config.model.causal and not wanted.causal:
-            time = {}
-        if replace(config.model, name=wanted.name, **time) != wanted:
+        wanted, found = self.config.model, replace(config.model, name=self.config.model.name)
+        if wanted.causal:
+            found = replace(found, causal=True, lookahead_blocks=wanted.lookahead_blocks)
+        if found != wanted:
             raise InputError(
                 f"{path} has another [model]: {to_dict(config.model)}; expected {to_dict(wanted)}"
             )

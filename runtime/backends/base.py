@@ -256,6 +256,27 @@ def check_score(
     return sizes
 
 
+def score_feeds(
+    xt: FloatArray,
+    t: FloatArray,
+    feats: Sequence[Any],
+    tlb_skip: FloatArray,
+    tlb_backbone: FloatArray,
+    least: int = MIN_FRAMES,
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """What the score graph is fed with, checked as by ``check_score``.
+
+    Returns:
+        Sizes "B" and "T", and the inputs by name.
+
+    Raises:
+        InputError: As ``check_score``.
+    """
+    sizes = check_score(xt, t, feats, tlb_skip, tlb_backbone, least)
+    feeds = {"xt": np.ascontiguousarray(xt), "t": t, **dict(zip(FEAT_NAMES, feats, strict=True))}
+    return sizes, {**feeds, "tlb_skip": tlb_skip, "tlb_backbone": tlb_backbone}
+
+
 def check_output(spec: TensorSpec, value: object, sizes: dict[str, int], source: str) -> FloatArray:
     """Check what an engine returned.
 
@@ -305,6 +326,7 @@ def stream_state(causal: CausalSpec | None, graph: str, batch: int, state: Any) 
     return state
 
 
+FEAT_NAMES = tuple(f"feat_{i}" for i in range(N_FEATS))
 PREDICT_OUT = predictive_outputs()[0]
 SCORE_OUT = SCORE_OUTPUTS[0]
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..checks import check_whole
 from ..errors import BackendError, InputError, raise_interrupt
 from ..manifest import Manifest
 from ..tensorrt.gpus import cuda_device_count
@@ -170,10 +171,8 @@ def open_backend(
     """
     if name != "auto" and name not in _loaders():
         raise InputError(f"backend is {name!r}; expected auto, {', '.join(_loaders())}")
-    if threads is not None and (
-        isinstance(threads, bool) or not isinstance(threads, int) or threads < 1
-    ):
-        raise InputError(f"threads is {threads!r}; expected a whole number >= 1")
+    if threads is not None:
+        check_whole("", "threads", threads, 1)
     paths = manifest.verify_graphs(folder)
     if name != "auto" and not installed(name):
         available = [n for n in _loaders() if installed(n)]

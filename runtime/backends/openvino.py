@@ -12,21 +12,21 @@ import numpy as np
 from ..arrays import FloatArray
 from ..errors import BackendError, ManifestError
 from ..manifest import check_metadata
-from ..spec import FRAME_MULTIPLE, N_FEATS, NEXT_STATE, STATE
+from ..spec import FRAME_MULTIPLE, NEXT_STATE, STATE
 from .base import (
+    FEAT_NAMES,
     PREDICT_OUT,
     SCORE_OUT,
     GraphTensor,
     LoadOptions,
     check_output,
     check_predict,
-    check_score,
     check_signature,
+    score_feeds,
     stream_state,
 )
 
 _DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64"}
-_FEAT_NAMES = [f"feat_{i}" for i in range(N_FEATS)]
 
 
 @lru_cache(maxsize=1)
@@ -158,7 +158,7 @@ class OpenVinoBackend:
         results = self._run("predictive", {"noisy": np.ascontiguousarray(noisy)})
         source = "the predictive graph (openvino)"
         clean_ri = check_output(PREDICT_OUT, results["clean_ri"], sizes, source)
-        return clean_ri, [results[name] for name in _FEAT_NAMES]
+        return clean_ri, [results[name] for name in FEAT_NAMES]
 
     def score(
         self,
@@ -169,14 +169,7 @@ class OpenVinoBackend:
         tlb_backbone: FloatArray,
     ) -> FloatArray:
         """Run the score graph; see ``Backend.score``."""
-        sizes = check_score(xt, t, feats, tlb_skip, tlb_backbone)
-        inputs = {
-            "xt": np.ascontiguousarray(xt),
-            "t": t,
-            **dict(zip(_FEAT_NAMES, feats, strict=True)),
-            "tlb_skip": tlb_skip,
-            "tlb_backbone": tlb_backbone,
-        }
+        sizes, inputs = score_feeds(xt, t, feats, tlb_skip, tlb_backbone)
         results = self._run("score", inputs)
         return check_output(SCORE_OUT, results["sigma_z"], sizes, "the score graph (openvino)")
 
@@ -187,7 +180,7 @@ class OpenVinoBackend:
         results = self._run("predictive", {"noisy": np.ascontiguousarray(noisy), STATE: before})
         source = "the predictive graph (openvino)"
         clean_ri = check_output(PREDICT_OUT, results["clean_ri"], sizes, source)
-        return clean_ri, [results[name] for name in _FEAT_NAMES], results[NEXT_STATE]
+        return clean_ri, [results[name] for name in FEAT_NAMES], results[NEXT_STATE]
 
     def score_next(
         self,
@@ -199,15 +192,8 @@ class OpenVinoBackend:
         state: Any,
     ) -> tuple[FloatArray, Any]:
         """Run the score graph on the next frames; see ``StreamBackend.score_next``."""
-        sizes = check_score(xt, t, feats, tlb_skip, tlb_backbone, FRAME_MULTIPLE)
-        inputs = {
-            "xt": np.ascontiguousarray(xt),
-            "t": t,
-            **dict(zip(_FEAT_NAMES, feats, strict=True)),
-            "tlb_skip": tlb_skip,
-            "tlb_backbone": tlb_backbone,
-            STATE: stream_state(self._causal, "score", len(xt), state),
-        }
+        sizes, inputs = score_feeds(xt, t, feats, tlb_skip, tlb_backbone, FRAME_MULTIPLE)
+        inputs[STATE] = stream_state(self._causal, "score", len(xt), state)
         results = self._run("score", inputs)
         source = "the score graph (openvino)"
         return check_output(SCORE_OUT, results["sigma_z"], sizes, source), results[NEXT_STATE]

@@ -17,24 +17,24 @@ import numpy as np
 from ..arrays import FloatArray
 from ..errors import BackendError, InputError, ManifestError
 from ..manifest import check_metadata
-from ..spec import FRAME_MULTIPLE, N_FEATS, NEXT_STATE, STATE
+from ..spec import FRAME_MULTIPLE, NEXT_STATE, STATE
 from ..tensorrt.onnx_inputs import Profile, graph_inputs
 from .base import (
+    FEAT_NAMES,
     PREDICT_OUT,
     SCORE_OUT,
     GraphTensor,
     LoadOptions,
     check_output,
     check_predict,
-    check_score,
     check_signature,
+    score_feeds,
     stream_state,
 )
 
 logger = logging.getLogger("dvpd")
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
-_FEAT_NAMES = [f"feat_{i}" for i in range(N_FEATS)]
 
 
 def _tensors(values: Sequence[Any]) -> list[GraphTensor]:
@@ -324,8 +324,8 @@ class OrtBackend:
                 f"{self._profile.frames[0]} to {self._profile.frames[2]} frames and batches up to "
                 f"{self._profile.batch[2]}: use shorter windows, or device cuda"
             )
-        names = ["clean_ri", *_FEAT_NAMES]
-        clean_ri, *feats = self._run("predictive", names, {"noisy": noisy}, frozenset(_FEAT_NAMES))
+        names = ["clean_ri", *FEAT_NAMES]
+        clean_ri, *feats = self._run("predictive", names, {"noisy": noisy}, frozenset(FEAT_NAMES))
         return check_output(PREDICT_OUT, clean_ri, sizes, "the predictive graph (ort)"), feats
 
     def score(
@@ -337,14 +337,7 @@ class OrtBackend:
         tlb_backbone: FloatArray,
     ) -> FloatArray:
         """Run the score graph; see ``Backend.score``."""
-        sizes = check_score(xt, t, feats, tlb_skip, tlb_backbone)
-        inputs = {
-            "xt": xt,
-            "t": t,
-            **dict(zip(_FEAT_NAMES, feats, strict=True)),
-            "tlb_skip": tlb_skip,
-            "tlb_backbone": tlb_backbone,
-        }
+        sizes, inputs = score_feeds(xt, t, feats, tlb_skip, tlb_backbone)
         (sigma_z,) = self._run("score", ["sigma_z"], inputs, frozenset())
         return check_output(SCORE_OUT, sigma_z, sizes, "the score graph (ort)")
 
@@ -355,8 +348,8 @@ class OrtBackend:
             "noisy": noisy,
             STATE: stream_state(self._causal, "predictive", len(noisy), state),
         }
-        names = ["clean_ri", *_FEAT_NAMES, NEXT_STATE]
-        keep = frozenset((*_FEAT_NAMES, NEXT_STATE))
+        names = ["clean_ri", *FEAT_NAMES, NEXT_STATE]
+        keep = frozenset((*FEAT_NAMES, NEXT_STATE))
         clean_ri, *feats, after = self._run("predictive", names, inputs, keep)
         source = "the predictive graph (ort)"
         return check_output(PREDICT_OUT, clean_ri, sizes, source), feats, after
@@ -371,15 +364,8 @@ class OrtBackend:
         state: Any,
     ) -> tuple[FloatArray, Any]:
         """Run the score graph on the next frames; see ``StreamBackend.score_next``."""
-        sizes = check_score(xt, t, feats, tlb_skip, tlb_backbone, FRAME_MULTIPLE)
-        inputs = {
-            "xt": xt,
-            "t": t,
-            **dict(zip(_FEAT_NAMES, feats, strict=True)),
-            "tlb_skip": tlb_skip,
-            "tlb_backbone": tlb_backbone,
-            STATE: stream_state(self._causal, "score", len(xt), state),
-        }
+        sizes, inputs = score_feeds(xt, t, feats, tlb_skip, tlb_backbone, FRAME_MULTIPLE)
+        inputs[STATE] = stream_state(self._causal, "score", len(xt), state)
         sigma_z, after = self._run(
             "score", ["sigma_z", NEXT_STATE], inputs, frozenset((NEXT_STATE,))
         )

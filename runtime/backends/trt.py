@@ -38,6 +38,7 @@ from ..tensorrt.plans import (
 )
 from ..tensorrt.versions import MODULES, release
 from .base import (
+    FEAT_NAMES,
     PREDICT_OUT,
     SCORE_OUT,
     GraphTensor,
@@ -61,7 +62,6 @@ logger = logging.getLogger("dvpd")
 
 SMALL_GRAPHS = ("start", "step", "finish")
 MAX_SLOTS = 8  # shapes kept; a recording needs two, its windows' and the last one's
-_FEATS = tuple(f"feat_{i}" for i in range(N_FEATS))
 
 
 @dataclass
@@ -109,7 +109,7 @@ class _Feats(Sequence[int]):
         weakref.finalize(self, block.free)
 
     def __getitem__(self, index: Any) -> Any:
-        return [self.block[name] for name in _FEATS][index]
+        return [self.block[name] for name in FEAT_NAMES][index]
 
     def __len__(self) -> int:
         return N_FEATS
@@ -194,7 +194,7 @@ class TrtBackend:
     def _make_log(self) -> Any:
         trt, errors = self._trt, self._errors
 
-        class Log(trt.ILogger):  # type: ignore[name-defined,misc]
+        class Log(trt.ILogger):  # type: ignore[name-defined,misc]  # loaded at run time
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)
 
@@ -366,7 +366,7 @@ class TrtBackend:
             contexts[graph], need = self._context(graph, shapes)
             scratch = max(scratch, need)
             if graph == "predictive":
-                for name in _FEATS:  # the engine knows their channels and bins
+                for name in FEAT_NAMES:  # the engine knows their channels and bins
                     shapes[name] = tuple(contexts[graph].get_tensor_shape(name))
         inputs: dict[str, tuple[Sequence[int], str]] = {"noisy": (shapes["noisy"], "float32")}
         inputs["tlb_skip"] = inputs["tlb_backbone"] = ((2, 2), "float32")
@@ -378,7 +378,7 @@ class TrtBackend:
         result = "fused" if n_steps else "clean_ri"
         work = {"clean_ri": (shapes["clean_ri"], "float32")}
         dtypes = self._engines["predictive"].dtypes
-        work |= {name: (shapes[name], dtypes[name]) for name in _FEATS}
+        work |= {name: (shapes[name], dtypes[name]) for name in FEAT_NAMES}
         if n_steps:
             one = (shapes["xt"], "float32")
             work |= {"mag_p": one, "xt_0": one, "xt_1": one, "sigma_z": one}
@@ -578,7 +578,7 @@ class TrtBackend:
         shapes = self._shapes(sizes["B"], sizes["T"])
         feats = inputs.pop("feats", None)
         if feats is not None:
-            known = {n: tuple(feats.block._arrays[n][0]) for n in _FEATS}
+            known = {n: tuple(feats.block._arrays[n][0]) for n in FEAT_NAMES}
             shapes |= known
         context, scratch = self._context(graph, shapes)
         kept: Block | None = None
@@ -593,7 +593,7 @@ class TrtBackend:
                     dtypes = self._engines[graph].dtypes
                     kept = Block(
                         self._cuda,
-                        {n: (tuple(context.get_tensor_shape(n)), dtypes[n]) for n in _FEATS},
+                        {n: (tuple(context.get_tensor_shape(n)), dtypes[n]) for n in FEAT_NAMES},
                     )
                 context.set_device_memory(device["scratch"], max(scratch, 1))
                 for name, value in inputs.items():
@@ -601,7 +601,7 @@ class TrtBackend:
                     self._cuda.copy(device[name], host[name], host.n_bytes[name], self._stream)
                 source = kept if kept is not None else feats.block
                 addresses = {n: device[n] for n in (*inputs, result)}
-                self._enqueue(context, graph, addresses | {n: source[n] for n in _FEATS})
+                self._enqueue(context, graph, addresses | {n: source[n] for n in FEAT_NAMES})
                 self._cuda.copy(host[result], device[result], host.n_bytes[result], self._stream)
                 self._cuda.synchronize(self._stream)
                 return host.view(result).copy(), kept
@@ -661,7 +661,7 @@ class TrtBackend:
 
 def _program(at: Block, n_steps: int) -> Any:
     """The sampler of runtime/sampler.py as calls: (graph, address of every tensor)."""
-    feats = {name: at[name] for name in _FEATS}
+    feats = {name: at[name] for name in FEAT_NAMES}
     yield "predictive", {"noisy": at["noisy"], "clean_ri": at["clean_ri"], **feats}
     if not n_steps:
         return

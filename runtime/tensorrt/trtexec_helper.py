@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from ..errors import BackendError, DvpdError, InputError, ManifestError
+from dvpd.runtime import command
+
+from ..errors import BackendError, InputError, ManifestError
 from ..files import sha256_file
 from ..manifest import Manifest
 from ..spec import GRAPH_NAMES
@@ -48,52 +49,48 @@ def _local_target() -> Target:
 def main(argv: list[str] | None = None) -> int:
     """Run the helper; returns 0 done, 1 failed (for ``check``: no usable plan), 2 wrong usage."""
     parser = build_parser()
-    args = parser.parse_args(argv)
+    return command.run(parser, argv, lambda args: _act(parser, args))
+
+
+def _act(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if args.action == "gpu":
+        target = _local_target()
+        print(f"{target.name} {target.compute_capability}")
+        return
+    if args.folder is None or args.graph is None:
+        parser.error(f"{args.action} needs ENGINE_DIR and --graph")
+    manifest = Manifest.load(args.folder)
+    onnx = manifest.verify_graphs(args.folder)[args.graph]
+    profile = Profile(args.frames, args.batch)
+    if args.trt_version is None:
+        parser.error(f"{args.action} needs --trt-version")
+    spec = plan_spec(manifest, args.graph, "tensorrt", args.trt_version, _local_target(), profile)
+    if args.action == "flags":
+        table = profile.shapes(graph_inputs(onnx))
+        for i, which in enumerate(("min", "opt", "max")):
+            shapes = (f"{name}:{'x'.join(map(str, s[i]))}" for name, s in table.items())
+            print(f"--{which}Shapes={','.join(shapes)}")
+        cache = timing_cache_path(spec)
+        cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        print(f"--timingCacheFile={cache}")
+        if spec.precision == "fp32":
+            print("--noTF32")
+        return
+    if args.action == "check":
+        load_plan(args.folder, spec)
+        print(args.folder / spec.file)
+        return
+    if args.plan is None:
+        parser.error("seal needs --plan")
+    built = {"tool": "trtexec", "version": args.trt_version, "seconds": args.seconds}
     try:
-        if args.action == "gpu":
-            target = _local_target()
-            print(f"{target.name} {target.compute_capability}")
-            return 0
-        if args.folder is None or args.graph is None:
-            parser.error(f"{args.action} needs ENGINE_DIR and --graph")
-        manifest = Manifest.load(args.folder)
-        onnx = manifest.verify_graphs(args.folder)[args.graph]
-        profile = Profile(args.frames, args.batch)
-        if args.trt_version is None:
-            parser.error(f"{args.action} needs --trt-version")
-        spec = plan_spec(
-            manifest, args.graph, "tensorrt", args.trt_version, _local_target(), profile
-        )
-        if args.action == "flags":
-            table = profile.shapes(graph_inputs(onnx))
-            for i, which in enumerate(("min", "opt", "max")):
-                shapes = (f"{name}:{'x'.join(map(str, s[i]))}" for name, s in table.items())
-                print(f"--{which}Shapes={','.join(shapes)}")
-            cache = timing_cache_path(spec)
-            cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            print(f"--timingCacheFile={cache}")
-            if spec.precision == "fp32":
-                print("--noTF32")
-            return 0
-        if args.action == "check":
-            load_plan(args.folder, spec)
-            print(args.folder / spec.file)
-            return 0
-        if args.plan is None:
-            parser.error("seal needs --plan")
-        built = {"tool": "trtexec", "version": args.trt_version, "seconds": args.seconds}
-        try:
-            data = args.plan.read_bytes()
-        except OSError as error:
-            raise InputError(f"{args.plan}: {error.strerror}") from None
-        if sha256_file(onnx) != spec.onnx_sha256:
-            raise ManifestError(f"{onnx}: changed while its plan was built; build again")
-        print(install_plan(args.folder, spec, data, built))
-    except DvpdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        data = args.plan.read_bytes()
+    except OSError as error:
+        raise InputError(f"{args.plan}: {error.strerror}") from None
+    if sha256_file(onnx) != spec.onnx_sha256:
+        raise ManifestError(f"{onnx}: changed while its plan was built; build again")
+    print(install_plan(args.folder, spec, data, built))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main())

@@ -42,7 +42,7 @@ def sent(tiny_engine, tmp_path_factory):
         patch.setattr(machine, "peak", lambda threads: None)
         patch.chdir(home / "work")
         words = [str(engine), "--backend", "ort", "--device", "cpu", "--windows", "0.256"]
-        words += ["--batch", "1", "--steps", "3,0", "--runs", "2", "--seconds", "0"]
+        words += ["--batch", "1", "--steps", "3,0", "--runs", "2", "--case-seconds", "0"]
         words += ["--cold-runs", "0", "--note", "Alice's board 0421623012345 in /home/alice/lab"]
         assert rtf.main([*words, "--report", str(folder)]) == 0
     return folder

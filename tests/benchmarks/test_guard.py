@@ -41,7 +41,7 @@ BACKENDS = [name for name in ("ort", "openvino") if installed(name)]
 
 @pytest.mark.skipif(not BACKENDS, reason="no backend is installed")
 def test_what_is_heard_in_a_long_pause_is_as_pinned():
-    got = guard.measure_pauses(guard.shipped_engines(), BACKENDS[0])
+    got = guard.measure_pauses(guard.shipped_engines(), BACKENDS[0], threads=1)
     assert {"dvpd-base", "dvpd-tiny"} <= set(got)
     findings = guard.compare_quality(PINS["pauses"], got, guard.PAUSE_TOLERANCE)
     assert [f.text() for f in findings] == []

@@ -72,4 +72,4 @@ def test_bad_options(tmp_path, capsys, bad):
     config = tmp_path / "config.toml"
     config.write_text(MODEL)
     assert main([str(config), *bad]) == 1
-    assert capsys.readouterr().err.startswith("error: ")
+    assert capsys.readouterr().err.startswith("dvpd: ")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+import soundfile
 
 from dvpd.benchmarks import probes
+from dvpd.benchmarks.common import scenes
 from dvpd.benchmarks.probes import RATE_HZ, Probe, level_db, main, make_probes, measure, whisper
 
 pytest.importorskip("pesq")
@@ -91,16 +94,38 @@ def test_command(tiny_engine, tmp_path, capsys):
     assert "| digital silence | -120 | - |" in text
     assert (tmp_path / "p.md").read_text().strip() == text.strip()
     result = json.loads((tmp_path / "p.json").read_text())
-    rows, scenes = result["engines"]["tiny"], result["scenes"]["tiny"]
+    rows, more = result["engines"]["tiny"], result["scenes"]["tiny"]
     assert {r["name"] for r in rows} >= {"two talkers at equal level", "music: struck strings"}
     assert all("pesq" in r["full"] for r in rows if r["name"] == "clean speech")
-    assert {r["name"] for r in scenes} >= {"telephone band", "far speech in a live room"}
-    for row in scenes:
+    assert {r["name"] for r in more} >= {"telephone band", "far speech in a live room"}
+    for row in more:
         for figure in row["figures"].values():
             assert list(figure) == ["in", "predictive", "full"]
     assert "| telephone band | hiss above the band against speech, dB |" in text
     sounds = len(list((tmp_path / "audio" / "tiny").glob("*.flac")))
-    assert sounds == 3 * (len(rows) + len(scenes))
+    assert sounds == 3 * (len(rows) + len(more))
+
+
+def test_scenes_alone_of_two_engines_of_a_name(tiny_engine, tmp_path, monkeypatch, capsys):
+    older = shutil.copytree(tiny_engine, tmp_path / "older" / tiny_engine.name)
+    monkeypatch.setattr(probes, "make_scenes", lambda *_: [scenes.one_click()])
+    out = tmp_path / "scenes.json"
+    rng = np.random.default_rng(0)
+    for name, level in (("hiss", 0.1), ("nothing", 0.0)):
+        wav = level * rng.standard_normal(RATE_HZ)
+        soundfile.write(tmp_path / f"{name}.flac", wav, RATE_HZ)
+    engines = [str(tiny_engine), str(older)]
+    assert main([*engines, "--scenes", "--noise", str(tmp_path), "--json", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert list(found["scenes"]) == ["tiny", str(older)]
+    assert found["engines"] == {"tiny": [], str(older): []}
+    for (row,) in found["scenes"].values():
+        assert all(list(figure) == ["in", "predictive"] for figure in row["figures"].values())
+    # the tiny graph halves the compressed spectrum: 20 dB; what is silent is left out
+    assert found["noises"]["tiny"] == {"hiss.flac": pytest.approx(20.07, abs=0.01)}
+    text = capsys.readouterr().out
+    assert "| tiny: scene | what | in the input | predictive |" in text
+    assert "| tiny | 1 | 20.1 | 20.1 | 0% | hiss.flac 20.1 |" in text
 
 
 def test_missing_recordings(tmp_path, capsys):

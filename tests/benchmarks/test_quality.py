@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
+from matplotlib.figure import Figure
 
-from dvpd.benchmarks import quality
+from dvpd.benchmarks import quality, readme
 from dvpd.benchmarks.common import recordings
 from dvpd.benchmarks.common.recordings import RATE_HZ
 from dvpd.quality.models import sampler_grid
@@ -27,7 +29,8 @@ def result(tiny_engine, tmp_path_factory):
     for side in ("noisy", "clean"):
         (data / side).mkdir(parents=True)
         for i in range(2):
-            shutil.copy(ASSETS / f"clip{i}_{side}.flac", data / side / f"{i}.flac")
+            wav, rate = soundfile.read(ASSETS / f"clip{i}_{side}.flac", frames=24000)
+            soundfile.write(data / side / f"{i}.flac", wav, rate)
     readme = folder / "README.md"
     readme.write_text(
         f"before\n{quality.marks(quality.BLOCK)[0]}\nold\n{quality.marks(quality.BLOCK)[1]}\nafter\n"
@@ -49,6 +52,9 @@ def test_the_table_has_the_models_and_the_noisy_input(result):
     assert text.startswith(f"before\n{quality.marks(quality.BLOCK)[0]}\n| clips: 2 recordings |")
     assert text.endswith(f"{quality.marks(quality.BLOCK)[1]}\nafter\n")
     assert "old" not in text
+    assert "| SI-SDR, dB | words lost, % | speech level, dB |" in text
+    assert model["sets"]["clips"]["systems"]["full"].keys() >= {*quality.SPOKEN, *quality.BANDS}
+    assert not model["sets"]["clips"]["pauses"]
     assert "| `tiny`, 3 steps |" in text
     mean = model["sets"]["clips"]["systems"]["noisy"]["pesq"]["mean"]
     assert f"| noisy | {mean:.2f} (" in text
@@ -78,6 +84,50 @@ def test_the_page_has_every_plot(result):
     assert text.count("<svg") == 3 + 2 * 3
     assert "currentColor" in text
     assert "<script" not in text
+    assert 'name="viewport"' in text
+    assert text.count("<table") == 1 + 2  # the set and two sweeps
+    assert "|---" not in text  # no Markdown
+    assert "<pre" not in text
+
+
+def test_a_stored_result_is_rendered_again_without_measuring(result, tmp_path, capsys):
+    page = tmp_path / "again.html"
+    stored = str(result[1]["json"])
+    assert quality.main(["--from-json", stored, "--html", str(page)]) == 0
+    assert page.read_text() == result[1]["html"].read_text()
+    bad = tmp_path / "x.json"
+    bad.write_text('{"format": 1}')
+    assert quality.main(["--from-json", str(bad)]) == 1
+    assert "not a result of this version's quality.py" in capsys.readouterr().err
+    assert quality.main(["nowhere"]) == 1
+    assert "give --set FOLDER" in capsys.readouterr().err
+
+
+def test_labels_of_a_plot_cover_neither_each_other_nor_a_point():
+    figure = Figure(dpi=72, figsize=(5, 4))
+    axes = figure.add_subplot()
+    rng = np.random.default_rng(3)
+    points = [(f"a model with a name, {i}", *xy) for i, xy in enumerate(rng.random((9, 2)))]
+    axes.plot([p[1] for p in points], [p[2] for p in points], "o")
+    texts = quality.place_labels(axes, points)
+    boxes = [t.get_window_extent() for t in texts]
+    assert len(texts) == 9
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    places = axes.transData.transform([p[1:] for p in points])
+    assert not any(box.contains(*place) for box in boxes for place in places)
+
+
+def test_the_stored_page_of_quality_against_cost_has_the_stored_figures():
+    folder = readme.ROOT / "benchmarks" / "results"
+    page = (folder / "xeon-amx-2-cores" / "pareto.html").read_text()
+    stored = quality.read(folder / "xeon-amx-2-cores" / "quality-20.json")
+    others = quality.read_peers(folder / "xeon-2-cores" / "peers.json")
+    points = quality.pareto_points(stored, others)
+    assert {p["ours"] for p in points} == {True, False}
+    for p in points:
+        assert f"<td class=text>{p['name']}</td>" in page
+        assert f"{p['pesq']:.2f} ({p['low']:.2f}-{p['high']:.2f})" in page
+        assert f">{p['name']}</text>" in page  # beside its point
 
 
 def test_a_set_with_pauses_is_measured_in_them(tiny_engine, tmp_path, monkeypatch):
@@ -93,7 +143,7 @@ def test_a_set_with_pauses_is_measured_in_them(tiny_engine, tmp_path, monkeypatc
     result = quality.measure_model(tiny_engine, [tmp_path / "long"], [], backend="ort")
     figures = result["sets"]["long"]["systems"]
     assert figures["noisy"]["pause_lowered"]["mean"] == 0.0
-    assert set(figures["full"]) == {*quality.METRICS, *quality.PAUSES}
+    assert set(figures["full"]) == {*quality.METRICS, *quality.LEVELS}
     text = quality.set_tables({"models": [result]})
     header, _, noisy_row, *others = text.splitlines()
     assert header.startswith("| long: 1 recordings | noise lowered, dB | least lowered, dB |")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
+import re
 import shutil
 import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +23,7 @@ from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.errors import BackendError, InputError
 
 pytest.importorskip("jsonschema")
-QUICK = ["--runs", "3", "--seconds", "0", "--windows", "0.512,0.256", "--batch", "1,2",
+QUICK = ["--runs", "3", "--case-seconds", "0", "--windows", "0.512,0.256", "--batch", "1,2",
          "--steps", "1,0", "--threads", "1"]  # fmt: skip
 
 
@@ -121,6 +124,87 @@ def test_rows_are_interleaved_in_a_new_order_every_round(tiny_engine, monkeypatc
     item.backend.close()
 
 
+class FakeClock:
+    """Time that passes only where the test lets it."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def _timed_with_a_budget(engine, monkeypatch, budget_s, slow_s=4.0):
+    """Cases of 1 s, and one of ``slow_s``; their rows, and the seconds that they took."""
+    clock, item = FakeClock(), time_cases.load(engine, "ort", "cpu", 1)
+    rows = rtf.make_cases([item], [0.512, 0.256], [1], [3, 1], grid=False)
+    timing = time_cases.Timing(1.0, 0.1, 0.1, [], None, 0.1, 0.1)
+
+    def work(backend, manifest, wavs, steps, seed=0):
+        clock.now += slow_s if steps == 1 else 1.0
+        return wavs, timing
+
+    monkeypatch.setattr(time_cases, "enhance_windows", work)
+    time_cases.time_interleaved(rows, min_runs=20, min_seconds=1.0, budget_s=budget_s, clock=clock)
+    item.backend.close()
+    return rows, clock.now
+
+
+@pytest.mark.parametrize(
+    ("budget_s", "runs", "seconds"),
+    [
+        (math.inf, 20, 22 * 6.0),  # no limit: two rounds to warm up, twenty that count
+        (60.0, 8, 10 * 6.0),  # ten rounds of 6 s
+        (59.0, 7, 9 * 6.0),  # the tenth would end too late
+        (13.0, 1, 2 * 6.0),  # one to warm up: the second would leave no time
+        (0.0, 1, 2 * 6.0),  # never less than one of each
+    ],
+)
+def test_a_budget_means_fewer_rounds_and_not_fewer_cases(
+    tiny_engine, monkeypatch, budget_s, runs, seconds
+):
+    rows, took = _timed_with_a_budget(tiny_engine, monkeypatch, budget_s)
+    assert [len(row.timings) for row in rows] == [runs] * 3
+    assert took == seconds
+
+
+def test_what_the_budget_cut_is_said(tiny_engine, monkeypatch):
+    args = rtf.build_parser().parse_args([])
+    assert args.seconds == 60.0  # of an engine, without being asked
+    rows, _ = _timed_with_a_budget(tiny_engine, monkeypatch, args.seconds)
+    (line, fresh) = rtf.cut_short(args, rows, [{"processes": 1}, {"error": "gone"}])
+    assert "fewer rounds: 3 of 3 cases have 8 runs, not 20 runs" in line
+    assert "within 60 s an engine; a larger --seconds gives more; no case was left out" in line
+    assert "fewer fresh processes: 1, not 3" in fresh
+    rows, _ = _timed_with_a_budget(tiny_engine, monkeypatch, math.inf)
+    assert rtf.cut_short(args, rows, [{"processes": 3}]) == []
+
+
+def test_fresh_processes_keep_to_their_budget(tiny_engine, monkeypatch):
+    clock, started = FakeClock(), []
+
+    def process(command, **_):
+        started.append(command)
+        clock.now += 5.0
+        return SimpleNamespace(stdout=json.dumps({"cold_start_s": 5.0}), stderr="", returncode=0)
+
+    monkeypatch.setattr(rtf.subprocess, "run", process)
+    items = [time_cases.Loaded(tiny_engine, name, "cpu") for name in ("ort", "openvino")]
+    for budget_s, rounds in ((math.inf, 3), (25.0, 2), (0.0, 1)):
+        started.clear()
+        clock.now = 0.0
+        rows = rtf.measure_cold(items, 1, 3, lambda _: None, budget_s, clock)
+        assert [row["processes"] for row in rows] == [rounds] * 2
+        assert len(started) == 2 * rounds
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "nan"])
+def test_seconds_are_checked(text, capsys):
+    with pytest.raises(SystemExit):
+        rtf.build_parser().parse_args(["--seconds", text])
+    assert f"{text!r} is not a number of seconds from 0" in capsys.readouterr().err
+
+
 def test_axes_around_the_base_case_or_the_whole_grid(tiny_engine):
     item = time_cases.load(tiny_engine, "ort", "cpu", 1)
     axes = ([0.512, 0.256, 1.024], [1, 2], [3, 0])
@@ -195,6 +279,20 @@ def test_the_page_is_one_file_with_four_plots(measured):
     assert "| engine | backend |" in markdown.read_text()
 
 
+def test_the_page_fits_a_narrow_window(measured):
+    _, (_, _, page) = measured
+    text = page.read_text()
+    assert 'name="viewport"' in text
+    assert text.count('<div class="scroll"><table') == text.count("<table") > 3
+    assert "|---" not in text
+    assert "minmax(min(27rem, 100%), 1fr)" in text
+    sizes = [float(x) for x in re.findall(r'<svg[^>]* width="([0-9.]+)pt"', text)]
+    assert len(sizes) == 4
+    assert max(sizes) <= 400  # at 370 pixels letters of 10 points are not much smaller
+    for name in {report.label(r) for r in report.base_rows(measured[0])}:
+        assert text.count(f">{name}</text>") >= 4  # every plot says which curve is which
+
+
 def test_a_report_renders_again_from_its_file(measured, tmp_path, capsys):
     _, (path, markdown, _) = measured
     again = tmp_path / "again.md"
@@ -260,6 +358,7 @@ def test_an_engine_that_does_not_load_is_a_row(tiny_engine, tmp_path, capsys):
 @pytest.mark.parametrize(("arguments", "message"), [
     (["nowhere", "--backend", "cuda9"], "backend is 'cuda9'"),
     (["ENGINE", "--json", "/nonexistent/x.json"], "folder does not exist"),
+    (["ENGINE", "--html", "/"], "/: is a folder; give a file name"),
     (["ENGINE", "--assert", "rtf is small"], "expected FIELD<NUMBER"),
     (["ENGINE", "--backend", "torch"], "torch runs checkpoints"),
     (["ENGINE", "--windows", "70", "--backend", "ort"], "expected 0.256"),

@@ -33,9 +33,9 @@ class TorchBackend:
 
 
 @pytest.mark.parametrize("name", ["bbed", "ouve"])
-@pytest.mark.parametrize("n_steps", [1, 3])
-def test_reference_sampler_equals_the_runtime_s(small_model, name, n_steps):
-    sde, spec = SdeSpec(name=name), SamplerSpec(n_steps=n_steps)
+@pytest.mark.parametrize(("n_steps", "last_step"), [(1, "exact"), (3, "euler"), (3, "exact")])
+def test_reference_sampler_equals_the_runtime_s(small_model, name, n_steps, last_step):
+    sde, spec = SdeSpec(name=name), SamplerSpec(n_steps=n_steps, last_step=last_step)
     rng = np.random.default_rng(0)
     noisy = rng.standard_normal((1, 3, 32, 257), dtype=np.float32) * 0.2
     noisy[:, 2] = np.hypot(noisy[:, 0], noisy[:, 1])
@@ -47,7 +47,7 @@ def test_reference_sampler_equals_the_runtime_s(small_model, name, n_steps):
         TorchBackend(small_model),
         noisy,
         start=schedule.initial_state(sde, spec.t_rs),
-        steps=schedule.sampler_steps(sde, spec.t_rs, spec.n_steps),
+        steps=schedule.sampler_steps(sde, spec.t_rs, spec.n_steps, spec.last_step),
         alpha=spec.alpha,
         tlb=TlbFactors(),
         draw=lambda i: noise[i],

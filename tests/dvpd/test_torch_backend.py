@@ -223,7 +223,7 @@ def test_what_is_captured_bears_other_threads_work_and_reads_no_host(
     factors = backend._factors(*TLB_PRESETS[preset].arrays())
     with torch.inference_mode():
         captured = backend._captured(given, factors)
-        assert torch.equal(captured.out, backend._sampler(*given, factors))
+        assert torch.equal(captured.out, backend._sampler(factors, *given))
     assert modes == ["thread_local"]
     # all that a later call may change is copied in
     assert len(captured.inputs) == 4 + sum(f is not None for f in factors)

@@ -50,7 +50,7 @@ def test_bad_configs(tmp_path, capsys, line, message):
     with pytest.raises(InputError, match=message):
         load_toml(path)
     assert main([str(path), "--data", "d", "--out", str(tmp_path / "out")]) == 1
-    assert "error: " in capsys.readouterr().err
+    assert "dvpd: " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from dvpd.export import build_engine, trt_api
-from dvpd.runtime import cli
+from dvpd.runtime import cli, progress
 from dvpd.runtime.errors import BackendError, InputError, ManifestError
 from dvpd.runtime.files import sha256_file
 from dvpd.runtime.manifest import Manifest
@@ -353,7 +353,7 @@ def test_stand_in_has_no_names_of_its_own():
 
 
 def printed(folder, api, capsys, **options):
-    build_engine.build_engines(folder, api=api, printer=build_engine.ProgressPrinter(), **options)
+    build_engine.build_engines(folder, api=api, printer=progress.Steps(), **options)
     return capsys.readouterr().err
 
 
@@ -409,7 +409,7 @@ def test_read_only_folder_is_known_before_the_build(tiny, orin, monkeypatch):
 
 
 def test_progress_is_told_off_a_terminal(tiny, orin, capsys, monkeypatch):
-    monkeypatch.setattr(build_engine, "LINE_EVERY_S", 0.1)
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.1)
     monkeypatch.setattr(trt_api, "WAIT_S", 0.05)
     api = trt_api.TrtApi("tensorrt", fake_trt.make(steps=6, wait=lambda: time.sleep(0.1)))
     text = printed(tiny, api, capsys)
@@ -420,8 +420,8 @@ def test_progress_is_told_off_a_terminal(tiny, orin, capsys, monkeypatch):
 
 def test_progress_is_redrawn_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(build_engine, "DRAW_EVERY_S", 0.0)
-    printer = build_engine.ProgressPrinter()
+    monkeypatch.setattr(progress, "BAR_EVERY_S", 0.0)
+    printer = progress.Steps()
     printer.progress("score: Timing (10%)")
     printer.say("done")
     printer.close()
@@ -440,7 +440,7 @@ def test_interrupt_ends_the_build(tiny, orin, monkeypatch):
 
     fake = fake_trt.make(steps=1000, wait=wait)
 
-    class Stop(build_engine.ProgressPrinter):
+    class Stop(progress.Steps):
         def progress(self, text):
             if begun.is_set():
                 raise KeyboardInterrupt

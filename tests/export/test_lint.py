@@ -219,7 +219,7 @@ def test_command(capsys, tmp_path):
     assert lint.main([str(HALF.parent), "--json"]) == 0
     assert [g["graph"] for g in json.loads(capsys.readouterr().out)["graphs"]] == [*GRAPH_NAMES]
     assert lint.main([str(tmp_path)]) == 1
-    assert "error:" in capsys.readouterr().err
+    assert "dvpd: " in capsys.readouterr().err
 
 
 def test_faults_end_the_command(capsys, monkeypatch):

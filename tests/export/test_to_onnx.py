@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dvpd.export import build, parity, to_onnx
+from dvpd.runtime import Enhancer, engines
 from dvpd.runtime.errors import InputError, ManifestError, ParityError
+from dvpd.runtime.files import sha256_file
 from dvpd.runtime.manifest import MANIFEST_NAME, Manifest
 from dvpd.torch_backend import prepare
 
@@ -24,7 +28,6 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 @pytest.fixture
 def quick(monkeypatch, fp32, fp16):
     """Hand out the session's graphs instead of tracing the same model again."""
-    import onnx
 
     def ready(model, graph, precision):
         engine = fp16 if precision == "fp16" else fp32
@@ -51,8 +54,16 @@ def _tampered(monkeypatch, name):
     monkeypatch.setattr(build, "build_graph", wrong)
 
 
+@pytest.fixture
+def short(monkeypatch):
+    """Parity of outputs at one length alone: enough to find a wrong weight."""
+    monkeypatch.setattr(parity, "LENGTHS", parity.LENGTHS[:1])
+
+
 @pytest.mark.parametrize("graph", ["predictive", "score"])
-def test_failed_parity_leaves_nothing(monkeypatch, quick, checkpoint, tmp_path, capsys, graph):
+def test_failed_parity_leaves_nothing(
+    monkeypatch, quick, short, checkpoint, tmp_path, capsys, graph
+):
     _tampered(monkeypatch, graph)
     out = tmp_path / "engines" / "small"
     assert to_onnx.main([str(checkpoint), "-o", str(out)]) == 1
@@ -61,7 +72,7 @@ def test_failed_parity_leaves_nothing(monkeypatch, quick, checkpoint, tmp_path, 
     assert not out.exists()
 
 
-def test_failed_parity_keeps_what_was_there(monkeypatch, quick, checkpoint, tmp_path):
+def test_failed_parity_keeps_what_was_there(monkeypatch, quick, short, checkpoint, tmp_path):
     _tampered(monkeypatch, "score")
     (tmp_path / "score.onnx").write_text("old")
     with pytest.raises(ParityError, match="sigma_z"):
@@ -69,7 +80,7 @@ def test_failed_parity_keeps_what_was_there(monkeypatch, quick, checkpoint, tmp_
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("score.onnx", "old")]
 
 
-def test_replaces_a_folder_and_spares_plans(quick, checkpoint, tmp_path, capsys):
+def test_replaces_a_folder_and_spares_plans(quick, short, checkpoint, tmp_path, capsys):
     out = tmp_path / "small"
     out.mkdir()
     (out / "score.onnx").write_text("old")
@@ -80,6 +91,28 @@ def test_replaces_a_folder_and_spares_plans(quick, checkpoint, tmp_path, capsys)
     names = sorted(p.name for p in out.iterdir())
     assert names == [MANIFEST_NAME, "predictive.onnx", "score.onnx", "score.trt.plan"]
     assert [p.name for p in tmp_path.iterdir()] == ["small"]
+
+
+def test_a_fresh_export_is_not_warned_about_and_changed_graphs_are(fp32, tmp_path, caplog):
+    """The export has compared them with the model: no second comparison is asked for."""
+    folder = tmp_path / "fresh"
+    shutil.copytree(fp32.folder, folder)
+    assert not (folder / engines.VERIFICATION_NAME).exists()
+    Enhancer.open(folder, backend="ort", device="cpu").close()
+    assert caplog.records == []
+
+    changed = tmp_path / "changed"  # graph and manifest by hand: no comparison is of these
+    shutil.copytree(fp32.folder, changed)
+    model = onnx.load(changed / "score.onnx")
+    model.doc_string = "changed"
+    onnx.save(model, changed / "score.onnx")
+    table = json.loads((changed / MANIFEST_NAME).read_text())
+    table["graphs"]["score"]["sha256"] = sha256_file(changed / "score.onnx")
+    (changed / MANIFEST_NAME).write_text(json.dumps(table))
+    Enhancer.open(changed, backend="ort", device="cpu").close()
+    (told,) = caplog.messages
+    assert "has other graphs than were exported" in told
+    assert f"python export/verify.py {changed}" in told
 
 
 def test_export_is_reproducible(quick, checkpoint, tmp_path, fp32):
@@ -118,9 +151,7 @@ def test_folder_that_is_a_file(checkpoint, tmp_path):
 def test_unknown_precision(checkpoint, tmp_path):
     with pytest.raises(InputError, match="precision"):
         build.export_checkpoint(checkpoint, tmp_path / "out", "int8")
-    with pytest.raises(SystemExit) as error:
-        to_onnx.main([str(checkpoint), "--precision", "int8"])
-    assert error.value.code == 2
+    assert to_onnx.main([str(checkpoint), "--precision", "int8"]) == 2
 
 
 def test_missing_speech(checkpoint, tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from dvpd.runtime import BackendError, InputError, audio
+from dvpd.runtime import BackendError, InputError, audio, audio_out
 
 pytest.importorskip("onnxruntime")
 ROOT = Path(__file__).resolve().parents[2]
@@ -292,7 +292,7 @@ def test_no_permission_as_root(enhancer, tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(audio.os, "open", refuse)
+        patch.setattr(audio_out.os, "open", refuse)
         with pytest.raises(InputError, match=r"out.wav: cannot write here \(Permission denied\)"):
             enhancer.enhance_file(tmp_path / "in.wav", tmp_path / "out.wav")
     with monkeypatch.context() as patch:
@@ -310,7 +310,7 @@ def test_disk_full(enhancer, tmp_path, monkeypatch, suffix, limit):
     target = tmp_path / f"out.{suffix}"
     target.write_bytes(b"previous")
     written = 0
-    real = audio._RecordingFile.write
+    real = audio_out._RecordingFile.write
 
     class Full:
         def __init__(self, stream):
@@ -331,7 +331,7 @@ def test_disk_full(enhancer, tmp_path, monkeypatch, suffix, limit):
             self._stream = Full(self._stream)
         return real(self, data)
 
-    monkeypatch.setattr(audio._RecordingFile, "write", write)
+    monkeypatch.setattr(audio_out._RecordingFile, "write", write)
     with pytest.raises(InputError, match="No space left on device") as error:
         enhancer.enhance_file(tmp_path / "in.wav", target, steps=0, overwrite=True)
     assert "\n" not in str(error.value)
@@ -359,11 +359,12 @@ def test_failed_rename(enhancer, tmp_path, monkeypatch):
     def refuse(*args):
         raise OSError(errno.EIO, "Input/output error")
 
-    for name, overwrite in (("link", False), ("replace", True), ("fsync", False)):
+    calls = ((audio_out.os, "link", False), (Path, "replace", True), (audio_out.os, "fsync", False))
+    for owner, name, overwrite in calls:  # Path: that of 3.10 keeps its own os.replace
         with monkeypatch.context() as patch:
-            patch.setattr(audio.os, name, refuse)
+            patch.setattr(owner, name, refuse)
             if name == "link":  # a file system without links: a rename does it
-                patch.setattr(audio.os, "replace", refuse)
+                patch.setattr(audio_out.os, "replace", refuse)
             with pytest.raises(InputError, match="Input/output error"):
                 enhancer.enhance_file(
                     tmp_path / "in.wav", tmp_path / "out.wav", steps=0, overwrite=overwrite

@@ -3,12 +3,14 @@
 import io
 import logging
 import struct
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import soundfile
 
-from dvpd.runtime import InputError, audio, containers
+from dvpd.runtime import InputError, audio
+from dvpd.runtime.containers import ogg
 
 RATE = 16000
 FORMATS = {
@@ -196,7 +198,8 @@ def test_damage_in_the_middle(made, tmp_path, caplog):
         path.write_bytes(data)
         with pytest.raises(InputError, match=message):
             count(path)
-        assert audio.probe(path, salvage=True).gaps
+        if name != "o.opus" or find_spec("av"):  # libsndfile alone opens none of that one
+            assert audio.probe(path, salvage=True).gaps
     # of FLAC the rest is found again, and silence keeps it in its place
     info = audio.probe(tmp_path / "a.flac", salvage=True)
     wav = np.concatenate(list(audio.read_blocks(info)))[:, 0]
@@ -266,4 +269,4 @@ def test_exact_encodings(tmp_path):
 def test_ogg_checksum_is_that_of_the_library(made):
     page = made["o.opus"][: 27 + 1 + 19]
     stored = int.from_bytes(page[22:26], "little")
-    assert containers._ogg_checksum(page[:22] + bytes(4) + page[26:]) == stored
+    assert ogg._ogg_checksum(page[:22] + bytes(4) + page[26:]) == stored

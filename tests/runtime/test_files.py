@@ -1,5 +1,6 @@
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -37,9 +38,9 @@ def test_failing_leaves_the_previous_file(tmp_path, monkeypatch):
     def refuse(*args):
         raise OSError(errno.EIO, "Input/output error")
 
-    for name in ("fsync", "replace"):
+    for owner, name in ((files.os, "fsync"), (Path, "replace")):
         with monkeypatch.context() as patch:
-            patch.setattr(files.os, name, refuse)
+            patch.setattr(owner, name, refuse)
             with pytest.raises(OSError, match="Input/output"):
                 files.write_whole(target, "new")
     assert target.read_text() == "old"

@@ -50,6 +50,7 @@ def test_round_trip(engine):
         (lambda t: t["sampler"].update(alpha=2), "alpha"),
         (lambda t: t["sampler"].update(n_steps=0), "n_steps"),
         (lambda t: t["sampler"].update(t_rs="x"), "t_rs"),
+        (lambda t: t["sampler"].update(last_step="heun"), "last_step is 'heun'"),
         (lambda t: t["tlb_presets"].update(bad={"skip": 1}), "preset 'bad'"),
         (lambda t: t["tlb_presets"]["none"].update(skip=[[2, 1], [1, 1]]), "all ones"),
         (lambda t: t.update(precision="int8"), "precision"),
@@ -70,6 +71,13 @@ def test_bad_manifest(engine, edit, message):
         load(engine)
     assert "\n" not in str(error.value)
     assert "manifest.json" in str(error.value)
+
+
+def test_a_manifest_from_before_last_step_means_algorithm_1(engine):
+    change(engine, lambda t: t["sampler"].pop("last_step", None))
+    assert load(engine).sampler.last_step == "euler"
+    change(engine, lambda t: t["sampler"].update(last_step="exact"))
+    assert load(engine).sampler.last_step == "exact"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"x"', "[" * 100000, "\xff\xfe"])

@@ -96,6 +96,28 @@ def test_steps_follow_algorithm_1():
     assert all(isinstance(v, float) for s in steps for v in (s.t, s.dt, s.a, s.b, s.e, s.n))
 
 
+@pytest.mark.parametrize("sde", [BBED, OUVE])
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_an_exact_last_step_takes_the_noise_away_that_the_network_knows(sde, n_steps):
+    rng = np.random.default_rng(0)
+    x0, y, z = rng.standard_normal((3, 8))
+    *first, last = sampler_steps(sde, 0.12, n_steps, "exact")
+    assert tuple(first) == sampler_steps(sde, 0.12, n_steps)[:-1]
+    w, sigma_z = mean_weight(sde, last.t), std(sde, last.t) * z
+    xt = w * x0 + (1 - w) * y + sigma_z
+    np.testing.assert_allclose(last.a * xt + last.b * y + last.e * sigma_z, x0, rtol=1e-12)
+    assert last.n == 0.0
+    euler = sampler_steps(sde, 0.12, n_steps)[-1]
+    left = euler.a * xt + euler.b * y + euler.e * sigma_z - x0
+    assert np.abs(left).max() > 0.01 * np.abs(sigma_z).max()
+
+
+def test_the_last_euler_step_leaves_the_share_of_noise_that_the_docstring_says():
+    for n_steps, share in ((1, -0.129), (3, -0.038)):
+        last = sampler_steps(BBED, 0.12, n_steps)[-1]
+        assert last.a + last.e == pytest.approx(share, abs=0.002)
+
+
 def test_ouve_steps_use_its_stiffness():
     step = sampler_steps(OUVE, 0.5, 5)[0]
     assert (step.a, step.b) == pytest.approx((1 + 1.5 * 0.1, -1.5 * 0.1))
@@ -157,6 +179,11 @@ def test_bad_sampler(t_rs, n):
     if t_rs in (0.0, 1.0):
         with pytest.raises(InputError):
             initial_state(BBED, t_rs)
+
+
+def test_bad_last_step():
+    with pytest.raises(InputError, match=r"last_step is 'heun'; expected one of euler, exact"):
+        sampler_steps(BBED, 0.12, 3, "heun")
 
 
 def test_exp_integral_range():

@@ -144,3 +144,22 @@ def test_windows_too_small_for_their_reminder():
 def test_plan_off_the_frame_grid():
     with pytest.raises(InputError, match="hop"):
         WindowPlan(10000, 1000, 100, reminder_samples=0).check_grid(SignalSpec())
+
+
+@pytest.mark.parametrize(
+    "plan", [PLAN, REMINDED, WindowPlan()], ids=["small", "reminded", "default"]
+)
+@pytest.mark.parametrize("excess", [0, 1, 5000, 10**6])
+def test_seams_are_where_windows_meet(plan, excess):
+    length = plan.window_samples + excess
+    firsts = []
+
+    def process(piece, frame):
+        firsts.append(frame)
+        return np.full_like(piece, len(firsts))
+
+    out = run(np.ones(length, np.float32), process, 30000, plan)
+    seams = plan.seams(length)
+    assert len(seams) == len(firsts) - 1
+    for number, seam in enumerate(seams, start=1):  # the middle of the fade from one to the next
+        assert out[seam] == pytest.approx(number + 0.5, abs=1.0 / plan.fade_samples)

@@ -24,7 +24,7 @@ def test_the_input_itself_and_half_of_it(by_name):
         assert np.abs(scene.wav).max() <= 1.0
         same, half = scene.figures(scene.wav), scene.figures(np.float32(0.5) * scene.wav)
         for name, value in same.items():
-            if "against" in name or "elsewhere" in name:
+            if "against" in name or "elsewhere" in name or "jump" in name:
                 continue
             sign = -1.0 if "lowered" in name or "worst" in name else 1.0
             assert half[name] - value == pytest.approx(-6.02 * sign, abs=0.02), (scene.name, name)

@@ -162,8 +162,9 @@ def test_a_silent_crop_is_noise_and_its_target_silence(pools):
 
 def test_pauses_silence_a_stretch_and_leave_the_noise_as_it_is(pools):
     silent, begins, ends, inside = [], 0, 0, 0
+    steady = {"impulsive_p": 0.0, "keyboard_p": 0.0, "coloured_p": 0.24}  # no silence in them
     for index in range(60):
-        noisy, clean = Mixer(plain(pause_p=1.0), *pools).pair(0, 0, index)
+        noisy, clean = Mixer(plain(pause_p=1.0, **steady), *pools).pair(0, 0, index)
         zero = clean.reshape(-1, 128).any(1) == 0  # blocks of 8 ms
         silent.append(zero.mean())
         begins, ends = begins + zero[0], ends + zero[-1]
@@ -251,7 +252,8 @@ def test_noise_begins_ends_or_changes(pools):
 
 
 @pytest.mark.parametrize(
-    ("key", "make"), [("wind_p", "wind"), ("keyboard_p", "keyboard"), ("music_p", "music")]
+    ("key", "make"),
+    [(f"{name}_p", name) for name in ("wind", "keyboard", "music", "impulsive")],
 )
 def test_each_made_noise_comes_by_its_share(pools, monkeypatch, key, make):
     shares = dict.fromkeys(NOISE_KINDS, 0.0) | {key: 0.3, "coloured_p": 0.7}
@@ -263,6 +265,31 @@ def test_each_made_noise_comes_by_its_share(pools, monkeypatch, key, make):
     for index in range(300):
         mixer.draw_noise(make_rng(0, 0, index), 512)
     assert len(made) / 300 == pytest.approx(0.3, abs=0.09)
+
+
+def test_hum_comes_on_top_by_its_share(pools, monkeypatch):
+    monkeypatch.setattr("dvpd.data.noises.hum", lambda rng, n: made.append(1) or np.ones(n))
+    for share in (0.0, 0.3):
+        made = []
+        mixer = Mixer(config(hum_p=share, noise_eq_p=0.0), *pools)
+        wavs = [mixer.draw_noise(make_rng(0, 0, index), 4096) for index in range(200)]
+        assert len(made) / 200 == pytest.approx(share, abs=0.1)
+        # it is added: the noise itself is still there
+        offset = [abs(float(np.mean(wav))) > 0.2 * rms(wav) for wav in wavs]
+        assert np.mean(offset) == pytest.approx(share, abs=0.15)
+
+
+def test_several_noises_come_at_once(pools, monkeypatch):
+    shares = dict.fromkeys(NOISE_KINDS, 0.0) | {"recorded_p": 1.0, "hum_p": 0.0, "noise_eq_p": 0.0}
+    for share in (0.0, 0.5, 1.0):
+        mixer, drawn = Mixer(config(**shares, second_noise_p=share), *pools), []
+        recorded = mixer._recorded
+        monkeypatch.setattr(
+            mixer, "_recorded", lambda *a, r=recorded, d=drawn: d.append(1) or r(*a)
+        )
+        for index in range(100):
+            mixer.draw_noise(make_rng(0, 0, index), 2048)
+        assert len(drawn) / 100 == pytest.approx(1.0 + share, abs=0.12)
 
 
 def test_babble_from_afar_is_smeared(pools):

@@ -29,7 +29,12 @@ def test_hum_sits_on_its_harmonics(lab):
     assert lab.power_db(wav, 40, 1500) > lab.power_db(wav, 3000, 8000) + 40
 
 
-@pytest.mark.parametrize("make", [noises.wind, noises.keyboard, noises.music, noises.hum])
+IMPULSIVE = [noises.ticks, noises.crackle, noises.cries]
+
+
+@pytest.mark.parametrize(
+    "make", [noises.wind, noises.keyboard, noises.music, noises.hum, *IMPULSIVE]
+)
 @pytest.mark.parametrize("count", [1, 700, 32640])
 def test_made_noise_has_its_length_and_level(make, count):
     for index in range(3):
@@ -55,6 +60,39 @@ def test_typing_is_short_clicks_with_silence_between(lab):
         level = levels_db(wav)
         assert np.mean(level > level.max() - 30) < 0.4
         assert lab.power_db(wav, 800, 6000) > lab.power_db(wav, 20, 200)
+
+
+@pytest.mark.parametrize("make", IMPULSIVE)
+def test_short_loud_sounds_have_little_between_them(lab, make):
+    for index in range(6):
+        wav = make(make_rng(1, 0, index), lab.rate * 4)
+        assert np.mean(wav**4) > 6.0  # of an RMS of 1: Gaussian noise has 3
+        level = levels_db(wav)
+        assert level.max() > np.median(level) + 6.0
+
+
+def test_ticks_come_at_even_times():
+    for index in range(6):
+        level = levels_db(noises.ticks(make_rng(5, 0, index), 64000), 80)
+        loud = level > level.max() - 15
+        starts = np.flatnonzero(np.diff(loud.astype(int)) == 1)
+        starts = starts[np.diff(starts, prepend=-99) > 15]
+        gaps = np.diff(starts)
+        assert len(gaps) >= 2
+        assert np.std(gaps) < 0.15 * np.mean(gaps)
+
+
+def test_cries_are_voiced_above_a_talkers_pitch(lab):
+    for index in range(6):
+        wav = noises.cries(make_rng(6, 0, index), lab.rate * 4)
+        assert lab.power_db(wav, 280, 8000) > lab.power_db(wav, 20, 150) + 3
+
+
+def test_each_short_sound_comes():
+    sparse = [noises.impulsive(make_rng(7, 0, index), 16000) for index in range(30)]
+    # the crackle alone has something between its clicks
+    filled = np.mean([np.mean(wav == 0) < 0.01 for wav in sparse])
+    assert 0.1 < filled < 0.6
 
 
 def test_music_is_made_of_tones(lab):

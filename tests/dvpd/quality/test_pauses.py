@@ -18,6 +18,7 @@ from dvpd.quality.pauses import (
     measure_blind,
     measure_levels,
     over_utterances,
+    seam_steps,
 )
 from dvpd.runtime.errors import InputError
 
@@ -228,3 +229,14 @@ def test_speech_is_found_where_the_dev_set_says():
         both = len(np.intersect1d(said, found))
         assert both > 0.75 * len(said)  # inner pauses of an utterance are none of its speech
         assert both > 0.95 * len(found)
+
+
+def test_steps_count_at_seams_in_pauses_alone():
+    out = np.full(20 * RATE, 1e-3, np.float32)
+    seam = 10 * RATE
+    out[seam:] *= 2.0
+    assert seam_steps(out, [seam], ()) == pytest.approx([6.02], abs=0.01)
+    assert seam_steps(out, [seam - 3 * RATE], ()) == pytest.approx([0.0])
+    assert seam_steps(0.01 * out, [seam], ()) == pytest.approx([0.0])  # not heard
+    near = [(seam + RATE, seam + 2 * RATE)]
+    assert not len(seam_steps(out, [seam, 0, len(out)], near))

@@ -270,6 +270,23 @@ def test_page_is_self_contained_and_escaped():
     assert "#123456" not in page  # the ink is the page's
 
 
+def test_page_fits_a_narrow_window():
+    """Tables scroll in their own boxes, the first column stays; nothing is wider than the window."""
+    pytest.importorskip("matplotlib")
+    page = render_page(make_report(), {})
+    assert 'name="viewport"' in page
+    assert page.count('<div class="scroll"><table>') == page.count("<table") > 3
+    style = page[page.index("<style>") : page.index("</style>")]
+    assert ".scroll { overflow-x: auto" in style
+    assert "figure svg { width: 100%" in style
+    assert "figure.wide { overflow-x: auto" in style  # what has a least width scrolls
+    widths = re.findall(r"(?<!max-)(?<!min-)width: ([0-9.]+)(px|rem)", style)
+    assert not widths
+    least = re.findall(r"minmax\(([^)]*)\)", style)
+    assert least
+    assert all("min(" in part for part in least)
+
+
 def test_page_of_few_files_without_groups():
     pytest.importorskip("matplotlib")
     report = make_report(n=6)

@@ -1,0 +1,151 @@
+"""The walk of one recording: its rate, the model's, windows, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from .arrays import FloatArray
+from .audio import Resampler
+from .backends.base import StreamBackend
+from .schedule import SamplerStep, initial_state
+from .spec import TlbFactors
+from .stream import BlockSampler, CausalStream
+from .windows import Reminder, WindowedStream
+
+if TYPE_CHECKING:
+    from .enhancer import Enhancer
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one call asks of the sampler, checked."""
+
+    seed: int
+    steps: tuple[SamplerStep, ...]
+    alpha: float
+    tlb: TlbFactors
+    noise: FloatArray | None
+    noisy_share: float  # of the recording itself in the output
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What the first pass finds of each channel.
+
+    Attributes:
+        offsets: Constant to be taken away, [n_channels]; 0 where there is none to speak of.
+        peaks: Largest magnitude at the model's rate without it, [n_channels].
+        reminders: What stands beside the windows, [n_channels]; None where one window holds all.
+    """
+
+    offsets: FloatArray
+    peaks: FloatArray
+    reminders: tuple[Reminder | None, ...]
+
+
+def channel_stream(
+    enhancer: Enhancer, settings: Settings, peak: float, reminder: Reminder | None
+) -> WindowedStream | CausalStream:
+    """One channel's way through the model: in windows, or for a causal one as it comes.
+
+    Args:
+        enhancer: Gives model, backend and windows.
+        settings: Of the sampler.
+        peak: Largest magnitude of the channel at the model's rate; causal models do not use it.
+        reminder: What stands beside the windows, or None; likewise.
+    """
+    manifest = enhancer.manifest
+    if manifest.causal is None:
+        process = enhancer._channel_process(settings, peak, reminder)
+        return WindowedStream(process, enhancer.window_plan, manifest.signal.hop_length)
+    enhancer._check_process()
+
+    def draw(index: int, first: int, n_frames: int) -> FloatArray:
+        return enhancer._noise(settings, index, first, n_frames)
+
+    sampler = BlockSampler(
+        cast(StreamBackend, enhancer.backend),
+        start=initial_state(manifest.sde, manifest.sampler.t_rs),
+        steps=settings.steps,
+        alpha=settings.alpha,
+        tlb=settings.tlb,
+        lookahead_frames=manifest.causal.lookahead_frames,
+        lock=enhancer._lock,
+    )
+    return CausalStream(sampler, draw, manifest.signal)
+
+
+class Chain:
+    """Rate in -> model rate -> windows or blocks -> rate in, for all channels of one recording."""
+
+    def __init__(self, enhancer: Enhancer, settings: Settings, rate: int, levels: Levels) -> None:
+        """Prepare the streams of all channels.
+
+        Args:
+            enhancer: Gives model, backend and windows.
+            settings: Of the sampler.
+            rate: Of the recording (Hz).
+            levels: Of its channels.
+        """
+        signal = enhancer.manifest.signal
+        n_channels = len(levels.peaks)
+        self._offsets = levels.offsets
+        self._rates = (rate, signal.sample_rate)
+        self._down = Resampler(rate, signal.sample_rate, n_channels)
+        self._up = Resampler(signal.sample_rate, rate, n_channels)
+        self._streams = [
+            channel_stream(enhancer, settings, float(peak), reminder)
+            for peak, reminder in zip(levels.peaks, levels.reminders, strict=True)
+        ]
+        self._n_in = 0
+
+    def push(self, block: FloatArray) -> Iterator[FloatArray]:
+        """What a block [n, n_channels] of the recording makes complete."""
+        self._n_in += len(block)
+        # Before resampling, which rings where an offset begins and ends.
+        yield from self._windows(self._down.push(block - self._offsets))
+
+    def finish(self) -> Iterator[FloatArray]:
+        """The rest, at the recording's end."""
+        yield from self._windows(self._down.finish(n_model(self._n_in, *self._rates)))
+        for pieces in zip(*(stream.finish() for stream in self._streams), strict=True):
+            yield self._up.push(np.stack(pieces, axis=1))
+        yield self._up.finish(self._n_in)
+
+    def _windows(self, block: FloatArray) -> Iterator[FloatArray]:
+        if not len(block):
+            return
+        pushed = (s.push(block[:, c].copy()) for c, s in enumerate(self._streams))
+        for pieces in zip(*pushed, strict=True):
+            yield self._up.push(np.stack(pieces, axis=1))
+
+
+def n_model(n_in: int, rate_in: int, rate_model: int) -> int:
+    """Samples at the model's rate that cover n_in samples; at least one."""
+    return -(-n_in * rate_model // rate_in)
+
+
+def mixed(
+    enhanced: Iterable[FloatArray], noisy: Iterable[FloatArray], share: float
+) -> Iterator[FloatArray]:
+    """Mix two equally long streams of blocks [n, n_channels]; their blocks may be cut anywhere."""
+    if share == 0.0:
+        yield from enhanced
+        return
+    source, rest = iter(noisy), np.zeros((0, 0), np.float32)
+    for block in enhanced:
+        pieces, missing = [], len(block)
+        while missing:
+            if not len(rest):
+                rest = next(source)
+            pieces.append(rest[:missing])
+            missing -= len(pieces[-1])
+            rest = rest[len(pieces[-1]) :]
+        if not pieces:
+            continue
+        dry = np.concatenate(pieces)
+        yield dry if share == 1.0 else block * np.float32(1.0 - share) + dry * np.float32(share)

@@ -1,0 +1,107 @@
+"""What a user gives beside a recording: its form, and the options of the sampler."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arrays import FloatArray
+from .audio import MAX_CHANNELS
+from .checks import number
+from .errors import InputError
+from .spec import TlbFactors
+
+Tlb = str | Mapping[str, Any] | TlbFactors | None
+
+# Integer dtype -> (zero, full scale).
+_INTEGERS = {"uint8": (128, 128.0), "int16": (0, 32768.0), "int32": (0, 2147483648.0)}
+
+
+def noisy_share(mix: float, attenuation_limit_db: float | None) -> float:
+    """Share of the input in the output, 0 to 1.
+
+    What the network removes altogether keeps this share of its amplitude, so that
+    -20 log10(share) dB is the most by which it is lowered; what the network keeps is lowered by less.
+
+    Args:
+        mix: Share of the enhanced waveform that is asked for, 0 to 1.
+        attenuation_limit_db: Limit (dB), >= 0; None for none.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+    if not 0.0 <= number("", "mix", mix) <= 1.0:
+        raise InputError(f"mix is {mix}; expected 0 (the input) to 1 (enhanced)")
+    if attenuation_limit_db is None:
+        return 1.0 - float(mix)
+    if attenuation_limit_db != math.inf:
+        number("", "attenuation_limit_db", attenuation_limit_db)
+    if not attenuation_limit_db >= 0.0:
+        raise InputError(f"attenuation_limit_db is {attenuation_limit_db}; expected dB, >= 0")
+    return float(max(1.0 - mix, 10.0 ** (-attenuation_limit_db / 20.0)))
+
+
+def resolve_tlb(tlb: Tlb, presets: Mapping[str, TlbFactors]) -> TlbFactors:
+    """Turn a preset name, JSON text, mapping or TlbFactors into TlbFactors.
+
+    Args:
+        tlb: What the user gave; None for all ones.
+        presets: Known names.
+
+    Raises:
+        InputError: Unknown name, or not 2 x 2 finite numbers under "skip" and "backbone".
+    """
+    if tlb is None:
+        return TlbFactors()
+    if isinstance(tlb, TlbFactors):
+        return tlb
+    if isinstance(tlb, str):
+        if tlb in presets:
+            return presets[tlb]
+        if not tlb.lstrip().startswith("{"):
+            raise InputError(
+                f"tlb is {tlb!r}; expected one of {', '.join(presets)}, or JSON "
+                '{"skip": [[1, 1], [1, 1]], "backbone": [[1, 1], [1, 1]]}'
+            )
+        try:
+            tlb = json.loads(tlb)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"tlb is not valid JSON ({error})") from None
+    return TlbFactors.from_mapping(tlb)  # type: ignore[arg-type]  # refuses what is no mapping
+
+
+def as_columns(wav: object) -> NDArray[Any]:
+    """Check a waveform's type and shape; [L, n_channels], integers still as they are."""
+    if not isinstance(wav, np.ndarray):
+        raise InputError(
+            f"wav is {type(wav).__name__}; expected a NumPy array [L] or [L, channels]"
+        )
+    if wav.ndim not in (1, 2):
+        raise InputError(f"wav has shape {list(wav.shape)}; expected [L] or [L, channels]")
+    columns: NDArray[Any] = wav.reshape(len(wav), -1) if wav.size else wav
+    if not wav.size:
+        raise InputError(f"wav is empty, shape {list(wav.shape)}; expected at least one sample")
+    if columns.shape[1] > MAX_CHANNELS:
+        raise InputError(
+            f"wav has shape {list(wav.shape)}: {columns.shape[1]} channels; expected [L, channels] "
+            f"with at most {MAX_CHANNELS}: transpose it if channels come first"
+        )
+    if wav.dtype.kind != "f" and wav.dtype.name not in _INTEGERS:
+        raise InputError(
+            f"wav has dtype {wav.dtype}; expected a float type, or {', '.join(_INTEGERS)}"
+        )
+    return columns
+
+
+def to_float(block: NDArray[Any]) -> FloatArray:
+    """Float32 in [-1, 1] for integers; floats beyond float32 become infinite and are refused."""
+    if block.dtype.name in _INTEGERS:
+        zero, full_scale = _INTEGERS[block.dtype.name]
+        return ((block.astype(np.float64) - zero) / full_scale).astype(np.float32)
+    with np.errstate(over="ignore"):
+        return block.astype(np.float32)
