@@ -11,12 +11,16 @@ instead of copies, so that nothing has to be distinguished later):
 - a stage's second ODAM block starts as the identity, as it does in every fresh model.
 
 TLB factors other than one are the exception: their map is a mean over all channels.
+
+An offline model may become a causal one on the way (`fit_weights`); that one computes something
+else, and is a start for training.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +30,7 @@ from torch import Tensor
 from .checkpoint import load_model, save_checkpoint
 from .config import ModelConfig, load_toml
 from .fanc import F_DILATIONS
-from .lisa import GROUPS
+from .lisa import DILATIONS, GROUPS, TAPS
 from .model import DVPD
 from .runtime import command
 from .runtime.errors import InputError
@@ -85,13 +89,44 @@ def check_growth(old: ModelConfig, new: ModelConfig) -> None:
         wrong.append(
             f"model.scan is {old.scan!r} and model.norm {old.norm!r}; only 'linear' with 'batch' grows"
         )
+    if old.causal and not new.causal:
+        wrong.append("model.causal is False; expected True: a causal model stays one")
     if wrong:
         raise InputError("the model cannot be grown: " + "; ".join(wrong))
 
 
+def fit_weights(
+    model: DVPD, weights: Mapping[str, Tensor], *, was_causal: bool
+) -> dict[str, Tensor]:
+    """Weights of the same architecture for ``model``, which may be causal where theirs was not.
+
+    A kernel's centre tap in time becomes the last one, the present frame; what was to its right comes
+    before the rest, as the oldest. Otherwise every layer would delay what it passes on. LISA's taps
+    move likewise. What only a causal network has stays as ``model`` has it.
+
+    Args:
+        model: What the weights are for.
+        weights: By name.
+        was_causal: Whether they are of a causal network.
+    """
+    if was_causal or not model.config.causal:
+        return dict(weights)
+    fitted = {}
+    for name, value in weights.items():
+        if value.ndim == 4 and value.shape[2] > 1:  # [out, in, T, F]
+            value = value.roll(value.shape[2] // 2, 2)
+        elif ".kernels." in name:  # rows: dilation, (F, T), tap, group
+            rows = value.unflatten(0, (len(DILATIONS), 2, TAPS, GROUPS)).clone()
+            rows[:, 1] = rows[:, 1].roll(1, 1)
+            value = rows.flatten(0, 3)
+        fitted[name] = value
+    own = model.state_dict()
+    return {**fitted, **{name: own[name] for name in own if name.endswith(".scan.forget")}}
+
+
 @torch.no_grad()
 def grow(small: DVPD, config: ModelConfig) -> DVPD:
-    """A model of ``config`` that computes what ``small`` does.
+    """A model of ``config`` that computes what ``small`` does, as far as both are causal or neither.
 
     Args:
         small: The trained model.
@@ -102,7 +137,8 @@ def grow(small: DVPD, config: ModelConfig) -> DVPD:
     """
     check_growth(small.config, config)
     model = DVPD(config)
-    source = small.state_dict()
+    bridge = replace(small.config, causal=True) if config.causal else small.config
+    source = fit_weights(DVPD(bridge), small.state_dict(), was_causal=small.config.causal)
     for name, value in model.state_dict().items():
         old = source.get(name)
         if old is None:  # a second block

@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .causal import CausalConv2d
+
 BN_MOMENTUM = 0.02  # training crops are few per step: average the statistics over about 50 steps
 
 
@@ -60,6 +62,7 @@ class ConvNorm(nn.Module):
     """Convolution, norm, and nothing else: [B, Cin, T, F] -> [B, Cout, T', F'].
 
     ``zero_init`` starts the norm's gain at zero, so that a residual branch starts as the identity.
+    A ``causal`` one has its last tap in time on the present frame.
     """
 
     def __init__(
@@ -74,13 +77,15 @@ class ConvNorm(nn.Module):
         groups: int = 1,
         norm: str = "batch",
         zero_init: bool = False,
+        causal: bool = False,
     ) -> None:
         """Make the layer; ``padding`` defaults to "same" for odd kernels."""
         super().__init__()
         k = (kernel, kernel) if isinstance(kernel, int) else kernel
         if padding is None:
             padding = (dilation[0] * (k[0] // 2), dilation[1] * (k[1] // 2))
-        self.conv = nn.Conv2d(
+        kind = CausalConv2d if causal and k[0] > 1 else nn.Conv2d
+        self.conv = kind(
             c_in, c_out, k, stride=stride, padding=padding, dilation=dilation, groups=groups,
             bias=False,
         )  # fmt: skip

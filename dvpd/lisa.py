@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .causal import BlockMean, Grid, Stateful
 from .layers import ConvNorm
 
 DILATIONS = (3, 5, 7)
@@ -62,13 +63,13 @@ class LISA(nn.Module):
         return self._taps(x.float().mean((2, 3)).to(x.dtype)).transpose(0, 1)
 
     def _taps(self, mean: Tensor) -> Tensor:
-        """`taps` from the input's global ``mean`` [B, C], as [B, 18, C]."""
-        w = torch.tanh(self.kernels(mean)).unflatten(1, (-1, GROUPS, 1))  # [B, 18, G, 1]
+        """`taps` from the input's global ``mean`` [B, C], as [B, 18, C]; more axes between stay."""
+        w = torch.tanh(self.kernels(mean)).unflatten(-1, (-1, GROUPS, 1))  # [B, 18, G, 1]
         # per-channel constants [18, G, C / G]; gamma belongs to the second stripe (along T)
         join = torch.stack([torch.ones_like(self.gamma), self.gamma], dim=1)  # [d, 2, 1, C]
         scale = (join * self.l1).expand(-1, -1, TAPS, -1).reshape(-1, GROUPS, self._width)
         shift = (join * self.l2 * self.centre).reshape(-1, GROUPS, self._width)
-        out: Tensor = (scale * w + shift).flatten(2)
+        out: Tensor = (scale * w + shift).flatten(-2)
         return out
 
     @property
@@ -190,14 +191,65 @@ class _DilatedSum(torch.autograd.Function):
         return grad_padded, grad_kernels
 
 
+class CausalLISA(Stateful, LISA):
+    """LISA whose time stripes reach from the present frame to 2 d frames before it.
+
+    The identity is on the present frame. A block's taps come from the running mean until its end and
+    act on the frames before it, too. With taps that are constant in a block the two stripes can be
+    exchanged: the one along time comes first here, and nothing is computed twice.
+    """
+
+    def __init__(self, channels: int, norm: str, grid: Grid) -> None:
+        """Make the module; ``channels`` must be a multiple of 4."""
+        super().__init__(channels, norm)
+        self.mean = BlockMean(grid)
+        centre = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])  # along F, T; taps oldest first
+        self.register_buffer("centre", centre[..., None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the module to ``x`` [B, C, T, F]."""
+        c, grid = x.shape[1], self.mean.grid
+        rows = x.float().mean(3, keepdim=True).to(x.dtype)  # [B, C, T, 1]
+        mean_t = self.mean(x)  # [B, C, J, F]
+        taps = self._taps(mean_t.float().mean(3).to(x.dtype).transpose(1, 2))  # [B, J, 18, C]
+        taps = taps.flatten(2).transpose(1, 2)[..., None, None]  # [B, 18 C, J, 1, 1]
+        y = grid.blocks(self.beta * x + self.mean_weight[0] * rows)  # [B, C, J, frames, F]
+        y = y + (self.mean_weight[1] * mean_t).unsqueeze(3)
+        past = self.extended(x, 2 * DILATIONS[-1])
+        y = stripes_by_block(past, taps.split(c, dim=1), y, grid)
+        return nn.functional.leaky_relu(self.out(y.flatten(2, 3)), LEAK)
+
+
+def stripes_by_block(x: Tensor, taps: Sequence[Tensor], y: Tensor, grid: Grid) -> Tensor:
+    """Add the three branches' causal stripes of ``x`` to ``y`` [B, C, J, frames, F].
+
+    Args:
+        x: [B, C, 14 + T, F], 14 frames of the past in front.
+        taps: 18 tensors [B, C, J, 1, 1] in the order of `LISA.taps`, along T from the oldest.
+        y: What they are added to.
+        grid: Frames of a block.
+    """
+    n_bins, reach, past = x.shape[-1], DILATIONS[-1], 2 * DILATIONS[-1]
+    padded = nn.functional.pad(x, (reach, reach, 0, 0), mode="reflect")  # [B, C, 14 + T, F + 14]
+    present = grid.blocks(padded[:, :, past:])
+    for i, d in enumerate(DILATIONS):
+        w = taps[6 * i : 6 * i + 6]
+        before, oldest = (grid.blocks(padded[:, :, past - age : -age]) for age in (d, 2 * d))
+        z = w[3] * oldest + w[4] * before + w[5] * present  # [B, C, J, frames, F + 14]
+        y = y + w[0] * z[..., reach - d : reach - d + n_bins]
+        y = y + w[1] * z[..., reach : reach + n_bins]
+        y = y + w[2] * z[..., reach + d : reach + d + n_bins]
+    return y
+
+
 class DualPath(nn.Module):
     """The ablation in LISA's place: a plain depthwise pass along frequency, then along time."""
 
-    def __init__(self, channels: int, norm: str) -> None:
+    def __init__(self, channels: int, norm: str, causal: bool = False) -> None:
         """Make the module."""
         super().__init__()
         self.intra = ConvNorm(channels, channels, (1, 7), groups=channels, norm=norm)
-        self.inter = ConvNorm(channels, channels, (7, 1), groups=channels, norm=norm)
+        self.inter = ConvNorm(channels, channels, (7, 1), groups=channels, norm=norm, causal=causal)
         self.out = ConvNorm(channels, channels, norm=norm)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .causal import advance
 from .model import DVPD
-from .runtime.spec import N_FREQS, SamplerSpec, SignalSpec
+from .runtime.spec import FRAME_MULTIPLE, N_FREQS, SamplerSpec, SignalSpec
 
 COUNT_FRAMES = 1000  # long enough that what does not grow with time is lost in it
 CONVOLUTION, MATRIX, PRODUCT = "convolution", "matrix product", "elementwise product"
@@ -189,9 +190,16 @@ def by_module(table: Counter[Key], depth: int) -> Counter[str]:
     return result
 
 
+def counted_frames(model: DVPD) -> int:
+    """Frames of the calls that figures are counted from: a long one, or a causal model's block."""
+    return FRAME_MULTIPLE if model.config.causal else COUNT_FRAMES
+
+
 @torch.no_grad()
-def count_calls(model: DVPD, n_frames: int = COUNT_FRAMES) -> tuple[MacCounter, MacCounter]:
+def count_calls(model: DVPD, n_frames: int | None = None) -> tuple[MacCounter, MacCounter]:
     """Costs of one predictive and one score call on ``n_frames`` frames (a multiple of 4).
+
+    By default `counted_frames`: a causal model is counted block by block, as a stream calls it.
 
     Modules are named as in the branch, such as "encoder.stem.conv". Nothing is computed: shapes
     alone run through a copy of the model.
@@ -201,14 +209,20 @@ def count_calls(model: DVPD, n_frames: int = COUNT_FRAMES) -> tuple[MacCounter, 
     """
     if model.training:
         raise ValueError("count_calls: model is in training mode; call model.eval()")
+    n_frames = counted_frames(model) if n_frames is None else n_frames
     model = copy.deepcopy(model).to("meta")
     noisy = torch.empty(1, 3, n_frames, N_FREQS, device="meta")
-    with MacCounter(model.predictive) as first:
-        _, feats = model.predictive(noisy)
     factors = torch.empty(2, 2, device="meta")
     t = torch.empty(1, device="meta")
-    with MacCounter(model.score) as second:
-        model.score(noisy[:, :1], t, feats, factors, factors)
+
+    def run(network: nn.Module, *inputs: Any) -> tuple[MacCounter, Any]:
+        with MacCounter(network) as counter:
+            if model.config.causal:
+                return counter, advance(network, None, *inputs)[0]
+            return counter, network(*inputs)
+
+    first, (_, feats) = run(model.predictive, noisy)
+    second, _ = run(model.score, noisy[:, :1], t, feats, factors, factors)
     return first, second
 
 
@@ -223,7 +237,7 @@ def macs_per_second(
         n_steps: Calls of the score branch in the total.
     """
     predictive, score = count_calls(model)
-    scale = (signal or SignalSpec()).frame_rate_hz / COUNT_FRAMES
+    scale = (signal or SignalSpec()).frame_rate_hz / counted_frames(model)
     p, s = round(predictive.total * scale), round(score.total * scale)
     return {"predictive": p, "score": s, "total": p + n_steps * s}
 

@@ -6,14 +6,17 @@ power-compressed spectra [B, channels, T frames, 257 bins] with T a multiple of 
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
 from torch import Tensor, nn
 
+from .causal import Grid, LookAhead, advance
 from .config import ModelConfig
 from .fanc import FANCDecoder, FANCEncoder, UniformDecoder, UniformEncoder
 from .interaction import Interaction
+from .runtime.spec import FRAME_MULTIPLE, N_FREQS, CausalSpec, SignalSpec, stream_latency
 from .unet import UNet
 
 
@@ -40,12 +43,12 @@ class TimeEmbedding(nn.Module):
 
 def _encoder(config: ModelConfig, c_in: int, embedding: int = 0) -> nn.Module:
     kind = FANCEncoder if config.encoder == "fanc" else UniformEncoder
-    return kind(c_in, config.channels, config.norm, embedding)
+    return kind(c_in, config.channels, config.norm, embedding, config.causal)
 
 
 def _decoder(config: ModelConfig, c_out: int) -> FANCDecoder | UniformDecoder:
     kind = FANCDecoder if config.encoder == "fanc" else UniformDecoder
-    return kind(config.channels, config.decoder_channels, c_out, config.norm)
+    return kind(config.channels, config.decoder_channels, c_out, config.norm, config.causal)
 
 
 class PredictiveNet(nn.Module):
@@ -61,16 +64,19 @@ class PredictiveNet(nn.Module):
         self.encoder = _encoder(config, 3)
         self.unet = UNet(config, bottleneck_stages=1)
         self.decoder = _decoder(config, 4)
+        self.ahead = LookAhead(config.lookahead_blocks)
 
     def forward(self, noisy: Tensor) -> tuple[Tensor, list[Tensor]]:
         """``noisy`` [B, 3, T, 257] -> ``clean_ri`` [B, 2, T, 257] and the features."""
-        enc = self.encoder(noisy.to(self.decoder.last.weight.dtype))  # [B, C, T, 128]
+        heard = self.ahead.lead(noisy).to(self.decoder.last.weight.dtype)
+        enc = self.encoder(heard)  # [B, C, T, 128]
         out, stages = self.unet(enc)
-        m_r, m_i, r_r, r_i = self.decoder(out, enc).to(noisy.dtype).split(1, dim=1)
-        y_r, y_i = noisy[:, 0:1], noisy[:, 1:2]
+        decoded = self.ahead.cut(self.decoder(out, enc))
+        m_r, m_i, r_r, r_i = decoded.to(noisy.dtype).split(1, dim=1)
+        y_r, y_i = self.ahead.wait(noisy[:, :2]).split(1, dim=1)
         real = y_r + m_r * y_r - m_i * y_i + r_r
         imag = y_i + m_r * y_i + m_i * y_r + r_i
-        return torch.cat([real, imag], dim=1), [enc, *stages]
+        return self.ahead.begun(torch.cat([real, imag], dim=1)), [enc, *stages]
 
 
 class ScoreNet(nn.Module):
@@ -88,10 +94,13 @@ class ScoreNet(nn.Module):
         self.encoder = _encoder(config, 1, e)
         self.unet = UNet(config, bottleneck_stages=2)
         widths = (c, c, 2 * c, 4 * c, 2 * c, c)
+        grids = [Grid.at(level) if config.causal else None for level in (0, 0, 1, 2, 1, 0)]
         self.interactions = nn.ModuleList(
-            Interaction(w, e, config.fi_gate, config.norm) for w in widths
+            Interaction(w, e, config.fi_gate, config.norm, grid)
+            for w, grid in zip(widths, grids, strict=True)
         )
         self.decoder = _decoder(config, 2)
+        self.ahead = LookAhead(config.lookahead_blocks)
 
     def forward(
         self,
@@ -103,7 +112,7 @@ class ScoreNet(nn.Module):
     ) -> Tensor:
         """``xt`` [B, 1, T, 257], ``t`` [B], six ``feats`` -> ``sigma_z`` [B, 1, T, 257]."""
         emb = self.embedding(t)
-        enc = self.encoder(xt.to(self.decoder.last.weight.dtype), emb)
+        enc = self.encoder(self.ahead.delay(xt).to(self.decoder.last.weight.dtype), emb)
         enc = self.interactions[0](enc, feats[0], emb)
         out, _ = self.unet(
             enc,
@@ -111,8 +120,8 @@ class ScoreNet(nn.Module):
             tlb_skip,
             tlb_backbone,
         )
-        a, r = self.decoder(out, enc).to(xt.dtype).split(1, dim=1)
-        sigma_z: Tensor = xt + a * xt - r
+        a, r = self.ahead.cut(self.decoder(out, enc)).to(xt.dtype).split(1, dim=1)
+        sigma_z: Tensor = self.ahead.begun(xt + a * xt - r)
         return sigma_z
 
 
@@ -125,3 +134,26 @@ class DVPD(nn.Module):
         self.config = config
         self.predictive = PredictiveNet(config)
         self.score = ScoreNet(config)
+
+
+@torch.no_grad()
+def causal_spec(model: DVPD, signal: SignalSpec) -> CausalSpec | None:
+    """What a manifest says of a causal model; None for one that hears whole recordings.
+
+    Args:
+        model: In eval mode.
+        signal: The front end.
+    """
+    if not model.config.causal:
+        return None
+    on_meta = copy.deepcopy(model).to("meta")
+    noisy = torch.empty(1, 3, FRAME_MULTIPLE, N_FREQS, device="meta")
+    (_, feats), predictive = advance(on_meta.predictive, None, noisy)
+    factors = torch.empty(2, 2, device="meta")
+    t = torch.empty(1, device="meta")
+    _, score = advance(on_meta.score, None, noisy[:, :1], t, feats, factors, factors)
+    return CausalSpec(
+        lookahead_blocks=model.config.lookahead_blocks,
+        state_size={"predictive": predictive.shape[1], "score": score.shape[1]},
+        latency_samples=stream_latency(signal, model.config.lookahead_blocks),
+    )

@@ -13,11 +13,15 @@ nothing. Two matrix forms stand in for it, both bidirectional along each axis, b
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
+from .causal import BlockMean, Grid, Past, Stateful, lower_triangle
 from .layers import ConvNorm
 
+CHUNK = 32  # frames of the causal scan that are one product
 KEY_FLOOR = 1e-4  # keeps a mean over no keys at zero instead of 0 / 0
 
 
@@ -50,17 +54,79 @@ class LinearScan(nn.Module):
         mean = ((k.transpose(-1, -2) @ v).float() / total).to(v.dtype)  # [B, T, N, C]
         return q @ mean
 
-    def _along_time(self, v: Tensor) -> Tensor:
-        n_bins = v.shape[2]
+    def _time_keys(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys (float32) and queries of the frames, [B, T, N] each."""
         frame = v.float().mean(2).to(v.dtype)  # [B, T, C]
         weight = torch.cat([self.time_key.weight, self.time_query.weight])
         bias = torch.cat([self.time_key.bias, self.time_query.bias])
         k, q = torch.sigmoid(nn.functional.linear(frame, weight, bias)).chunk(2, dim=-1)
-        k = k.float()  # [B, T, N]
+        return k.float(), q
+
+    def _along_time(self, v: Tensor) -> Tensor:
+        n_bins = v.shape[2]
+        k, q = self._time_keys(v)
         k = (k / (k.sum(1, keepdim=True) + KEY_FLOOR)).to(v.dtype)
         mean = k.transpose(-1, -2) @ v.flatten(2)  # [B, N, F C]
         out: Tensor = (q @ mean).unflatten(2, (n_bins, -1))
         return out
+
+
+class CausalLinearScan(Stateful, LinearScan):
+    """Linear attention whose slots forget along time by evidence, not by the clock.
+
+    With w = b k (b in (0, 1) a slot, k the frame's key) and v the frame's values,
+
+        S_t = (1 - w_t) S_(t-1) + w_t v_t,   Z_t = (1 - w_t) Z_(t-1) + w_t,   out_t = q_t S_t / Z_t
+
+    S / Z is the mean of all values so far by weights that only later evidence for the same slot
+    lowers: a long pause makes no slot forget speech. Z goes to 1; it makes the mean right
+    from the first frame on.
+    """
+
+    def __init__(self, channels: int, state: int) -> None:
+        """Make the scan with ``state`` slots an axis; they start with memories of 64 to 1024 frames."""
+        super().__init__(channels, state)
+        rate = 2.0 ** -torch.linspace(5, 9, state)  # keys start at one half
+        self.forget = nn.Parameter(torch.logit(rate))
+
+    def _along_time(self, v: Tensor) -> Tensor:
+        n_bins = v.shape[2]
+        k, q = self._time_keys(v)
+        w = torch.sigmoid(self.forget.float()) * k  # [B, T, N]
+        chunk = CHUNK if self.memory is None else self.memory.chunk
+        values = v.flatten(2)  # [B, T, F C]
+        parts = [(w, q, values)]
+        if chunk is not None and v.shape[1] > chunk:
+            parts = list(zip(*(x.split(chunk, dim=1) for x in (w, q, values)), strict=True))
+        mean = self.recall(v, w.shape[2], values.shape[2])  # S, [B, N, F C]
+        total = self.recall(v, w.shape[2])  # Z, [B, N]
+        out = []
+        for part in parts:
+            y, mean, total = self._chunk(*part, mean, total)
+            out.append(y)
+        self.keep(mean)
+        self.keep(total)
+        whole = out[0] if len(out) == 1 else torch.cat(out, dim=1)
+        split: Tensor = whole.unflatten(2, (n_bins, -1))
+        return split
+
+    def _chunk(
+        self, w: Tensor, q: Tensor, v: Tensor, mean: Tensor, total: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs of one chunk [B, Q, F C], and S and Z after it."""
+        n = w.shape[1]
+        past = self.shared(("past", str(n)), lambda: lower_triangle(n, w.device))  # [Q, Q]
+        log = past @ torch.log(1.0 - w)  # [B, Q, N]: of what is left since the chunk's start
+        gap = log.unsqueeze(1) - log.unsqueeze(2)  # [B, Q, Q, N], >= 0 where the column is earlier
+        share = torch.exp(-torch.relu(gap)) * past[..., None] * w.unsqueeze(1)
+        left = torch.exp(log)
+        z = share.sum(2) + left * total.unsqueeze(1)  # [B, Q, N]
+        asked = q.float() / (z + KEY_FLOOR)
+        within = (share * asked.unsqueeze(2)).sum(3).to(v.dtype)  # [B, Q, Q]
+        y = within @ v + (asked * left).to(v.dtype) @ mean.to(v.dtype)
+        last = share[:, -1:].squeeze(1).transpose(1, 2).to(v.dtype)  # [B, N, Q]
+        mean = (last @ v).float() + left[:, -1:].transpose(1, 2) * mean
+        return y, mean, z[:, -1:].squeeze(1)
 
 
 def ssd_recurrence(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -152,14 +218,25 @@ class SSDScan(nn.Module):
 class Mixer(nn.Module):
     """1x1 to u and gate z; depthwise 3x3; scans; times sigmoid(z); channel attention; 1x1 out."""
 
-    def __init__(self, channels: int, state: int, heads: int, scan: str, norm: str) -> None:
-        """Make the mixer; ``scan`` is "linear" or "ssd"."""
+    def __init__(
+        self,
+        channels: int,
+        state: int,
+        heads: int,
+        scan: str,
+        norm: str,
+        grid: Grid | None = None,
+    ) -> None:
+        """Make the mixer; ``scan`` is "linear" or "ssd". With a ``grid`` it is causal."""
         super().__init__()
+        causal = grid is not None
         self.value = nn.Conv2d(channels, channels, 1, bias=False)
-        self.local = ConvNorm(channels, channels, 3, groups=channels, norm=norm)
+        self.local = ConvNorm(channels, channels, 3, groups=channels, norm=norm, causal=causal)
         self.gate = ConvNorm(channels, channels, norm=norm)
+        self.past = BlockMean(grid) if grid else None
+        self.scan: nn.Module
         if scan == "linear":
-            self.scan: nn.Module = LinearScan(channels, state)
+            self.scan = (CausalLinearScan if causal else LinearScan)(channels, state)
         elif scan == "ssd":
             self.scan = SSDScan(channels, state, heads)
         else:
@@ -172,25 +249,36 @@ class Mixer(nn.Module):
         u = torch.relu(self.local(self.value(x)))
         v = u.permute(0, 2, 3, 1)  # [B, T, F, C], a view
         y = (self.scan(v) + v).permute(0, 3, 1, 2) * torch.sigmoid(self.gate(x))
-        mean = y.float().mean((2, 3), keepdim=True).to(y.dtype)  # [B, C, 1, 1]
-        out: Tensor = self.out(y * torch.sigmoid(self.attention(mean)))
+        if self.past is not None:
+            mean = self.past(y.float().mean(3, keepdim=True)).to(y.dtype)  # [B, C, J, 1]
+            scaled = self.past.grid.scale(y, torch.sigmoid(self.attention(mean)))
+        else:
+            mean = y.float().mean((2, 3), keepdim=True).to(y.dtype)  # [B, C, 1, 1]
+            scaled = y * torch.sigmoid(self.attention(mean))
+        out: Tensor = self.out(scaled)
         return out
 
 
 class FeedForward(nn.Module):
-    """Gated depthwise-3x3 feed-forward: out(dw(a) * sigmoid(dw(b)))."""
+    """Gated depthwise-3x3 feed-forward: out(dw(a) * sigmoid(dw(b))).
 
-    def __init__(self, channels: int, hidden: int, norm: str) -> None:
+    A ``causal`` one keeps the past of its input, which has fewer channels than what is inside.
+    """
+
+    def __init__(self, channels: int, hidden: int, norm: str, causal: bool = False) -> None:
         """Make the layer with ``hidden`` channels inside."""
         super().__init__()
+        local = partial(ConvNorm, groups=hidden, norm=norm, padding=(1 - causal, 1))
+        self.past = Past() if causal else nn.Identity()
         self.value = nn.Conv2d(channels, hidden, 1, bias=False)
         self.gate = nn.Conv2d(channels, hidden, 1, bias=False)
-        self.value_local = ConvNorm(hidden, hidden, 3, groups=hidden, norm=norm)
-        self.gate_local = ConvNorm(hidden, hidden, 3, groups=hidden, norm=norm)
+        self.value_local = local(hidden, hidden, 3)
+        self.gate_local = local(hidden, hidden, 3)
         self.out = ConvNorm(hidden, channels, norm=norm, zero_init=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform ``x`` [B, C, T, F]."""
+        x = self.past(x)
         gate = torch.sigmoid(self.gate_local(self.gate(x)))
         out: Tensor = self.out(self.value_local(self.value(x)) * gate)
         return out
@@ -200,12 +288,19 @@ class ODAM(nn.Module):
     """x + mixer(x), then x + feed-forward(x); [B, C, T, F] -> same shape."""
 
     def __init__(
-        self, channels: int, hidden: int, state: int, heads: int, scan: str, norm: str
+        self,
+        channels: int,
+        hidden: int,
+        state: int,
+        heads: int,
+        scan: str,
+        norm: str,
+        grid: Grid | None = None,
     ) -> None:
-        """Make the block with ``hidden`` channels in the feed-forward part."""
+        """Make the block with ``hidden`` channels in the feed-forward part; causal with a ``grid``."""
         super().__init__()
-        self.mixer = Mixer(channels, state, heads, scan, norm)
-        self.ffn = FeedForward(channels, hidden, norm)
+        self.mixer = Mixer(channels, state, heads, scan, norm, grid)
+        self.ffn = FeedForward(channels, hidden, norm, grid is not None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply both residual steps to ``x`` [B, C, T, F]."""

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .causal import advance
 from .layers import fold_batch_norms
 from .model import DVPD
 from .runtime.arrays import FloatArray
@@ -29,7 +30,7 @@ from .runtime.engines import checkpoints_near, find_checkpoint
 from .runtime.errors import BackendError, InputError, ManifestError
 from .runtime.sampler import TINY
 from .runtime.schedule import InitialState, SamplerStep
-from .runtime.spec import PRECISIONS, TlbFactors
+from .runtime.spec import FRAME_MULTIPLE, PRECISIONS, TlbFactors
 
 logger = logging.getLogger("dvpd")
 
@@ -193,6 +194,40 @@ class TorchBackend:
             return array
 
         return check_output(SCORE_OUT, self._guarded(work), sizes, "the score branch (torch)")
+
+    def predict_next(self, noisy: FloatArray, state: Any) -> tuple[FloatArray, Sequence[Any], Any]:
+        """See ``StreamBackend.predict_next``."""
+        sizes = check_predict(noisy, FRAME_MULTIPLE)
+        network = self._open_model().predictive
+
+        def work() -> tuple[FloatArray, Sequence[Tensor], Tensor]:
+            (clean_ri, feats), after = advance(network, state, self._to(noisy))
+            return clean_ri.float().cpu().numpy(), feats, after
+
+        clean_ri, feats, after = self._guarded(work)
+        source = "the predictive branch (torch)"
+        return check_output(PREDICT_OUT, clean_ri, sizes, source), feats, after
+
+    def score_next(
+        self,
+        xt: FloatArray,
+        t: FloatArray,
+        feats: Sequence[Any],
+        tlb_skip: FloatArray,
+        tlb_backbone: FloatArray,
+        state: Any,
+    ) -> tuple[FloatArray, Any]:
+        """See ``StreamBackend.score_next``."""
+        sizes = check_score(xt, t, feats, tlb_skip, tlb_backbone, FRAME_MULTIPLE)
+        network = self._open_model().score
+
+        def work() -> tuple[FloatArray, Tensor]:
+            given = [self._to(array) for array in (xt, t, tlb_skip, tlb_backbone)]
+            sigma_z, after = advance(network, state, *given[:2], list(feats), *given[2:])
+            return sigma_z.float().cpu().numpy(), after
+
+        sigma_z, after = self._guarded(work)
+        return check_output(SCORE_OUT, sigma_z, sizes, "the score branch (torch)"), after
 
     def _factors(self, *arrays: FloatArray) -> list[Tensor | None]:
         # Factors of one are the identity: None is the same, and faster.

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from .causal import BlockExtremes, Grid
 from .config import ModelConfig
 from .fanc import compressed_bins, split_bin
 from .layers import ConvNorm
-from .lisa import LISA, DualPath
+from .lisa import LISA, CausalLISA, DualPath
 from .odam import ODAM
 from .tlb import band_index, scale_backbone, scale_skip
 
@@ -24,11 +25,15 @@ class Stage(nn.Module):
         super().__init__()
         c = config.channels << level
         block = (c, round(c * config.ffn_factor), config.state, config.heads)
-        self.first = ODAM(*block, scan=config.scan, norm=config.norm)
-        local = {"lisa": LISA, "dual_path": DualPath}[config.local]
-        self.local = local(c, config.norm)
+        grid = Grid.at(level) if config.causal else None
+        self.first = ODAM(*block, scan=config.scan, norm=config.norm, grid=grid)
+        self.local: nn.Module
+        if config.local == "dual_path":
+            self.local = DualPath(c, config.norm, config.causal)
+        else:
+            self.local = CausalLISA(c, config.norm, grid) if grid else LISA(c, config.norm)
         self.second = (
-            ODAM(*block, scan=config.scan, norm=config.norm)
+            ODAM(*block, scan=config.scan, norm=config.norm, grid=grid)
             if config.blocks == 2
             else nn.Identity()
         )
@@ -42,10 +47,10 @@ class Stage(nn.Module):
 class Down(nn.Module):
     """Convolution C -> C/2, then pixel unshuffle: [B, C, T, F] -> [B, 2C, T/2, F/2]."""
 
-    def __init__(self, channels: int, norm: str) -> None:
+    def __init__(self, channels: int, norm: str, causal: bool = False) -> None:
         """Make the step for ``channels`` input channels."""
         super().__init__()
-        self.conv = ConvNorm(channels, channels // 2, 3, norm=norm)
+        self.conv = ConvNorm(channels, channels // 2, 3, norm=norm, causal=causal)
 
     def forward(self, x: Tensor) -> Tensor:
         """Halve both axes."""
@@ -55,10 +60,10 @@ class Down(nn.Module):
 class Up(nn.Module):
     """Pixel shuffle, then convolution: [B, 2C, T, F] -> [B, C, 2T, 2F]."""
 
-    def __init__(self, channels: int, norm: str) -> None:
+    def __init__(self, channels: int, norm: str, causal: bool = False) -> None:
         """Make the step for ``channels`` output channels."""
         super().__init__()
-        self.conv = ConvNorm(channels // 2, channels, 3, norm=norm)
+        self.conv = ConvNorm(channels // 2, channels, 3, norm=norm, causal=causal)
 
     def forward(self, x: Tensor) -> Tensor:
         """Double both axes."""
@@ -75,16 +80,18 @@ class UNet(nn.Module):
     def __init__(self, config: ModelConfig, bottleneck_stages: int) -> None:
         """Make the network; the diffusion branch has two bottleneck stages."""
         super().__init__()
-        c, norm = config.channels, config.norm
+        c, norm, causal = config.channels, config.norm, config.causal
         bins, split = compressed_bins(config.encoder), split_bin(config.encoder)
         # TLB's bands on the outer level and on the one below it
         self.register_buffer("band1", band_index(bins, split), persistent=False)
         self.register_buffer("band2", band_index(bins // 2, split // 2), persistent=False)
         self.enc1, self.enc2 = Stage(config, 0), Stage(config, 1)
-        self.down1, self.down2 = Down(c, norm), Down(2 * c, norm)
+        self.down1, self.down2 = Down(c, norm, causal), Down(2 * c, norm, causal)
         self.bottleneck = nn.Sequential(*(Stage(config, 2) for _ in range(bottleneck_stages)))
-        self.up2, self.up1 = Up(2 * c, norm), Up(c, norm)
+        self.up2, self.up1 = Up(2 * c, norm, causal), Up(c, norm, causal)
         self.dec2, self.dec1 = Stage(config, 1), Stage(config, 0)
+        self.extremes1 = BlockExtremes(Grid.at(0)) if causal else None
+        self.extremes2 = BlockExtremes(Grid.at(1)) if causal else None
 
     def forward(
         self,
@@ -108,10 +115,10 @@ class UNet(nn.Module):
             s1 = scale_skip(skip1, tlb_skip[0], self.band1)
             s2 = scale_skip(skip2, tlb_skip[1], self.band2)
         if tlb_backbone is not None:
-            up = scale_backbone(up, tlb_backbone[1], self.band2)
+            up = scale_backbone(up, tlb_backbone[1], self.band2, self.extremes2)
         dec2 = self.dec2(up + s2)
         up = self.up1(hook(4, dec2))
         if tlb_backbone is not None:
-            up = scale_backbone(up, tlb_backbone[0], self.band1)
+            up = scale_backbone(up, tlb_backbone[0], self.band1, self.extremes1)
         dec1 = self.dec1(up + s1)
         return hook(5, dec1), [skip1, skip2, deep, dec2, dec1]

@@ -19,7 +19,7 @@ import dvpd
 from dvpd.checkpoint import load_model
 from dvpd.config import Config
 from dvpd.macs import macs_per_second, parameter_counts
-from dvpd.model import DVPD
+from dvpd.model import DVPD, causal_spec
 from dvpd.runtime.backends.base import LoadOptions
 from dvpd.runtime.backends.ort import OrtBackend
 from dvpd.runtime.engines import VERIFICATION_NAME
@@ -143,6 +143,7 @@ def _write(
             prepare(model, "fp32"), config.signal, config.sampler.n_steps
         ),
         parity={},
+        causal=causal_spec(model, config.signal),
     )
     paths = _save(folder, graphs, manifest)
     say("verifying")

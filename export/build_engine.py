@@ -24,7 +24,7 @@ if not __package__:  # run as a plain script: the checkout is not installed
 
 from dvpd.export.trt_api import TrtApi
 from dvpd.runtime import command
-from dvpd.runtime.errors import BackendError
+from dvpd.runtime.errors import BackendError, InputError
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.progress import Steps
@@ -115,6 +115,11 @@ def build_engines(
     """
     root, sizes = Path(folder), profile or Profile()
     manifest = Manifest.load(root)
+    if manifest.causal is not None:
+        raise InputError(
+            f"{root}: {manifest.name} is a causal model, whose state no TensorRT backend carries yet: "
+            "no plans are built; use backend ort, openvino or torch"
+        )
     paths = manifest.verify_graphs(root)
     builder = api or TrtApi(backend or choose_backend())
     goal = builder.target(target)

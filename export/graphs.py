@@ -11,9 +11,18 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from dvpd.causal import advance
 from dvpd.fanc import compressed_bins
-from dvpd.model import DVPD
-from dvpd.runtime.spec import FRAME_MULTIPLE, N_FEATS, N_FREQS, graph_io
+from dvpd.model import DVPD, causal_spec
+from dvpd.runtime.spec import (
+    FRAME_MULTIPLE,
+    MIN_FRAMES,
+    N_FEATS,
+    N_FREQS,
+    CausalSpec,
+    SignalSpec,
+    graph_io,
+)
 
 from .translate import translate
 
@@ -24,15 +33,18 @@ FEAT_DIVISORS = (1, 1, 2, 4, 2, 1)  # frames of feat_i: T divided by this
 
 
 class PredictiveGraph(nn.Module):
-    """The predictive branch with flat outputs."""
+    """The predictive branch with flat outputs; a causal one with a state."""
 
     def __init__(self, model: DVPD) -> None:
         """Wrap the branch of ``model``."""
         super().__init__()
         self.net = model.predictive
 
-    def forward(self, noisy: Tensor) -> tuple[Tensor, ...]:
-        """``noisy`` -> clean_ri, feat_0 ... feat_5."""
+    def forward(self, noisy: Tensor, state: Tensor | None = None) -> tuple[Tensor, ...]:
+        """``noisy`` -> clean_ri, feat_0 ... feat_5 (, next_state)."""
+        if state is not None:
+            (clean_ri, feats), after = advance(self.net, state, noisy, chunk=None)
+            return (clean_ri, *feats, after)
         clean_ri, feats = self.net(noisy)
         return (clean_ri, *feats)
 
@@ -43,10 +55,14 @@ class ScoreGraph(nn.Module):
     def __init__(self, model: DVPD) -> None:
         """Wrap the branch of ``model``."""
         super().__init__()
-        self.net = model.score
+        self.net, self.causal = model.score, model.config.causal
 
-    def forward(self, xt: Tensor, t: Tensor, *rest: Tensor) -> tuple[Tensor]:
-        """``rest``: feat_0 ... feat_5, tlb_skip, tlb_backbone."""
+    def forward(self, xt: Tensor, t: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        """``rest``: feat_0 ... feat_5, tlb_skip, tlb_backbone (, state)."""
+        if self.causal:
+            *feats, tlb_skip, tlb_backbone, state = rest
+            given = (xt, t, feats, tlb_skip, tlb_backbone)
+            return advance(self.net, state, *given, chunk=None)
         *feats, tlb_skip, tlb_backbone = rest
         return (self.net(xt, t, feats, tlb_skip, tlb_backbone),)
 
@@ -69,11 +85,13 @@ def _quick_tracing() -> Iterator[None]:
                 setattr(dynamo_config, "fake_tensor_cache_enabled", before)  # noqa: B010
 
 
-def _sizes(graph: str, precision: str, model: DVPD) -> tuple[dict[str, Any], dict[str, Any]]:
+def _sizes(
+    graph: str, precision: str, model: DVPD, causal: CausalSpec | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Names and sizes of the graph's inputs and outputs, dynamic ones as "B", "T", "T/2", "T/4"."""
     c, bins = model.config.channels, compressed_bins(model.config.encoder)
     result: list[dict[str, Any]] = []
-    for specs in graph_io(graph, precision):
+    for specs in graph_io(graph, precision, causal):
         table: dict[str, Any] = {}
         for spec in specs:
             table[spec.name] = spec.shape
@@ -95,17 +113,23 @@ def build_graph(model: DVPD, graph: str, precision: str) -> onnx.ModelProto:
     Raises:
         UnsupportedOperator: The configuration uses an operator without translation.
     """
-    inputs, outputs = _sizes(graph, precision, model)
-    quarter = torch.export.Dim("T4", min=8, max=MAX_FRAMES // FRAME_MULTIPLE)
+    causal = causal_spec(model, SignalSpec())
+    inputs, outputs = _sizes(graph, precision, model, causal)
+    quarter = torch.export.Dim(
+        "T4", min=1 if causal else MIN_FRAMES // FRAME_MULTIPLE, max=MAX_FRAMES // FRAME_MULTIPLE
+    )
     frames = {1: 4 * quarter, 2: 2 * quarter, 4: quarter}
     batch = torch.export.Dim("B", min=1, max=MAX_BATCH)
     noisy = torch.rand(TRACE_BATCH, 3, TRACE_FRAMES, N_FREQS)
     full = {0: batch, 2: frames[1]}
+    state = torch.rand(TRACE_BATCH, causal.state_size[graph] if causal else 1)
     args: tuple[Tensor, ...]
     shapes: Any
     wrapper: nn.Module
     if graph == "predictive":
         wrapper, args, shapes = PredictiveGraph(model), (noisy,), (full,)
+        if causal:
+            args, shapes = (noisy, state), (full, {0: batch})
     else:
         half = torch.float16 if precision == "fp16" else torch.float32
         sizes = [inputs[f"feat_{i}"] for i in range(N_FEATS)]
@@ -124,6 +148,9 @@ def build_graph(model: DVPD, graph: str, precision: str) -> onnx.ModelProto:
         )
         rest = tuple({0: batch, 2: frames[d]} for d in FEAT_DIVISORS)
         shapes = (full, {0: batch}, (*rest, None, None))
+        if causal:
+            args = (*args, state)
+            shapes = (full, {0: batch}, (*rest, None, None, {0: batch}))
     with _quick_tracing(), torch.no_grad():
         program = torch.export.export(wrapper.eval(), args, dynamic_shapes=shapes, strict=False)
         return translate(program, inputs, outputs, f"dvpd_{graph}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,12 +13,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dvpd import sde as torch_sde
 from dvpd import spectral
+from dvpd.causal import advance
 from dvpd.config import Config
 from dvpd.model import DVPD
+from dvpd.quality.models import torch_enhancer
 from dvpd.runtime import stft
 from dvpd.runtime.arrays import FloatArray
-from dvpd.runtime.backends.base import Backend
+from dvpd.runtime.backends.base import Backend, StreamBackend
+from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.errors import ParityError
+from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.spec import TLB_PRESETS, TlbFactors, padded_frames
 
 from .figures import error_of_range, runtime_waveform, snr_db, speech, synthetic_speech
@@ -38,6 +42,8 @@ MAX_ERROR_OF_RANGE = 1e-4
 MIN_SNR_DB = {"fp32": 80.0, "fp16": 35.0}
 LENGTHS = (32, 76, 128)  # frames; three different quarters, the first the smallest allowed
 BATCHES = (1, 2)
+CALLS = (4, 32, 8, 4)  # frames of a causal model's calls
+HARDEST = "severe"  # the TLB preset with the largest gains: the hardest case for half
 WAV_S = 1.5  # speech for the whole chain (s)
 
 
@@ -47,6 +53,7 @@ class Report:
 
     Attributes:
         errors: Largest error of each output over all sizes, as a part of the output's range.
+        frames: Of the calls that were compared.
         waveform_snr_db: SNR of the graphs' waveform against PyTorch float32, same noise (dB).
         half_snr_db: The same for the model in true half arithmetic (fp16 only).
         half_max: Largest magnitude met in half arithmetic; 65504 is the end of the range.
@@ -54,6 +61,7 @@ class Report:
     """
 
     errors: dict[str, float] = field(default_factory=dict)
+    frames: tuple[int, ...] = LENGTHS
     waveform_snr_db: float = float("nan")
     half_snr_db: float | None = None
     half_max: float | None = None
@@ -64,7 +72,7 @@ class Report:
         table: dict[str, Any] = {
             "reference": "pytorch fp32, onnxruntime cpu",
             "speech": source,
-            "frames": list(LENGTHS),
+            "frames": list(self.frames),
             "batches": list(BATCHES),
             "max_error_of_range": {k: float(f"{v:.3g}") for k, v in self.errors.items()},
             "waveform_snr_db": round(self.waveform_snr_db, 1),
@@ -98,8 +106,14 @@ class _HalfRange(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if "empty" in str(func):  # memory that nothing has been written to yet
             return out
+        # Where shapes alone are computed, there is nothing to watch.
         for value in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(value, Tensor) and value.dtype == torch.float16 and value.numel():
+            if (
+                isinstance(value, Tensor)
+                and value.dtype == torch.float16
+                and value.numel()
+                and not value.is_meta
+            ):
                 peak = float(value.float().abs().max())
                 if not np.isfinite(peak) and self.first is None:
                     self.first = str(func)
@@ -163,6 +177,47 @@ def _compare_outputs(
             report.errors[name] = max(report.errors.get(name, 0.0), error)
 
 
+def _compare_stream(
+    model: DVPD, config: Config, backend: Backend, noisy: FloatArray, precision: str, report: Report
+) -> None:
+    """Each output of a causal model's graphs, call after call with the states of the calls before."""
+    live = cast(StreamBackend, backend)
+    rng = np.random.default_rng(1)
+    half = np.float16 if precision == "fp16" else np.float32
+    for batch, preset in zip(BATCHES, ("none", "severe"), strict=True):
+        states: list[Any] = [None] * 4
+        first = [int(rng.integers(0, noisy.shape[2] - sum(CALLS))) for _ in range(batch)]
+        factors = TLB_PRESETS[preset].arrays()
+        t = (config.sampler.t_rs * rng.uniform(0.3, 1.0, batch)).astype(np.float32)
+        for n_frames in CALLS:
+            x = np.concatenate([noisy[:, :, f : f + n_frames] for f in first])
+            first = [f + n_frames for f in first]
+            xt = x[:, 2:3] + np.float32(0.2) * rng.standard_normal(x[:, 2:3].shape, np.float32)
+            given = [torch.from_numpy(a) for a in (xt, t, *factors)]
+            with torch.no_grad():
+                (clean, feats), states[0] = advance(
+                    model.predictive, states[0], torch.from_numpy(x)
+                )
+                sigma_z, states[1] = advance(model.score, states[1], *given[:2], feats, *given[2:])
+            got_clean, got_feats, states[2] = live.predict_next(x, states[2])
+            feats_in = [np.ascontiguousarray(f.numpy().astype(half)) for f in feats]
+            got_sigma, states[3] = live.score_next(xt, t, feats_in, *factors, states[3])
+            pairs = {"clean_ri": (clean, got_clean), "sigma_z": (sigma_z, got_sigma)}
+            pairs |= {f"feat_{k}": (f, got_feats[k]) for k, f in enumerate(feats)}
+            for name, (want, got) in pairs.items():
+                error = error_of_range(want.numpy(), np.asarray(got))
+                report.errors[name] = max(report.errors.get(name, 0.0), error)
+
+
+def _stream_waveform(
+    backend: Backend, manifest: Manifest, wav: FloatArray, noise: FloatArray
+) -> FloatArray:
+    """A causal model's output through the runtime's stream."""
+    enhancer = Enhancer(manifest, backend)
+    rate = manifest.signal.sample_rate
+    return enhancer.enhance(wav, rate, noise=noise, tlb=HARDEST).wav
+
+
 def verify(
     model: DVPD,
     config: Config,
@@ -184,9 +239,10 @@ def verify(
     Returns:
         All figures; ``failures`` is empty if every one is within its bound.
     """
-    report = Report()
+    report = Report(frames=CALLS if config.model.causal else LENGTHS)
     noisy = stft.compress(stft.stft(wav, config.signal), config.signal)[None]
-    _compare_outputs(model, config, backend, noisy, precision, report)
+    compare = _compare_stream if config.model.causal else _compare_outputs
+    compare(model, config, backend, noisy, precision, report)
     bound = MAX_ERROR_OF_RANGE if precision == "fp32" else float("inf")
     for name, error in report.errors.items():
         if not error <= bound or not np.isfinite(error):
@@ -198,17 +254,30 @@ def verify(
         rng.standard_normal((1, 1, n_frames, config.signal.n_freqs), np.float32)
         for _ in range(config.sampler.n_steps)
     ]
-    tlb = TLB_PRESETS["severe"]  # the largest gains: the hardest case for half
-    want = _torch_waveform(model, config, short, noise, tlb)
+    tlb = TLB_PRESETS[HARDEST]
+
+    def reference(torch_model: DVPD) -> FloatArray:
+        if not config.model.causal:
+            return _torch_waveform(torch_model, config, short, noise, tlb)
+        wrapped = torch_enhancer(torch_model, config)
+        return _stream_waveform(wrapped.backend, wrapped.manifest, short, draws)
+
+    draws = np.stack(noise)[:, 0, 0]  # [steps, T, F]
+    want = reference(model)
     lowest = MIN_SNR_DB[precision]
-    report.waveform_snr_db = snr_db(want, runtime_waveform(backend, config, short, noise, tlb))
+    if config.model.causal:
+        manifest = torch_enhancer(model, config).manifest
+        got = _stream_waveform(backend, manifest, short, draws)
+    else:
+        got = runtime_waveform(backend, config, short, noise, tlb)
+    report.waveform_snr_db = snr_db(want, got)
     if not report.waveform_snr_db >= lowest:
         report.failures.append(
             f"waveform SNR {report.waveform_snr_db:.1f} dB; at least {lowest:.0f} dB"
         )
     if half_model is not None:
         with _HalfRange() as watched:
-            got = _torch_waveform(half_model, config, short, noise, tlb)
+            got = reference(half_model)
         report.half_snr_db, report.half_max = snr_db(want, got), watched.peak
         if watched.first is not None:
             report.failures.append(f"half precision overflows, first in {watched.first}")

@@ -218,7 +218,8 @@ class Translator:
             source, index = cast(tuple[Node, int], node.args)
             return self.values[source][index]
         if isinstance(node.meta.get("val"), (int, float, torch.SymInt, torch.SymFloat)):
-            return None  # a size at run time: an error only if an operator needs it
+            # None is a size at run time: an error only if an operator needs it.
+            return _static(node.meta["val"])
         args = torch.fx.map_arg(node.args, lambda n: self.values[n])
         kwargs = torch.fx.map_arg(node.kwargs, lambda n: self.values[n])
         if target in _IDENTITY:
@@ -333,8 +334,53 @@ for _target, _op in (
     (aten.mul.Tensor, "Mul"),
     (aten.div.Tensor, "Div"),
     (aten.matmul.default, "MatMul"),
+    (aten.maximum.default, "Max"),
 ):
     _binary(_target, _op)
+
+
+def _compared(target: Any, op: str) -> None:
+    def emitter(e: Translator, a: Value, b: Value) -> Value:
+        kind = e.dtype(0)
+        return e.emit(op, a, torch.tensor(b, dtype=kind) if isinstance(b, (int, float)) else b)
+
+    _EMITTERS[target] = emitter
+
+
+for _target, _op in (
+    (aten.ge.Tensor, "GreaterOrEqual"),
+    (aten.ge.Scalar, "GreaterOrEqual"),
+    (aten.gt.Scalar, "Greater"),
+):
+    _compared(_target, _op)
+
+
+@_emits(aten.rsub.Scalar)
+def _rsub(e: Translator, x: Value, a: float, alpha: float = 1) -> Value:
+    if alpha != 1:
+        raise UnsupportedOperator(f"{e._where()}: alpha is {alpha}")
+    return e.emit("Sub", torch.tensor(a, dtype=e.out.dtype), x)
+
+
+@_emits(aten.arange.default)
+def _arange(e: Translator, end: Any, **_: Any) -> Value:
+    """0 ... end - 1, the one place where a size is read at run time: causal graphs' tables."""
+    assert e._node is not None
+    zero, one = torch.tensor(0), torch.tensor(1)
+    return e.emit("Range", zero, _size(e, e._node.args[0]), one)
+
+
+def _size(e: Translator, node: Any) -> Value:
+    """A size that is computed at run time, a scalar."""
+    if not isinstance(node, Node):
+        return torch.tensor(int(node))
+    if node.target is aten.sym_size.int:
+        x, axis = cast(tuple[Node, int], node.args)
+        return e.emit("Gather", e.emit("Shape", e.values[x]), torch.tensor(axis))
+    operators = {operator.floordiv: "Div", operator.mul: "Mul", operator.add: "Add"}
+    if node.target not in operators:
+        raise UnsupportedOperator(f"{e._where()}: a size from {node.target}")
+    return e.emit(operators[node.target], *(_size(e, arg) for arg in node.args))
 
 
 @_emits(aten.conv2d.default)
@@ -484,8 +530,14 @@ def _slice(
     end: int | None = None,
     step: int = 1,
 ) -> Value:
+    assert e._node is not None
+    unknown = [
+        arg
+        for arg, value in zip(e._node.args[2:], (start, end), strict=False)
+        if arg is not None and value is None
+    ]
     first, last = start or 0, _END if end is None else min(end, _END)
-    if not isinstance(first, int) or not isinstance(last, int):
+    if unknown or not isinstance(first, int) or not isinstance(last, int):
         raise UnsupportedOperator(f"{e._where()}: its bounds depend on a dynamic size")
     if (first, last, step) == (0, _END, 1):
         return x

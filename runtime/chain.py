@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from .arrays import FloatArray
 from .audio import Resampler
-from .schedule import SamplerStep
+from .backends.base import StreamBackend
+from .schedule import SamplerStep, initial_state
 from .spec import TlbFactors
+from .stream import BlockSampler, CausalStream
 from .windows import Reminder, WindowedStream
 
 if TYPE_CHECKING:
@@ -45,8 +47,40 @@ class Levels:
     reminders: tuple[Reminder | None, ...]
 
 
+def channel_stream(
+    enhancer: Enhancer, settings: Settings, peak: float, reminder: Reminder | None
+) -> WindowedStream | CausalStream:
+    """One channel's way through the model: in windows, or for a causal one as it comes.
+
+    Args:
+        enhancer: Gives model, backend and windows.
+        settings: Of the sampler.
+        peak: Largest magnitude of the channel at the model's rate; causal models do not use it.
+        reminder: What stands beside the windows, or None; likewise.
+    """
+    manifest = enhancer.manifest
+    if manifest.causal is None:
+        process = enhancer._channel_process(settings, peak, reminder)
+        return WindowedStream(process, enhancer.window_plan, manifest.signal.hop_length)
+    enhancer._check_process()
+
+    def draw(index: int, first: int, n_frames: int) -> FloatArray:
+        return enhancer._noise(settings, index, first, n_frames)
+
+    sampler = BlockSampler(
+        cast(StreamBackend, enhancer.backend),
+        start=initial_state(manifest.sde, manifest.sampler.t_rs),
+        steps=settings.steps,
+        alpha=settings.alpha,
+        tlb=settings.tlb,
+        lookahead_frames=manifest.causal.lookahead_frames,
+        lock=enhancer._lock,
+    )
+    return CausalStream(sampler, draw, manifest.signal)
+
+
 class Chain:
-    """Rate in -> model rate -> windows -> rate in, for all channels of one recording."""
+    """Rate in -> model rate -> windows or blocks -> rate in, for all channels of one recording."""
 
     def __init__(self, enhancer: Enhancer, settings: Settings, rate: int, levels: Levels) -> None:
         """Prepare the streams of all channels.
@@ -64,11 +98,7 @@ class Chain:
         self._down = Resampler(rate, signal.sample_rate, n_channels)
         self._up = Resampler(signal.sample_rate, rate, n_channels)
         self._streams = [
-            WindowedStream(
-                enhancer._channel_process(settings, float(peak), reminder),
-                enhancer.window_plan,
-                signal.hop_length,
-            )
+            channel_stream(enhancer, settings, float(peak), reminder)
             for peak, reminder in zip(levels.peaks, levels.reminders, strict=True)
         ]
         self._n_in = 0

@@ -36,6 +36,7 @@ from .pipes import open_output
 from .results import Enhanced, EnhancedFile
 from .schedule import SamplerStep, sampler_steps
 from .stft import compress, decompress, istft, stft
+from .stream import MAX_BIN
 from .window import denoise, pad
 from .windows import LoudestStretch, Reminder, WindowPlan
 
@@ -45,7 +46,6 @@ Progress = Callable[[float], None]
 
 MAX_STEPS = 1000
 MAX_AMPLITUDE = 1e30  # with MAX_BIN it stays below float32's largest number
-MAX_BIN = 1e8  # a full-scale sine has 128 in its bin of the spectrum
 _ARRAY_BLOCK = 1 << 18  # samples pushed at a time
 OFFSET_SHARE = 0.02  # of the peak: a mean above it is an offset ...
 OFFSET_FROM_S = 1.0  # ... in a recording that is not too short to tell
@@ -372,6 +372,8 @@ class Enhancer:
                 "the recording down"
             )
         mean = (total / max(done, 1)).astype(np.float32)
+        if self.manifest.causal is not None:  # it knows neither the offset nor the peak beforehand
+            return Levels(np.zeros_like(peak), peak, (None,) * n_channels)
         is_offset = (np.abs(mean) > OFFSET_SHARE * peak) & (done >= OFFSET_FROM_S * rate)
         offsets = np.where(is_offset, mean, np.float32(0.0))
         reminders: list[Reminder | None] = [None] * n_channels
@@ -408,6 +410,22 @@ class Enhancer:
             if progress is not None:
                 progress(done / n_samples)
 
+    def _check_process(self) -> None:
+        if os.getpid() != self._process_id:
+            raise BackendError(
+                "this Enhancer was opened by another process, and its engine does not survive "
+                "a fork: open one in each process"
+            )
+
+    def _noise(self, settings: Settings, index: int, first: int, n_rows: int) -> FloatArray:
+        """Noise of a draw by absolute frame, [n_rows, F]; zeros beyond the end of a given one."""
+        if settings.noise is None:
+            return frame_noise(settings.seed, index, first, n_rows)
+        given = np.zeros((n_rows, self.manifest.signal.n_freqs), np.float32)
+        found = settings.noise[index, first : first + n_rows]
+        given[: len(found)] = found
+        return given
+
     def _channel_process(
         self, settings: Settings, peak: float, reminder: Reminder | None
     ) -> Callable[[FloatArray, int], FloatArray]:
@@ -418,11 +436,7 @@ class Enhancer:
         before = None if reminder is None else replace(reminder, wav=scaled(reminder.wav))
 
         def process(wav: FloatArray, first_frame: int) -> FloatArray:
-            if os.getpid() != self._process_id:
-                raise BackendError(
-                    "this Enhancer was opened by another process, and its engine does not survive "
-                    "a fork: open one in each process"
-                )
+            self._check_process()
             with self._lock:  # engines hold one request, and features between their two graphs
                 out = self._enhance_window(scaled(wav), first_frame, settings, before)
             return (out.astype(np.float64) * peak).astype(np.float32)
@@ -452,16 +466,8 @@ class Enhancer:
         first, count = places.pop()
         places.append((first, count + noisy.shape[2] - shown.shape[2]))
 
-        def rows(index: int, first: int, n_rows: int) -> FloatArray:
-            if settings.noise is None:
-                return frame_noise(settings.seed, index, first, n_rows)
-            given = np.zeros((n_rows, signal.n_freqs), np.float32)
-            found = settings.noise[index, first : first + n_rows]
-            given[: len(found)] = found
-            return given
-
         def draw(index: int) -> FloatArray:
-            return np.concatenate([rows(index, *place) for place in places])
+            return np.concatenate([self._noise(settings, index, *place) for place in places])
 
         clean_ri = denoise(
             self.backend,

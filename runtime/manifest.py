@@ -13,7 +13,15 @@ from typing import Any
 from .errors import InputError, ManifestError
 from .files import sha256_file
 from .schedule import SdeSpec
-from .spec import GRAPH_NAMES, N_FREQS, PRECISIONS, SamplerSpec, SignalSpec, TlbFactors
+from .spec import (
+    GRAPH_NAMES,
+    N_FREQS,
+    PRECISIONS,
+    CausalSpec,
+    SamplerSpec,
+    SignalSpec,
+    TlbFactors,
+)
 
 MANIFEST_FORMAT = 1
 MANIFEST_NAME = "manifest.json"
@@ -38,6 +46,7 @@ MANIFEST_KEYS = (
     "macs_per_second",
     "parity",
 )
+CAUSAL_KEY = "causal"  # a table, of causal models alone
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,15 @@ def _need_keys(table: object, needed: tuple[str, ...], key: str) -> None:
         raise ManifestError(f"manifest table {key!r} lacks {missing}; export the engine again")
 
 
+def _causal(table: Mapping[str, Any]) -> CausalSpec | None:
+    """What the manifest says of a causal model."""
+    if CAUSAL_KEY not in table:
+        return None
+    _need_keys(table[CAUSAL_KEY], tuple(f.name for f in fields(CausalSpec)), CAUSAL_KEY)
+    spec: CausalSpec = _table(CausalSpec, table[CAUSAL_KEY], CAUSAL_KEY)
+    return spec
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What one engine folder holds; written by the export, checked by every reader.
@@ -100,6 +118,8 @@ class Manifest:
         macs_per_second: Multiply-accumulates for a second of audio, by part.
         parity: Results of the export's own checks.
         format: Version of this layout.
+        causal: Of a causal model: blocks, states and latency. None for one that hears the whole
+            recording.
     """
 
     name: str
@@ -117,6 +137,7 @@ class Manifest:
     macs_per_second: Mapping[str, Any]
     parity: Mapping[str, Any]
     format: int = MANIFEST_FORMAT
+    causal: CausalSpec | None = None
 
     @classmethod
     def from_dict(cls, data: object) -> Manifest:
@@ -137,7 +158,7 @@ class Manifest:
             )
         if missing := [key for key in MANIFEST_KEYS if key not in table]:
             raise ManifestError(f"manifest lacks {missing}; export the engine again")
-        if unknown := sorted(set(table) - set(MANIFEST_KEYS)):
+        if unknown := sorted(set(table) - {*MANIFEST_KEYS, CAUSAL_KEY}):
             raise ManifestError(f"manifest has unknown keys {unknown}")
         _need_keys(table["signal"], tuple(f.name for f in fields(SignalSpec)), "signal")
         _need_keys(table["sde"], ("name", "k", "c"), "sde")
@@ -196,6 +217,7 @@ class Manifest:
                 _require(table["macs_per_second"], dict, "macs_per_second")
             ),
             parity=MappingProxyType(_require(table["parity"], dict, "parity")),
+            causal=_causal(table),
         )
 
     @classmethod
@@ -247,6 +269,9 @@ class Manifest:
         table["graphs"] = {name: asdict(graph) for name, graph in self.graphs.items()}
         for key in ("exporter", "parameters", "macs_per_second", "parity"):
             table[key] = dict(table[key])
+        if self.causal is not None:
+            own = {f.name: getattr(self.causal, f.name) for f in fields(CausalSpec)}
+            table[CAUSAL_KEY] = {**own, "state_size": dict(self.causal.state_size)}
         return table
 
     def to_json(self) -> str:

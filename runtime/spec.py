@@ -25,6 +25,7 @@ FRAME_MULTIPLE = 4  # two unshuffles by 2 along time
 MIN_FRAMES = 32
 N_FEATS = 6
 N_FREQS = 257
+STATE, NEXT_STATE = "state", "next_state"  # of a causal model's graphs
 TLB_SHAPE = (2, 2)  # [level (outer, deep), band (below 2 kHz, above)]
 
 
@@ -117,6 +118,57 @@ class SamplerSpec:
             raise InputError(
                 f"sampler last_step is {self.last_step!r}; expected one of {', '.join(LAST_STEPS)}"
             )
+
+
+@dataclass(frozen=True)
+class CausalSpec:
+    """What is special about a causal model: it runs on blocks of frames and carries a state.
+
+    Attributes:
+        lookahead_blocks: Blocks by which its output comes late.
+        block_frames: Frames of a block, the unit of its input.
+        state_size: Floats of each graph's state, for one stream: "predictive" and "score".
+        latency_samples: Samples by which the output of a stream comes late at most, computing left
+            out.
+    """
+
+    lookahead_blocks: int
+    state_size: Mapping[str, int]
+    latency_samples: int
+    block_frames: int = FRAME_MULTIPLE
+
+    def __post_init__(self) -> None:
+        """Refuse values that describe no causal model."""
+        table = self.state_size
+        if not isinstance(table, Mapping) or set(table) != set(GRAPH_NAMES):
+            raise InputError(
+                f"state_size is {table!r}; expected one number for each of {GRAPH_NAMES}"
+            )
+        numbers = {
+            "lookahead_blocks": (self.lookahead_blocks, 0),
+            "block_frames": (self.block_frames, 1),
+            "latency_samples": (self.latency_samples, 1),
+            **{f"state_size {name}": (size, 1) for name, size in table.items()},
+        }
+        for name, (value, least) in numbers.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(f"{name} is {value!r}; expected a whole number >= {least}")
+        object.__setattr__(self, "state_size", MappingProxyType(dict(table)))
+
+    @property
+    def lookahead_frames(self) -> int:
+        """Frames by which the output comes late."""
+        return self.lookahead_blocks * self.block_frames
+
+
+def stream_latency(signal: SignalSpec, lookahead_blocks: int) -> int:
+    """Samples by which the output of a stream comes late at most, computing left out.
+
+    Block j of four frames needs samples up to 512 j + 640 and makes the output final up to
+    512 j + 256: 896 samples, and 512 for each block of look-ahead.
+    """
+    block = FRAME_MULTIPLE * signal.hop_length
+    return signal.n_fft // 2 + signal.hop_length + (1 + lookahead_blocks) * block
 
 
 Factors = tuple[tuple[float, float], tuple[float, float]]
@@ -231,20 +283,30 @@ PREDICTIVE_OUTPUTS = predictive_outputs()
 SCORE_INPUTS = score_inputs()
 
 
-def graph_io(graph: str, precision: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+def graph_io(
+    graph: str, precision: str, causal: CausalSpec | None = None
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Inputs and outputs of one graph.
 
     Args:
         graph: "predictive" or "score".
         precision: "fp32" or "fp16".
+        causal: Of a causal model, whose graphs have a ``state`` and a ``next_state``, float32 in both
+            precisions; T is then any multiple of 4.
 
     Raises:
         InputError: Unknown graph or precision.
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
-    if graph == "predictive":
-        return PREDICTIVE_INPUTS, predictive_outputs(precision)
+    if graph not in GRAPH_NAMES:
+        raise InputError(f"graph is {graph!r}; expected one of {', '.join(GRAPH_NAMES)}")
+    inputs: tuple[TensorSpec, ...] = PREDICTIVE_INPUTS
+    outputs = predictive_outputs(precision)
     if graph == "score":
-        return score_inputs(precision), SCORE_OUTPUTS
-    raise InputError(f"graph is {graph!r}; expected one of {', '.join(GRAPH_NAMES)}")
+        inputs, outputs = score_inputs(precision), SCORE_OUTPUTS
+    if causal is None:
+        return inputs, outputs
+    shape = ("B", causal.state_size[graph])
+    before, after = (TensorSpec(name, "float32", shape) for name in (STATE, NEXT_STATE))
+    return (*inputs, before), (*outputs, after)

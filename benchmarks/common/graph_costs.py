@@ -292,7 +292,13 @@ def engine_costs(folder: Path, n_frames: int, batch: int = 1) -> dict[str, Graph
             f"n_frames is {n_frames}, batch {batch}; expected a multiple of {FRAME_MULTIPLE}, at "
             f"least {MIN_FRAMES}, and a batch of at least 1"
         )
-    paths = Manifest.load(folder).verify_graphs(folder)
+    manifest = Manifest.load(folder)
+    if manifest.causal is not None:
+        raise InputError(
+            f"{folder}: a causal model, whose graphs read sizes at run time; its costs are those of the "
+            "PyTorch counter alone (dvpd.macs, and macs_per_second in the manifest)"
+        )
+    paths = manifest.verify_graphs(folder)
     predictive = graph_costs(paths["predictive"], {"noisy": (batch, 3, n_frames, N_FREQS)})
     score = graph_costs(paths["score"], score_shapes(predictive, n_frames, batch))
     return dict(zip(GRAPH_NAMES, (predictive, score), strict=True))

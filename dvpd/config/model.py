@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from ..runtime.errors import InputError
 
+MAX_LOOKAHEAD = 16  # blocks: half a second
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -25,6 +27,9 @@ class ModelConfig:
         scan: "linear" attention, or "ssd" (state-space duality).
         fi_gate: Whether the interaction has its frequency prior.
         norm: "batch" (folds into the convolutions), or "layer" (over channels).
+        causal: Whether the network hears only the past (`dvpd.causal`), block by block.
+        lookahead_blocks: Blocks of four frames (32 ms) by which a causal network's output comes
+            late; it then knows that much of what follows.
     """
 
     name: str = "dvpd-base"
@@ -40,6 +45,8 @@ class ModelConfig:
     scan: str = "linear"
     fi_gate: bool = True
     norm: str = "batch"
+    causal: bool = False
+    lookahead_blocks: int = 0
 
     def __post_init__(self) -> None:
         """Refuse values that make no network."""
@@ -64,5 +71,19 @@ class ModelConfig:
             )
         if self.embedding % 2:
             raise InputError(f"model.embedding is {self.embedding}; expected an even number")
+        if not 0 <= self.lookahead_blocks <= MAX_LOOKAHEAD:
+            raise InputError(
+                f"model.lookahead_blocks is {self.lookahead_blocks}; expected 0 to {MAX_LOOKAHEAD}"
+            )
+        if self.lookahead_blocks and not self.causal:
+            raise InputError(
+                f"model.lookahead_blocks is {self.lookahead_blocks} without model.causal; expected 0: "
+                "such a network hears the whole recording"
+            )
+        if self.causal and self.scan != "linear":
+            raise InputError(
+                f"model.scan is {self.scan!r} with model.causal; expected 'linear': the other scan "
+                "runs backwards, too"
+            )
         if not self.ffn_factor > 0:
             raise InputError(f"model.ffn_factor is {self.ffn_factor}; expected more than 0")

@@ -33,6 +33,8 @@ _LATER_TRAIN_KEYS: dict[str, Any] = {
     "kernels": "reference",
 }
 
+_LATER_MODEL_KEYS: dict[str, Any] = {"causal": False, "lookahead_blocks": 0}
+
 
 @dataclass(frozen=True)
 class Config:
@@ -110,6 +112,8 @@ def complete_old(values: Mapping[str, Any]) -> Mapping[str, Any]:
         completed["data"] = complete_old_table(values["data"])
     if isinstance(values.get("train"), Mapping):
         completed["train"] = {**_LATER_TRAIN_KEYS, **values["train"]}
+    if isinstance(values.get("model"), Mapping):
+        completed["model"] = {**_LATER_MODEL_KEYS, **values["model"]}
     if isinstance(values.get("sampler"), Mapping):
         completed["sampler"] = {"last_step": "euler", **values["sampler"]}
     return completed

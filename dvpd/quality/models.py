@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from ..runtime.arrays import FloatArray
-from ..runtime.backends.base import Backend
+from ..runtime.backends.base import Backend, StreamBackend
 from ..runtime.enhancer import Enhancer
 from ..runtime.errors import InputError
 from ..runtime.manifest import GraphFile, Manifest
@@ -79,6 +79,14 @@ class SharedBackend:
                 self._scores.popitem(last=False)
         return known[1]
 
+    def predict_next(self, noisy: FloatArray, state: Any) -> tuple[FloatArray, Sequence[Any], Any]:
+        """See ``StreamBackend.predict_next``; nothing is shared between streams."""
+        return cast(StreamBackend, self.inner).predict_next(noisy, state)
+
+    def score_next(self, *args: Any) -> tuple[FloatArray, Any]:
+        """See ``StreamBackend.score_next``."""
+        return cast(StreamBackend, self.inner).score_next(*args)
+
     def close(self) -> None:
         """Release the inner backend."""
         self.forget()
@@ -93,7 +101,8 @@ def torch_enhancer(model: Any, config: Any, device: str = "cpu") -> Enhancer:
         config: Its ``dvpd.config.Config``.
         device: torch device the model is on.
     """
-    from ..torch_backend import TorchBackend  # engine folders need no torch
+    from ..model import causal_spec  # engine folders need no torch
+    from ..torch_backend import TorchBackend
 
     nothing: Mapping[str, Any] = MappingProxyType({})
     manifest = Manifest(
@@ -111,6 +120,7 @@ def torch_enhancer(model: Any, config: Any, device: str = "cpu") -> Enhancer:
         parameters=nothing,
         macs_per_second=nothing,
         parity=nothing,
+        causal=causal_spec(model, config.signal),
     )
     return Enhancer(manifest, SharedBackend(TorchBackend(model, device)))
 

@@ -376,14 +376,16 @@ class FastStep:
 
 
 def _flat(noisy: Tensor, clean: Tensor, draws: Draws) -> list[Tensor]:
-    scored = [x for x in (draws.t, draws.z) if x is not None]
+    scored = [x for x in (draws.gain, draws.t, draws.z) if x is not None]
     return [noisy, clean, *scored, *draws.noise]
 
 
 def _restored(tensors: list[Tensor], like: Draws) -> tuple[Tensor, Tensor, Draws]:
     """The other direction of `_flat`."""
     noisy, clean, *rest = tensors
-    t = z = None
+    t = z = gain = None
+    if like.gain is not None:
+        gain, *rest = rest
     if like.t is not None:
         t, z, *rest = rest
-    return noisy, clean, Draws(t, z, tuple(rest))
+    return noisy, clean, Draws(t, z, tuple(rest), gain)

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Config
+from ..level import levels, spectral_gain
 from ..losses import LossTables, PredictiveTerms, score_loss, weighted_sum
 from ..model import DVPD
+from ..runtime.level import LEAST_DB
 from ..sde import Marginal, make_plan, reverse, with_phase
 from ..spectral import Dft, compress, compressed_noisy, magnitude
 
@@ -26,11 +28,13 @@ class Draws(NamedTuple):
         t: Diffusion times of the score loss [B].
         z: Its noise [B, 1, T, F].
         noise: The sampler's draws, [B, 1, T, F] each.
+        gain: Level at which a causal network hears each crop [B], 1 for full scale.
     """
 
     t: Tensor | None = None
     z: Tensor | None = None
     noise: tuple[Tensor, ...] = ()
+    gain: Tensor | None = None
 
 
 class Objective(nn.Module):
@@ -83,6 +87,11 @@ class Objective(nn.Module):
             if extra:
                 noisy = nn.functional.pad(noisy, (0, 0, 0, extra))
                 target = nn.functional.pad(target, (0, 0, 0, extra))
+            scale = None  # a causal network hears frames divided by the level so far
+            if self.config.model.causal:
+                level = levels(noisy_wav, noisy.shape[2], draws.gain, signal)
+                scale = spectral_gain(level, signal)
+                noisy = noisy * scale
             if train.nhwc:
                 noisy = noisy.contiguous(memory_format=torch.channels_last)
         autocast = torch.autocast(noisy.device.type, torch.bfloat16, train.precision == "bf16")
@@ -91,7 +100,9 @@ class Objective(nn.Module):
             clean_ri, feats = self.model.predictive(noisy)
         terms: dict[str, Tensor] = {}
         if not frozen:
-            terms = self.terms(clean_ri.float(), target, clean_wav)
+            # Losses compare what is heard: the level is given back to the estimate.
+            estimate = clean_ri.float() if scale is None else clean_ri.float() / scale
+            terms = self.terms(estimate, target, clean_wav)
         if train.branches == "predictive":
             return terms
         if train.detach_feats:
@@ -100,12 +111,16 @@ class Objective(nn.Module):
             with torch.autocast(noisy.device.type, torch.bfloat16, train.precision == "bf16"):
                 fused = reverse(self.model, noisy, clean_ri.float(), feats, draws.noise, self.plan)
             estimate = with_phase(fused.float(), clean_ri.float())
+            if scale is not None:
+                estimate = estimate / scale
             own = self.fused_terms(estimate, target, clean_wav)
             terms["sampler"] = weighted_sum(self.fused_terms.config, own)
         if draws.t is None or draws.z is None:
             return terms
         with torch.no_grad():
             x0, y = magnitude(target), noisy[:, 2:3]
+            if scale is not None:
+                x0 = x0 * scale
             sigma = self.marginal.std(draws.t)
             xt = self.marginal.mean(x0, y, draws.t) + sigma * draws.z
         with autocast:
@@ -125,7 +140,7 @@ class Objective(nn.Module):
             device: Where the numbers are drawn and used.
         """
         train, signal = self.config.train, self.config.signal
-        if train.branches == "predictive":
+        if train.branches == "predictive" and not self.config.model.causal:
             return Draws()
         frames = 1 + samples // signal.hop_length
         shape = (crops * self.size, 1, frames + -frames % 4, signal.n_fft // 2 + 1)
@@ -134,8 +149,14 @@ class Objective(nn.Module):
         def generator(number: int) -> torch.Generator:
             return torch.Generator(device).manual_seed(train.seed * 1_000_003 + number)
 
-        t = z = None
+        t = z = gain = None
         noise: tuple[Tensor, ...] = ()
+        if self.config.model.causal:
+            source = generator(step + (1 << 41))
+            level_db = LEAST_DB * torch.rand(shape[0], generator=source, device=device)
+            gain = (10.0 ** (level_db / 20.0))[mine]
+        if train.branches == "predictive":
+            return Draws(gain=gain)
         if train.score_weight:
             source = generator(step)
             low, high = train.t_range
@@ -146,4 +167,4 @@ class Objective(nn.Module):
             noise = tuple(
                 torch.randn(shape, generator=source, device=device)[mine] for _ in self.plan.steps
             )
-        return Draws(t, z, noise)
+        return Draws(t, z, noise, gain)

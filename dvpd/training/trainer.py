@@ -23,6 +23,7 @@ from ..checkpoint import load_checkpoint, save_checkpoint
 from ..config import Config, complete_old, to_dict
 from ..config.train import TrainConfig
 from ..data.loader import PairSource, batches
+from ..grow import fit_weights
 from ..model import DVPD
 from ..runtime.errors import InputError
 from ..runtime.files import write_whole
@@ -501,16 +502,21 @@ class Trainer:
     def init_from(self, path: str | Path) -> None:
         """Start from the weights of a checkpoint; step and optimiser start anew.
 
+        A causal model may start from an offline one, and from one with another look-ahead.
+
         Raises:
             InputError: The checkpoint is of another architecture.
             DvpdError: It cannot be read.
         """
         config, weights = load_checkpoint(path)
-        if replace(config.model, name=self.config.model.name) != self.config.model:
+        wanted, found = self.config.model, replace(config.model, name=self.config.model.name)
+        if wanted.causal:
+            found = replace(found, causal=True, lookahead_blocks=wanted.lookahead_blocks)
+        if found != wanted:
             raise InputError(
-                f"{path} has another [model]: {to_dict(config.model)}; expected "
-                f"{to_dict(self.config.model)}"
+                f"{path} has another [model]: {to_dict(config.model)}; expected {to_dict(wanted)}"
             )
+        weights = fit_weights(self.model, weights, was_causal=config.model.causal)
         self.model.load_state_dict(weights)
         self.ema.model.load_state_dict(weights)
 

@@ -19,6 +19,8 @@ from ..spec import (
     N_FEATS,
     PREDICTIVE_INPUTS,
     SCORE_OUTPUTS,
+    STATE,
+    CausalSpec,
     TensorSpec,
     TlbFactors,
     graph_io,
@@ -81,6 +83,60 @@ class Backend(Protocol):
         """Release the engine; later calls raise BackendError."""
 
 
+class StreamBackend(Protocol):
+    """The two networks of a causal model on one device; states are opaque, None starts a stream.
+
+    Attributes:
+        name: Backend name, such as "ort".
+        device: Device in use, such as "cpu".
+    """
+
+    name: str
+    device: str
+
+    def predict_next(self, noisy: FloatArray, state: Any) -> tuple[FloatArray, Sequence[Any], Any]:
+        """Run the predictive graph on the next frames of B streams.
+
+        Args:
+            noisy: float32 [B, 3, T, 257], T a multiple of 4.
+            state: What the call before returned; None at the start.
+
+        Returns:
+            float32 [B, 2, T, 257], the feats for ``score_next``, and the next state.
+
+        Raises:
+            InputError: Wrong dtype or shape.
+            BackendError: The engine failed or returned non-finite values.
+        """
+
+    def score_next(
+        self,
+        xt: FloatArray,
+        t: FloatArray,
+        feats: Sequence[Any],
+        tlb_skip: FloatArray,
+        tlb_backbone: FloatArray,
+        state: Any,
+    ) -> tuple[FloatArray, Any]:
+        """Run the score graph on the frames of the last ``predict_next``.
+
+        Args:
+            xt: float32 [B, 1, T, 257], state of the diffusion.
+            t: float32 [B], diffusion time.
+            feats: What ``predict_next`` returned.
+            tlb_skip: float32 [2, 2].
+            tlb_backbone: float32 [2, 2].
+            state: What the same step's call before returned; None at the start.
+
+        Returns:
+            float32 [B, 1, T, 257]: sigma z, and the next state.
+
+        Raises:
+            InputError: Wrong dtype or shape.
+            BackendError: The engine failed or returned non-finite values.
+        """
+
+
 class SamplerBackend(Backend, Protocol):
     """A backend that runs the whole sampler on its device; ``sampler.sample`` prefers that."""
 
@@ -117,13 +173,16 @@ def _text(specs: Sequence[TensorSpec]) -> str:
     return ", ".join(spec.name for spec in specs)
 
 
-def check_array(spec: TensorSpec, value: object, sizes: dict[str, int]) -> None:
+def check_array(
+    spec: TensorSpec, value: object, sizes: dict[str, int], least: int = MIN_FRAMES
+) -> None:
     """Check one array against its description; dynamic sizes are collected and compared.
 
     Args:
         spec: The description.
         value: The array.
         sizes: Sizes of "B" and "T" met so far; new ones are added.
+        least: Least number of frames.
 
     Raises:
         InputError: Not an array, or another dtype or shape.
@@ -142,30 +201,36 @@ def check_array(spec: TensorSpec, value: object, sizes: dict[str, int]) -> None:
             raise InputError(f"{spec.name} is {got}; expected {wanted} with {sizes}")
         if size < 1:
             raise InputError(f"{spec.name} is {got}; expected no empty axis")
-    n_frames = sizes.get("T", MIN_FRAMES)
-    if n_frames < MIN_FRAMES or n_frames % FRAME_MULTIPLE:
+    n_frames = sizes["T"] if "T" in spec.shape else least
+    if n_frames < least or n_frames % FRAME_MULTIPLE:
         raise InputError(
             f"{spec.name} has T = {n_frames} frames; expected a multiple of {FRAME_MULTIPLE}, at "
-            f"least {MIN_FRAMES}: pad with zeros and crop after"
+            f"least {least}: pad with zeros and crop after"
         )
 
 
-def check_predict(noisy: object) -> dict[str, int]:
+def check_predict(noisy: object, least: int = MIN_FRAMES) -> dict[str, int]:
     """Check the input of ``predict`` and return its sizes "B" and "T".
 
     Args:
         noisy: The array.
+        least: Least number of frames; a causal model takes a block of four.
 
     Raises:
         InputError: Wrong dtype or shape.
     """
     sizes: dict[str, int] = {}
-    check_array(PREDICTIVE_INPUTS[0], noisy, sizes)
+    check_array(PREDICTIVE_INPUTS[0], noisy, sizes, least)
     return sizes
 
 
 def check_score(
-    xt: object, t: object, feats: Sequence[Any], tlb_skip: object, tlb_backbone: object
+    xt: object,
+    t: object,
+    feats: Sequence[Any],
+    tlb_skip: object,
+    tlb_backbone: object,
+    least: int = MIN_FRAMES,
 ) -> dict[str, int]:
     """Check the inputs of ``score`` but the opaque feats' contents; return sizes "B" and "T".
 
@@ -175,13 +240,14 @@ def check_score(
         feats: What ``predict`` returned.
         tlb_skip: Factors.
         tlb_backbone: Factors.
+        least: Least number of frames.
 
     Raises:
         InputError: Wrong dtype, shape or number of feats.
     """
     sizes: dict[str, int] = {}
     by_name = {spec.name: spec for spec in score_inputs()}
-    check_array(by_name["xt"], xt, sizes)
+    check_array(by_name["xt"], xt, sizes, least)
     check_array(by_name["t"], t, sizes)
     check_array(by_name["tlb_skip"], tlb_skip, sizes)
     check_array(by_name["tlb_backbone"], tlb_backbone, sizes)
@@ -196,6 +262,7 @@ def score_feeds(
     feats: Sequence[Any],
     tlb_skip: FloatArray,
     tlb_backbone: FloatArray,
+    least: int = MIN_FRAMES,
 ) -> tuple[dict[str, int], dict[str, Any]]:
     """What the score graph is fed with, checked as by ``check_score``.
 
@@ -205,7 +272,7 @@ def score_feeds(
     Raises:
         InputError: As ``check_score``.
     """
-    sizes = check_score(xt, t, feats, tlb_skip, tlb_backbone)
+    sizes = check_score(xt, t, feats, tlb_skip, tlb_backbone, least)
     feeds = {"xt": np.ascontiguousarray(xt), "t": t, **dict(zip(FEAT_NAMES, feats, strict=True))}
     return sizes, {**feeds, "tlb_skip": tlb_skip, "tlb_backbone": tlb_backbone}
 
@@ -223,7 +290,7 @@ def check_output(spec: TensorSpec, value: object, sizes: dict[str, int], source:
         BackendError: Wrong dtype or shape, or a non-finite value.
     """
     try:
-        check_array(spec, value, dict(sizes))
+        check_array(spec, value, dict(sizes), FRAME_MULTIPLE)
     except InputError as error:
         raise BackendError(f"{source} returned a wrong tensor: {error}") from None
     array: FloatArray = value  # type: ignore[assignment]  # checked above
@@ -233,6 +300,30 @@ def check_output(spec: TensorSpec, value: object, sizes: dict[str, int], source:
             "backend or the fp32 engine, and report the recording"
         )
     return array
+
+
+def stream_state(causal: CausalSpec | None, graph: str, batch: int, state: Any) -> Any:
+    """The state to go on with: what was given, or zeros at the start of the streams.
+
+    Args:
+        causal: The manifest's.
+        graph: "predictive" or "score".
+        batch: Streams.
+        state: What the call before returned, or None.
+
+    Raises:
+        InputError: The model hears whole recordings, or the state is of another number of streams.
+    """
+    if causal is None:
+        raise InputError(
+            "this model hears whole recordings and has no state; expected a causal one (live)"
+        )
+    size = causal.state_size[graph]
+    if state is None:
+        return np.zeros((batch, size), np.float32)
+    if isinstance(state, np.ndarray):
+        check_array(TensorSpec(STATE, "float32", (batch, size)), state, {})
+    return state
 
 
 FEAT_NAMES = tuple(f"feat_{i}" for i in range(N_FEATS))
@@ -260,6 +351,7 @@ def check_signature(
     precision: str,
     inputs: Sequence[GraphTensor],
     outputs: Sequence[GraphTensor],
+    causal: CausalSpec | None = None,
 ) -> None:
     """Check a loaded graph's inputs and outputs against the contract.
 
@@ -268,12 +360,13 @@ def check_signature(
         precision: "fp32" or "fp16".
         inputs: What the engine reports.
         outputs: What the engine reports.
+        causal: The manifest's.
 
     Raises:
         ManifestError: A name, dtype or shape differs, or B or T is fixed.
     """
     for side, specs, got in zip(
-        ("inputs", "outputs"), graph_io(graph, precision), (inputs, outputs), strict=True
+        ("inputs", "outputs"), graph_io(graph, precision, causal), (inputs, outputs), strict=True
     ):
         found = {tensor.name: tensor for tensor in got}
         if set(found) != {spec.name for spec in specs}:

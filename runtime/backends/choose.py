@@ -130,6 +130,19 @@ def _cpu_order(names: Sequence[str]) -> list[str]:
     return sorted((n for n in names if n not in GPU_ONLY), key=lambda n: n != "ort")
 
 
+def check_causal(manifest: Manifest, name: str, device: str) -> None:
+    """Refuse engines that do not carry a causal model's state yet.
+
+    Raises:
+        BackendError: Such an engine is asked for.
+    """
+    if manifest.causal is not None and (name in GPU_ONLY or device.startswith("tensorrt")):
+        raise BackendError(
+            f"{manifest.name} is a causal model, and {name} on {device} does not carry its state yet: "
+            "use backend ort on cpu or cuda, openvino, or torch"
+        )
+
+
 def open_backend(
     folder: str | Path,
     manifest: Manifest,
@@ -179,6 +192,7 @@ def open_backend(
             tf32=tf32,
         )
         try:
+            check_causal(manifest, backend_name, backend_device)
             backend = _loaders()[backend_name][2](options)
         except BackendError as error:
             raise_interrupt(error)  # Ctrl-C while an engine loads is no reason to try the next

@@ -12,6 +12,7 @@ import numpy as np
 from ..arrays import FloatArray
 from ..errors import BackendError, ManifestError
 from ..manifest import check_metadata
+from ..spec import FRAME_MULTIPLE, NEXT_STATE, STATE
 from .base import (
     FEAT_NAMES,
     PREDICT_OUT,
@@ -22,6 +23,7 @@ from .base import (
     check_predict,
     check_signature,
     score_feeds,
+    stream_state,
 )
 
 _DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64"}
@@ -92,7 +94,7 @@ class OpenVinoBackend:
                 f"backend openvino has no device {options.device!r} here; available: "
                 f"{', '.join(name.lower() for name in available) or 'none'}"
             )
-        self.device = options.device
+        self.device, self._causal = options.device, options.manifest.causal
         config: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             # The default on CPUs with AMX is bfloat16: off by a third of the output's range.
@@ -115,7 +117,11 @@ class OpenVinoBackend:
                 "engine again, or update openvino"
             ) from None
         check_signature(
-            graph, options.manifest.precision, _tensors(model.inputs), _tensors(model.outputs)
+            graph,
+            options.manifest.precision,
+            _tensors(model.inputs),
+            _tensors(model.outputs),
+            options.manifest.causal,
         )
         # Releases that do not pass the metadata on leave this check to the verified hash.
         if model.has_rt_info("framework"):
@@ -166,6 +172,31 @@ class OpenVinoBackend:
         sizes, inputs = score_feeds(xt, t, feats, tlb_skip, tlb_backbone)
         results = self._run("score", inputs)
         return check_output(SCORE_OUT, results["sigma_z"], sizes, "the score graph (openvino)")
+
+    def predict_next(self, noisy: FloatArray, state: Any) -> tuple[FloatArray, Sequence[Any], Any]:
+        """Run the predictive graph on the next frames; see ``StreamBackend.predict_next``."""
+        sizes = check_predict(noisy, FRAME_MULTIPLE)
+        before = stream_state(self._causal, "predictive", len(noisy), state)
+        results = self._run("predictive", {"noisy": np.ascontiguousarray(noisy), STATE: before})
+        source = "the predictive graph (openvino)"
+        clean_ri = check_output(PREDICT_OUT, results["clean_ri"], sizes, source)
+        return clean_ri, [results[name] for name in FEAT_NAMES], results[NEXT_STATE]
+
+    def score_next(
+        self,
+        xt: FloatArray,
+        t: FloatArray,
+        feats: Sequence[Any],
+        tlb_skip: FloatArray,
+        tlb_backbone: FloatArray,
+        state: Any,
+    ) -> tuple[FloatArray, Any]:
+        """Run the score graph on the next frames; see ``StreamBackend.score_next``."""
+        sizes, inputs = score_feeds(xt, t, feats, tlb_skip, tlb_backbone, FRAME_MULTIPLE)
+        inputs[STATE] = stream_state(self._causal, "score", len(xt), state)
+        results = self._run("score", inputs)
+        source = "the score graph (openvino)"
+        return check_output(SCORE_OUT, results["sigma_z"], sizes, source), results[NEXT_STATE]
 
     def close(self) -> None:
         """Release both requests."""

@@ -17,6 +17,7 @@ import numpy as np
 from ..arrays import FloatArray
 from ..errors import BackendError, InputError, ManifestError
 from ..manifest import check_metadata
+from ..spec import FRAME_MULTIPLE, NEXT_STATE, STATE
 from ..tensorrt.onnx_inputs import Profile, graph_inputs
 from .base import (
     FEAT_NAMES,
@@ -28,6 +29,7 @@ from .base import (
     check_predict,
     check_signature,
     score_feeds,
+    stream_state,
 )
 
 logger = logging.getLogger("dvpd")
@@ -202,7 +204,7 @@ class OrtBackend:
                 f"onnxruntime does not import ({_first_line(error)}): pip install --force-reinstall "
                 "onnxruntime"
             ) from None
-        self._ort = onnxruntime
+        self._ort, self._causal = onnxruntime, options.manifest.causal
         available: list[str] = onnxruntime.get_available_providers()
         match = re.fullmatch(r"(cpu|cuda|tensorrt)(?::(\d+))?", options.device)
         if match is None or (match[1] == "cpu" and match[2]):
@@ -254,6 +256,7 @@ class OrtBackend:
                 options.manifest.precision,
                 _tensors(session.get_inputs()),
                 _tensors(session.get_outputs()),
+                options.manifest.causal,
             )
             check_metadata(session.get_modelmeta().custom_metadata_map, options.manifest, graph)
 
@@ -337,6 +340,36 @@ class OrtBackend:
         sizes, inputs = score_feeds(xt, t, feats, tlb_skip, tlb_backbone)
         (sigma_z,) = self._run("score", ["sigma_z"], inputs, frozenset())
         return check_output(SCORE_OUT, sigma_z, sizes, "the score graph (ort)")
+
+    def predict_next(self, noisy: FloatArray, state: Any) -> tuple[FloatArray, Sequence[Any], Any]:
+        """Run the predictive graph on the next frames; see ``StreamBackend.predict_next``."""
+        sizes = check_predict(noisy, FRAME_MULTIPLE)
+        inputs = {
+            "noisy": noisy,
+            STATE: stream_state(self._causal, "predictive", len(noisy), state),
+        }
+        names = ["clean_ri", *FEAT_NAMES, NEXT_STATE]
+        keep = frozenset((*FEAT_NAMES, NEXT_STATE))
+        clean_ri, *feats, after = self._run("predictive", names, inputs, keep)
+        source = "the predictive graph (ort)"
+        return check_output(PREDICT_OUT, clean_ri, sizes, source), feats, after
+
+    def score_next(
+        self,
+        xt: FloatArray,
+        t: FloatArray,
+        feats: Sequence[Any],
+        tlb_skip: FloatArray,
+        tlb_backbone: FloatArray,
+        state: Any,
+    ) -> tuple[FloatArray, Any]:
+        """Run the score graph on the next frames; see ``StreamBackend.score_next``."""
+        sizes, inputs = score_feeds(xt, t, feats, tlb_skip, tlb_backbone, FRAME_MULTIPLE)
+        inputs[STATE] = stream_state(self._causal, "score", len(xt), state)
+        sigma_z, after = self._run(
+            "score", ["sigma_z", NEXT_STATE], inputs, frozenset((NEXT_STATE,))
+        )
+        return check_output(SCORE_OUT, sigma_z, sizes, "the score graph (ort)"), after
 
     def close(self) -> None:
         """Release both sessions."""

@@ -84,6 +84,18 @@ def fp16(checkpoint, made_once):
     return _export(checkpoint, made_once, "fp16")
 
 
+@pytest.fixture(scope="session")
+def live(made_once):
+    """The engine folder of a causal model with one block of look-ahead, its checkpoint beside it."""
+    config = dataclasses.replace(SMALL, name="small-live", causal=True, lookahead_blocks=1)
+
+    def make(root: Path) -> None:
+        checkpoint = write_checkpoint(root / "live.safetensors", config)
+        export_checkpoint(checkpoint, root / "live")
+
+    return made_once("engine-live", make) / "live"
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     """Of torch and of every engine: small work on many threads, beside other tests, only waits."""

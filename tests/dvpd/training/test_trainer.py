@@ -193,6 +193,30 @@ def test_init_starts_from_a_checkpoint(tmp_path):
         Trainer(wider, Tones(), tmp_path / "c").init_from(tmp_path / "a" / "last.safetensors")
 
 
+@pytest.mark.parametrize("train", [
+    {"branches": "predictive"},
+    {"branches": "score"},
+    {"branches": "score", "score_weight": 0.0, "sampler_weight": 1.0},
+], ids=["predictive", "score", "sampler"])  # fmt: skip
+def test_a_causal_model_starts_from_an_offline_one_and_learns(tmp_path, train):
+    Trainer(micro_config(steps=1), Tones(), tmp_path / "a").run()
+    offline = tmp_path / "a" / "last.safetensors"
+    config = micro_config(schedule="constant", **train)
+    live = replace(config, model=replace(config.model, causal=True, lookahead_blocks=1))
+    trainer = Trainer(live, Tones(), tmp_path / "b")
+    trainer.init_from(offline)
+    batch = [torch.from_numpy(np.stack([Tones().pair(0, 0, i)[k] for i in (1, 2)])) for k in (0, 1)]
+    losses = [trainer.train_step(*batch)["loss"] for _ in range(8)]
+    assert all(math.isfinite(loss) for loss in losses)
+    trainer.step = 0  # the same draws as at first
+    assert trainer.train_step(*batch)["loss"] < losses[0]
+    trainer.save()
+    other = replace(live, model=replace(live.model, lookahead_blocks=3))
+    Trainer(other, Tones(), tmp_path / "c").init_from(tmp_path / "b" / "last.safetensors")
+    with pytest.raises(InputError, match=r"another \[model\]"):
+        Trainer(config, Tones(), tmp_path / "d").init_from(tmp_path / "b" / "last.safetensors")
+
+
 def test_bad_batch_is_skipped_and_changes_nothing(tmp_path, caplog):
     trainer = Trainer(micro_config(steps=3), Tones(broken=(2,)), tmp_path)
     states = []

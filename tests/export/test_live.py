@@ -1,0 +1,95 @@
+"""A causal model's graphs: one state in and out, and every backend that carries it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from dvpd.export.build_engine import build_engines
+from dvpd.quality.models import open_model
+from dvpd.runtime.enhancer import Enhancer
+from dvpd.runtime.errors import BackendError, InputError
+from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.spec import GRAPH_NAMES, graph_io
+from dvpd.runtime.tensorrt.onnx_inputs import graph_inputs
+
+# Beside those of the other graphs: the tables of a call, whose length is read at run time.
+TABLES = {"Shape", "Range", "GreaterOrEqual", "Greater", "Exp", "Neg"}
+
+
+def speech() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return (0.1 * rng.standard_normal(20_000) * np.sin(np.arange(20_000) * 3e-4)).astype(np.float32)
+
+
+def test_manifest_and_signature_tell_blocks_states_and_latency(live):
+    manifest = Manifest.load(live)
+    assert manifest.causal.latency_samples == 896 + 512
+    assert manifest.causal.block_frames == 4
+    assert Manifest.from_dict(manifest.to_dict()) == manifest
+    for name in GRAPH_NAMES:
+        model = onnx.load(str(live / f"{name}.onnx"))
+        sides = graph_io(name, "fp32", manifest.causal)
+        for specs, values in zip(sides, (model.graph.input, model.graph.output), strict=True):
+            assert [v.name for v in values] == [s.name for s in specs]
+        size = values[-1].type.tensor_type.shape.dim
+        assert size[0].dim_param == "B"
+        assert size[1].dim_value == manifest.causal.state_size[name]
+
+
+def test_little_is_computed_from_sizes(live):
+    for name in GRAPH_NAMES:
+        ops = [n.op_type for n in onnx.load(str(live / f"{name}.onnx")).graph.node]
+        assert ops.count("Shape") <= 2
+        assert ops.count("Range") <= 3
+        assert "If" not in ops
+        assert "Loop" not in ops
+        assert {"Shape", "Range"} <= set(ops) & TABLES
+
+
+@pytest.mark.parametrize("backend", ["ort", "openvino"])
+def test_every_backend_gives_what_the_checkpoint_does(live, backend):
+    pytest.importorskip({"ort": "onnxruntime"}.get(backend, backend))
+    wav = speech()
+    with open_model(live.parent / "live.safetensors") as reference:
+        wanted = reference.enhance(wav, 16000, steps=2).wav
+    with Enhancer.open(live, backend, "cpu", 1) as enhancer:
+        out = enhancer.enhance(wav, 16000, steps=2).wav
+    error = np.abs(out - wanted).max() / np.abs(wanted).max()
+    assert error < 1e-4
+
+
+def test_calls_of_any_length_and_several_streams_agree(live):
+    rng = np.random.default_rng(1)
+    noisy = rng.standard_normal((2, 3, 40, 257)).astype(np.float32) * np.float32(0.2)
+    with Enhancer.open(live, "ort", "cpu", 1) as enhancer:
+        backend = enhancer.backend
+        whole, _, _ = backend.predict_next(noisy, None)
+        state, parts = None, []
+        for first, last in ((0, 4), (4, 32), (32, 40)):
+            clean, _, state = backend.predict_next(noisy[:, :, first:last], state)
+            parts.append(clean)
+        alone, _, _ = backend.predict_next(noisy[1:], None)
+    assert np.abs(np.concatenate(parts, axis=2) - whole).max() <= 1e-5 * np.abs(whole).max()
+    assert np.abs(alone[0] - whole[1]).max() <= 1e-5 * np.abs(whole).max()
+
+
+def test_tensorrt_rtx_reads_the_graphs(live):
+    pytest.importorskip("tensorrt_rtx")
+    from dvpd.export.trt_api import TrtApi
+
+    api = TrtApi("tensorrt-rtx")
+    for name in GRAPH_NAMES:
+        path = live / f"{name}.onnx"
+        api.check_inputs(api.parse(path), graph_inputs(path), path)
+
+
+def test_no_plans_are_built_that_nobody_runs(live):
+    with pytest.raises(InputError, match="no plans are built"):
+        build_engines(live)
+
+
+def test_tensorrt_says_that_it_does_not_carry_the_state_yet(live):
+    with pytest.raises(BackendError, match="does not carry its state yet"):
+        Enhancer.open(live, "ort", "tensorrt")
