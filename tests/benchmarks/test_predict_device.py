@@ -573,7 +573,7 @@ def test_bad_input_is_one_line(tiny_engine, monkeypatch, capsys, arguments, mess
     assert cli.main(["predict-device", *arguments]) == 1
     error = capsys.readouterr().err
     assert message in error
-    assert error.startswith("dvpd predict-device: ")
+    assert error.startswith("dvpd: ")
     assert error.count("\n") == 1
 
 
