@@ -39,6 +39,7 @@ from .work import Work
 
 PROBE_STEPS = 3  # compared between the ways to make a step
 PROBE_SHARE = 1 / 75  # of the probes' limit: timed steps behind them (2 of 150 s)
+CACHE_PIECES = 4  # that a model's compile cache may come back in: base's has 33 MB
 NEEDED = ("numpy", "scipy", "soundfile", "soxr", "safetensors")
 
 
@@ -361,7 +362,7 @@ def _keep_compiled(work: Work, plan: Plan, model: Model, config: Config) -> None
     rows, begin = Rows(work.rows, work.lease["started"]), time.monotonic()
     try:
         mark.touch()
-        size = keep_compiled(path, int(2 * plan.piece_mib * MIB))
+        size = keep_compiled(path, int(CACHE_PIECES * plan.piece_mib * MIB))
     except Exception as error:  # the next lease compiles, this one goes on
         rows.add("compiled", "not kept", model=model.name, why=str(error) or type(error).__name__)
         return

@@ -225,7 +225,7 @@ def test_compile_caches_that_cannot_be_kept_are_a_row_and_no_second_try(work, mo
     config = replace(config, train=replace(config.train, compile=True))
 
     def refuse(path, limit):
-        assert limit == 2 * 0.125 * 2**20  # two pieces
+        assert limit == phases.CACHE_PIECES * 0.125 * 2**20
         raise InputError("too large")
 
     monkeypatch.setattr(phases, "keep_compiled", refuse)
