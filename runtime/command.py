@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import NoReturn
 
-from .errors import DvpdError, Terminated, note_interrupt, one_line, raise_interrupt
+from .errors import DvpdError, InputError, Terminated, note_interrupt, one_line, raise_interrupt
 from .files import remove_unfinished
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
@@ -75,12 +75,27 @@ def say(message: object) -> None:
             print(PREFIX + " ".join(str(message).split()), file=sys.stderr, flush=True)
 
 
+def _homeless() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return True
+    return False
+
+
 def explain(error: BaseException) -> str:
     """One line for any exception: what is wrong and, where it is known, what to do.
 
     Args:
         error: The exception.
     """
+    text = _explain(error)
+    if _homeless() and not isinstance(error, ModuleNotFoundError):
+        text += " (the working folder has been deleted: cd to one that exists)"
+    return text
+
+
+def _explain(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.split(".")[0]
         if package in EXTRAS:
@@ -134,6 +149,8 @@ def run(
     try:
         with _logging(), _signals():
             args = parser.parse_args(argv)
+            if "torch" in sys.modules and _homeless():  # its MKL would end the process
+                raise InputError("torch cannot compute here")
             code = body(args) or EXIT_DONE
             raise_interrupt()
         sys.stdout.flush()  # here a full disk can still be reported
