@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import NoReturn
 
-from .errors import DvpdError, InputError, Terminated, note_interrupt, one_line, raise_interrupt
+from .errors import DvpdError, Terminated, note_interrupt, one_line, raise_interrupt
 from .files import remove_unfinished
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
@@ -149,8 +149,6 @@ def run(
     try:
         with _logging(), _signals():
             args = parser.parse_args(argv)
-            if "torch" in sys.modules and _homeless():  # its MKL would end the process
-                raise InputError("torch cannot compute here")
             code = body(args) or EXIT_DONE
             raise_interrupt()
         sys.stdout.flush()  # here a full disk can still be reported

@@ -151,18 +151,14 @@ def test_full_and_closed_streams(tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere a folder in use cannot be deleted")
 def test_a_working_folder_that_was_deleted(tmp_path, monkeypatch, capsys):
-    """The name of the file is not to blame; torch's MKL would end the process in the middle."""
+    """The name of the file is not to blame."""
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    monkeypatch.delitem(sys.modules, "torch", raising=False)
-    why = "(the working folder has been deleted: cd to one that exists)\n"
     assert run(FileNotFoundError(2, "No such file or directory", "a.wav")) == 1
-    assert capsys.readouterr().err == f"dvpd: a.wav: No such file or directory {why}"
+    said = capsys.readouterr().err
+    assert said.startswith("dvpd: a.wav: No such file or directory (the working folder has been")
     assert run() == 0  # with absolute paths there is nothing against it
-    monkeypatch.setitem(sys.modules, "torch", sys)
-    assert run() == 1
-    assert capsys.readouterr().err == f"dvpd: torch cannot compute here {why}"
 
 
 def test_names_that_are_not_utf8_can_be_printed(tmp_path):
