@@ -423,7 +423,7 @@ def _make(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.seed < 0:
         raise InputError(f"--seed {args.seed}; expected 0 or more")
-    if args.pairs:
+    if args.pairs is not None:
         clean = [pair[1] for pair in match_names(*find_sides(Path(args.pairs)))]
     else:
         clean = find_audio(args.speech)
