@@ -25,6 +25,8 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dvpd.benchmarks.common import machine, tables
+from dvpd.config import load_toml, override
+from dvpd.quality.pairs import find_pairs
 from dvpd.runtime import command
 from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.errors import InputError
@@ -117,7 +119,7 @@ def measure(
     """
     from dvpd.quality.metrics import Meter
     from dvpd.quality.models import enhance_systems, open_model, sampler_grid
-    from dvpd.quality.pairs import find_pairs, read_pair, spread_sample
+    from dvpd.quality.pairs import read_pair, spread_sample
     from dvpd.runtime.enhancer import Enhancer
 
     meter = Meter(METRICS)
@@ -281,6 +283,12 @@ def _run(args: argparse.Namespace) -> int:
     for name, least in (("steps", 1), ("seeds", 1), ("limit", 0)):
         if getattr(args, name) < least:
             raise InputError(f"{name} is {getattr(args, name)}; expected at least {least}")
+    if not 0.0 <= args.alpha <= 1.0:
+        raise InputError(f"alpha is {args.alpha}; expected 0 to 1")
+    if args.json and not args.json.absolute().parent.is_dir():
+        raise InputError(f"{args.json}: its folder does not exist")
+    override(load_toml(args.config), args.settings)  # what is wrong is said before training
+    find_pairs(args.set)
     args.out.mkdir(parents=True, exist_ok=True)
     runs: list[dict[str, Any]] = []
     for seed in range(args.seeds):

@@ -378,7 +378,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--waveforms", type=Path, metavar="FILE", help="write waveforms (.npz), for PESQ elsewhere"
     )
     parser.add_argument(
-        "--seconds", type=float,
+        "--seconds", type=command.number(above=True),
         help="of each measurement (2); with --quick of the whole, start included (120)",
     )  # fmt: skip
     parser.add_argument("--batches", type=_numbers, help="default: 1 to 64; on a CPU 1")

@@ -166,11 +166,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("config", help="TOML file of a training")
     parser.add_argument("--data", help="training data as for dvpd.train (default: examples/)")
     parser.add_argument("--cache", help="folder for decoded audio (default: in memory)")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], metavar="N")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch")
+    parser.add_argument(
+        "--workers", type=command.whole(0), nargs="+", default=[0, 1, 2], metavar="N"
+    )
+    parser.add_argument("--threads", type=command.whole(0), default=0, help="CPU threads of torch")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--steps", type=int, default=10, help="batches in a measurement")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each kind")
+    parser.add_argument(
+        "--steps", type=command.whole(1), default=10, help="batches in a measurement"
+    )
+    parser.add_argument(
+        "--rounds", type=command.whole(1), default=3, help="measurements of each kind"
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the figures here")
     parser.add_argument(
         "--set", action="append", default=[], metavar="T.K=V", dest="settings",

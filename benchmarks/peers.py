@@ -40,6 +40,7 @@ from dvpd.benchmarks.peer_adapters.base import RATE_HZ
 from dvpd.benchmarks.peer_adapters.serve import ADAPTERS, CLONES, TITLES, serve
 from dvpd.runtime import command
 from dvpd.runtime.arrays import FloatArray
+from dvpd.runtime.audio import read_whole
 from dvpd.runtime.backends.choose import cpu_quota
 from dvpd.runtime.errors import InputError
 from dvpd.runtime.files import write_whole
@@ -279,12 +280,19 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--engine", action="append", type=Path, help="default: shipped fp32 ones")
     parser.add_argument("--set", dest="folder", type=Path, help="pairs for quality")
-    parser.add_argument("--limit", type=int, default=0, help="evenly spaced pairs; 0 for all")
+    parser.add_argument(
+        "--limit", type=command.whole(0), default=0, help="evenly spaced pairs; 0 for all"
+    )
     parser.add_argument("--wav", type=Path, help="what is timed (default: examples/noisy.flac)")
-    parser.add_argument("--seconds", type=float, help="only so much of it")
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--threads", type=int, help="default: usable cores")
-    parser.add_argument("--timeout", type=float, default=900.0, help="seconds an answer may take")
+    parser.add_argument("--seconds", type=command.number(above=True), help="only so much of it")
+    parser.add_argument("--runs", type=command.whole(1), default=5)
+    parser.add_argument("--threads", type=command.whole(1), help="default: usable cores")
+    parser.add_argument(
+        "--timeout",
+        type=command.number(above=True),
+        default=900.0,
+        help="seconds an answer may take",
+    )
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--markdown", type=Path, metavar="OUT")
     parser.add_argument("--serve", choices=ADAPTERS, help=argparse.SUPPRESS)
@@ -317,12 +325,7 @@ def _peers(args: argparse.Namespace) -> int:
 
 def _read_wav(source: Path, seconds: float | None) -> FloatArray:
     """The recording that is timed, [L] at 16 kHz, cut after ``seconds``."""
-    import soundfile
-
-    try:
-        wav, rate = soundfile.read(source, dtype="float32", always_2d=True)
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise InputError(f"{source}: {error}") from None
+    wav, rate = read_whole(source)
     if rate != RATE_HZ or wav.shape[1] != 1:
         raise InputError(f"{source}: {rate} Hz, {wav.shape[1]} channels; expected 16 kHz mono")
     return np.ascontiguousarray(wav[: int((seconds or 1e9) * RATE_HZ), 0])

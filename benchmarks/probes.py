@@ -391,7 +391,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--scenes", action="store_true", help="the second table alone, predictive branch alone"
     )
     parser.add_argument("--noise", type=Path, help="folder of noise recordings, measured alone")
-    parser.add_argument("--limit", type=int, default=0, help="evenly spaced ones of them")
+    parser.add_argument(
+        "--limit", type=command.whole(0), default=0, help="evenly spaced ones of them"
+    )
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--markdown", type=Path, metavar="OUT")
     parser.add_argument("--audio", type=Path, metavar="DIR", help="write every sound as FLAC")

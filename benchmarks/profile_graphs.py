@@ -164,10 +164,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="profile_graphs.py", description=__doc__.split("\n")[0])
     parser.add_argument("engines", nargs="+", type=Path, help="folders with the exported graphs")
     parser.add_argument("--frames", type=int, default=256, help="T, a multiple of 4 (256: 2.048 s)")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=15, help="timed rounds after the warm-up")
-    parser.add_argument("--top", type=int, default=12, help="operators shown; 0 skips profiling")
+    parser.add_argument("--batch", type=command.whole(1), default=1)
+    parser.add_argument("--threads", type=command.whole(1), default=2)
+    parser.add_argument(
+        "--rounds", type=command.whole(1), default=15, help="timed rounds after the warm-up"
+    )
+    parser.add_argument(
+        "--top", type=command.whole(0), default=12, help="operators shown; 0 skips profiling"
+    )
     parser.add_argument("--json", type=Path, help="write everything here too")
     return parser
 

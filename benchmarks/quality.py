@@ -522,8 +522,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sweeps", type=_sweeps, default=[], help=f"of {', '.join(SWEEPS)} (default: none)"
     )
-    parser.add_argument("--limit", type=int, default=0, help="evenly spaced pairs of each set")
-    parser.add_argument("--jobs", type=int, help="processes (default: usable cores)")
+    parser.add_argument(
+        "--limit", type=command.whole(0), default=0, help="evenly spaced pairs of each set"
+    )
+    parser.add_argument("--jobs", type=command.whole(1), help="processes (default: usable cores)")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--peers", type=Path, help="JSON of peers.py for the last plot")
     parser.add_argument(

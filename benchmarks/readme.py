@@ -276,7 +276,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fill_pages(args: argparse.Namespace) -> int:
     stale = 0
-    pages = {page: page.read_text(encoding="utf-8") for page in args.readme or PAGES}
+    try:
+        pages = {page: page.read_text(encoding="utf-8") for page in args.readme or PAGES}
+    except UnicodeDecodeError as error:
+        raise InputError(f"--readme: a page is no text ({error.reason}); give Markdown") from None
     filled = {page: fill(text, args.results) for page, text in pages.items()}
     for page, after in filled.items():
         if not args.check:

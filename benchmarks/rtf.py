@@ -52,7 +52,7 @@ from dvpd.benchmarks.common.timing import (
 )
 from dvpd.runtime import command
 from dvpd.runtime.backends.choose import BACKENDS, cpu_quota, installed
-from dvpd.runtime.engines import find_engines
+from dvpd.runtime.engines import find_engine, find_engines
 from dvpd.runtime.errors import DvpdError, InputError, one_line
 from dvpd.runtime.files import sha256_file, write_whole
 from dvpd.runtime.progress import show_status
@@ -469,30 +469,13 @@ def _numbers(kind: Callable[[str], Any], low: float) -> Callable[[str], list[Any
             values = [kind(part) for part in text.split(",")]
         except ValueError:
             values = []
-        if not values or any(not value >= low for value in values):
+        if not values or any(not low <= value < math.inf for value in values):
             raise argparse.ArgumentTypeError(
                 f"{text!r} is no comma-separated list of numbers from {low}"
             )
         return list(dict.fromkeys(values))
 
     return parse
-
-
-def _count(text: str) -> int:
-    value = int(text) if text.isdigit() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return value
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not value >= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0")
-    return value
 
 
 def build_parser(prog: str = "rtf.py") -> argparse.ArgumentParser:
@@ -508,7 +491,9 @@ def build_parser(prog: str = "rtf.py") -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--backend", default="all", help="all, or names separated by commas")
     parser.add_argument("--device", help="one device only, such as cpu or cuda")
-    parser.add_argument("--threads", type=_count, help="CPU threads (default: usable cores)")
+    parser.add_argument(
+        "--threads", type=command.whole(1), help="CPU threads (default: usable cores)"
+    )
     parser.add_argument(
         "--windows", type=_numbers(float, 0.25), default=[2.048, 0.512, 1.024, 4.096, 8.192],
         help="seconds of audio, the first is the base case (default: 2.048,0.512,1.024,4.096,8.192)",
@@ -525,18 +510,20 @@ def build_parser(prog: str = "rtf.py") -> argparse.ArgumentParser:
         "--grid", action="store_true",
         help="every combination, not each axis alone around the base case",
     )  # fmt: skip
-    parser.add_argument("--runs", type=_count, default=20, help="runs of each case (default: 20)")
     parser.add_argument(
-        "--case-seconds", type=_seconds, default=1.0, metavar="S",
+        "--runs", type=command.whole(1), default=20, help="runs of each case (default: 20)"
+    )
+    parser.add_argument(
+        "--case-seconds", type=command.number(), default=1.0, metavar="S",
         help="seconds of each case at least (default: 1)",
     )  # fmt: skip
     parser.add_argument(
-        "--seconds", type=_seconds, default=BUDGET_S, metavar="S",
+        "--seconds", type=command.number(most=math.inf), default=BUDGET_S, metavar="S",
         help="seconds of an engine at most, on all its backends; where they do not suffice there are "
         f"fewer rounds, not fewer cases (default: {BUDGET_S:g}; inf: no limit)",
     )  # fmt: skip
     parser.add_argument(
-        "--cold-runs", type=int, default=3, metavar="N",
+        "--cold-runs", type=command.whole(0), default=3, metavar="N",
         help="fresh processes for cold start and memory; 0 for none (default: 3)",
     )  # fmt: skip
     parser.add_argument(
@@ -580,6 +567,20 @@ def _cold(args: argparse.Namespace) -> int:
     return command.EXIT_DONE
 
 
+def _engine(text: str) -> Path:
+    """An engine folder or a checkpoint.
+
+    Raises:
+        InputError: There is none of that name.
+    """
+    if (path := Path(text)).is_file():
+        return path
+    path = find_engine(text)
+    if not path.exists():
+        raise InputError(f"{text}: not there; give an engine folder, or a checkpoint for torch")
+    return path
+
+
 def _main(args: argparse.Namespace) -> int:
     from dvpd.benchmarks.common import comparison, report, report_html
 
@@ -589,6 +590,7 @@ def _main(args: argparse.Namespace) -> int:
         a, b = (report.read(path) for path in args.compare)
         print(comparison.render_comparison(comparison.compare(a, b), *map(str, args.compare)))
         return 0
+    args.engines = [_engine(text) for text in args.engines]
     conditions = [comparison.parse_condition(text) for text in args.conditions]
     if args.report and args.from_json:
         raise InputError("--report measures; it cannot be made from --from-json")
@@ -614,7 +616,7 @@ def _main(args: argparse.Namespace) -> int:
         from dvpd.benchmarks import board
 
         show_status("parity with the CPU's waveform")
-        table = board.make(result, [Path(p) for p in args.engines] or find_engines())
+        table = board.make(result, args.engines or find_engines())
         print(f"\n{board.write(args.report, table)}: send this file; nothing in it is private")
     missed = [line for condition in conditions for line in comparison.check(condition, result)]
     for line in missed:

@@ -158,7 +158,9 @@ def build_parser() -> argparse.ArgumentParser:
                         help="folder with noisy/ and clean/; may be given again")  # fmt: skip
     parser.add_argument("--plan", dest="plans", action="append", choices=PLANS,
                         help="may be given again (default: all)")  # fmt: skip
-    parser.add_argument("--limit", type=int, default=0, help="evenly spaced pairs of each set")
+    parser.add_argument(
+        "--limit", type=command.whole(0), default=0, help="evenly spaced pairs of each set"
+    )
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--markdown", type=Path, metavar="OUT")

@@ -164,7 +164,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", metavar="CKPT", help="the smaller model, .safetensors")
     parser.add_argument("config", metavar="CONFIG", help="TOML file of the larger one")
     parser.add_argument("-o", "--out", required=True, help="checkpoint to write, for --init")
-    parser.add_argument("--seed", type=int, default=0, help="of the new weights")
+    parser.add_argument("--seed", type=command.whole(0), default=0, help="of the new weights")
     return parser
 
 

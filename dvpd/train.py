@@ -43,8 +43,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dev", help="folder with noisy/ and clean/ for --set train.eval_minutes")
     parser.add_argument("--resume", action="store_true", help="go on from OUT/state.pt")
     parser.add_argument("--init", metavar="CKPT", help="start from these weights")
-    parser.add_argument("--max-minutes", type=float, default=0.0, help="save and stop after this")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch")
+    parser.add_argument(
+        "--max-minutes", type=command.number(), default=0.0, help="save and stop after this"
+    )
+    parser.add_argument("--threads", type=command.whole(0), default=0, help="CPU threads of torch")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
     parser.add_argument(
         "--tensorboard", action="store_true",

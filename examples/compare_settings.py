@@ -24,7 +24,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", default=["dvpd-tiny"], help="names or folders")
-    parser.add_argument("--seconds", type=float, default=6.0, help="of the recording")
+    parser.add_argument(
+        "--seconds", type=command.number(above=True), default=6.0, help="of the recording"
+    )
     return parser
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-import soundfile
-
-from dvpd.runtime import Enhancer, command
+from dvpd.runtime import Enhancer, audio, command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -16,7 +14,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("input")
     parser.add_argument("output")
     parser.add_argument("--model", help="name or folder (default: dvpd-base, else dvpd-tiny)")
-    parser.add_argument("--steps", type=int, help="0: the predictive network alone")
+    parser.add_argument("--steps", type=command.whole(0), help="0: the predictive network alone")
     return parser
 
 
@@ -26,9 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    wav, sample_rate = soundfile.read(
-        args.input, dtype="float32"
-    )  # [samples] or [samples, channels]
+    wav, sample_rate = audio.read_whole(args.input)  # float32 [samples, channels]
     with Enhancer.open(args.model) as enhancer:
         result = enhancer.enhance(wav, sample_rate, steps=args.steps)
     print(result)

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dvpd.runtime import DvpdError, Enhancer, command
+from dvpd.runtime import DvpdError, Enhancer, InputError, command
 
 SUFFIXES = (".wav", ".flac", ".ogg")
 
@@ -21,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("input", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--model")
-    parser.add_argument("--steps", type=int)
+    parser.add_argument("--steps", type=command.whole(0))
     return parser
 
 
@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if not args.input.is_dir():
+        raise InputError(f"{args.input}: not a folder; give one with recordings")
     sources = sorted(p for p in args.input.rglob("*") if p.suffix.lower() in SUFFIXES)
     failed: list[DvpdError] = []
     with Enhancer.open(args.model) as enhancer:  # opened once: that takes longer than a short file

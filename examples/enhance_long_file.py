@@ -34,9 +34,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("input", nargs="?", type=Path)
     parser.add_argument("output", nargs="?", type=Path)
-    parser.add_argument("--minutes", type=float, default=10.0, help="of the recording that is made")
+    parser.add_argument(
+        "--minutes",
+        type=command.number(above=True),
+        default=10.0,
+        help="of the recording that is made",
+    )
     parser.add_argument("--model", default="dvpd-tiny")
-    parser.add_argument("--steps", type=int)
+    parser.add_argument("--steps", type=command.whole(0))
     return parser
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from dvpd.runtime import Enhancer, command
+from dvpd.runtime import Enhancer, audio, command
 from dvpd.runtime.errors import InputError
 from dvpd.runtime.noise import frame_noise
 from dvpd.runtime.schedule import initial_state, sampler_steps
@@ -81,11 +81,11 @@ def _run(args: argparse.Namespace) -> None:
     import pycuda.autoprimaryctx  # noqa: F401  # the context that the CUDA runtime uses, too
     from pycuda import gpuarray
 
-    wav, sample_rate = soundfile.read(args.input, dtype="float32")
+    wav, sample_rate = audio.read_whole(args.input)
     with Enhancer.open(args.model, backend=args.backend) as enhancer:
-        if sample_rate != enhancer.manifest.signal.sample_rate or wav.ndim != 1:
+        if sample_rate != enhancer.manifest.signal.sample_rate or wav.shape[1] != 1:
             raise InputError(f"{args.input}: {sample_rate} Hz; expected 16000 Hz and one channel")
-        soundfile.write(args.output, enhance(enhancer, gpuarray, wav), sample_rate)
+        soundfile.write(args.output, enhance(enhancer, gpuarray, wav[:, 0]), sample_rate)
     print(f"wrote {args.output}")
 
 

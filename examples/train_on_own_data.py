@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--speech", type=Path, help="folder of clean recordings")
     parser.add_argument("--noise", type=Path, help="folder of noise")
     parser.add_argument("--out", type=Path, default=Path("runs/own"))
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=command.whole(1), default=20)
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--init", type=Path, default=WEIGHTS, help="weights to continue from")
     parser.add_argument("--from-nothing", action="store_true", help="do not continue from --init")

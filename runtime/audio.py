@@ -10,6 +10,7 @@ from .audio_in import (
     check_rate,
     probe,
     read_blocks,
+    read_piece,
     read_whole,
 )
 from .audio_out import (
@@ -46,6 +47,7 @@ __all__ = [
     "output_format",
     "probe",
     "read_blocks",
+    "read_piece",
     "read_texts",
     "read_whole",
     "target_in",

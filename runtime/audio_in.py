@@ -469,3 +469,35 @@ def read_whole(path: str | Path) -> tuple[FloatArray, int]:
     """
     info = probe(path)
     return np.concatenate(list(read_blocks(info))), info.sample_rate
+
+
+def read_piece(info: AudioInfo, first: int, count: int) -> FloatArray:
+    """Read a part of a recording; the decoder jumps to it where it knows the whole length.
+
+    Args:
+        info: From ``probe``.
+        first: First sample.
+        count: Samples; fewer come back at the recording's end.
+
+    Returns:
+        float32 [<= count, n_channels].
+
+    Raises:
+        InputError: As ``read_blocks``.
+    """
+    if info.layout is not None and len(info.layout.segments) == 1:
+        with opened(info.path, info.layout.segments[0], soundfile.SoundFile) as file:
+            if file.frames == info.n_samples:
+                try:
+                    file.seek(first)
+                    piece: FloatArray = file.read(count, "float32", always_2d=True)
+                except _SF_ERRORS as error:
+                    raise InputError(f"{info.path}: damaged ({sf_reason(error)})") from None
+                return piece
+    parts, place = [np.zeros((0, info.n_channels), np.float32)], 0
+    for block in read_blocks(info):
+        parts.append(block[max(first - place, 0) : max(first + count - place, 0)])
+        place += len(block)
+        if place >= first + count:
+            break
+    return np.concatenate(parts)

@@ -14,9 +14,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import importlib.metadata
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -75,12 +75,27 @@ def say(message: object) -> None:
             print(PREFIX + " ".join(str(message).split()), file=sys.stderr, flush=True)
 
 
+def _homeless() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return True
+    return False
+
+
 def explain(error: BaseException) -> str:
     """One line for any exception: what is wrong and, where it is known, what to do.
 
     Args:
         error: The exception.
     """
+    text = _explain(error)
+    if _homeless() and not isinstance(error, ModuleNotFoundError):
+        text += " (the working folder has been deleted: cd to one that exists)"
+    return text
+
+
+def _explain(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.split(".")[0]
         if package in EXTRAS:
@@ -98,13 +113,53 @@ def explain(error: BaseException) -> str:
     )
 
 
+def whole(least: int) -> Callable[[str], int]:
+    """The type of an option: a whole number from ``least`` on.
+
+    Args:
+        least: The least that it may be.
+    """
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
+        return value
+
+    return parse
+
+
+def number(
+    least: float = 0.0, *, above: bool = False, most: float = sys.float_info.max
+) -> Callable[[str], float]:
+    """The type of an option: a number from ``least`` on.
+
+    Args:
+        least: The least that it may be.
+        above: It must be more than that.
+        most: The most; infinity if that is a number, too.
+    """
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most or (above and value == least):
+            range_ = f"above {least:g}" if above else f"from {least:g}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number {range_}")
+        return value
+
+    return parse
+
+
 def version_text() -> str:
     """What ``--version`` prints."""
-    try:
-        version = importlib.metadata.version("dvpd")
-    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
-        version = importlib.import_module("dvpd").__version__
-    return f"dvpd {version}"
+    # not of importlib.metadata: a checkout that was installed once goes on
+    return f"dvpd {importlib.import_module('dvpd').__version__}"
 
 
 def run(
@@ -116,7 +171,8 @@ def run(
 
     While the work runs, messages of the logger "dvpd" go to stderr, and SIGTERM and SIGHUP unwind
     the stack as Ctrl-C does, so that unfinished files are removed. With ``args.json is True`` an
-    error is printed on stdout, too, as ``{"error": ..., "kind": ...}``.
+    error is printed on stdout, too, as ``{"error": ..., "kind": ...}``. Every command gets
+    ``--version``.
 
     Args:
         parser: The command's parser.
@@ -130,6 +186,8 @@ def run(
     global _stopped_by
     _stopped_by = None
     _open_streams()
+    with contextlib.suppress(argparse.ArgumentError):  # the parser has one of its own
+        parser.add_argument("--version", action="version", version=version_text())
     args: argparse.Namespace | None = None
     try:
         with _logging(), _signals():

@@ -83,4 +83,4 @@ def test_progress_goes_through_progress():
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_begins_and_ends_in_command(name):
     text = (ROOT / name).read_text(encoding="utf-8")
-    assert "command.leave(main())" in text or "process()" in text
+    assert "command.leave(main())" in text or "process(" in text

@@ -152,7 +152,7 @@ def load_toml(path: str | Path) -> Config:
             values = tomllib.load(file)
     except OSError as error:
         raise InputError(f"config {path}: {error.strerror or error}") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, or a file that is no text at all
         raise InputError(f"config {path} is no valid TOML: {error}") from error
     return from_dict(Config, values)
 

@@ -28,7 +28,7 @@ import soxr
 from numpy.random import Generator
 
 from ..config import load_toml
-from ..runtime import command
+from ..runtime import audio, command
 from ..runtime.errors import InputError
 from ..runtime.progress import Progress as Bar
 from ..runtime.spec import SAMPLE_RATE
@@ -110,12 +110,13 @@ def draw_noise(rng: Generator, files: list[Path], count: int) -> tuple[Wav, Path
     for _ in range(_NOISE_TRIES):
         path = files[int(rng.integers(len(files)))]
         try:
-            info = sf.info(str(path))
-            need = -(-count * info.samplerate // SAMPLE_RATE) + 1
-            first = int(rng.integers(max(info.frames - need, 0) + 1))
-            wav, rate = sf.read(str(path), need, first, dtype="float32", always_2d=True)
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"{path} cannot be decoded: {error}") from error
+            info = audio.probe(path)
+            need = -(-count * info.sample_rate // SAMPLE_RATE) + 1
+            first = int(rng.integers(max(info.n_samples - need, 0) + 1))
+            wav, rate = audio.read_piece(info, first, need), info.sample_rate
+        except InputError as error:
+            why = str(error).removeprefix(f"{path}: ")
+            raise InputError(f"{path} cannot be decoded: {why}") from error
         mono = wav.mean(axis=1)
         if rate != SAMPLE_RATE:
             mono = soxr.resample(mono, rate, SAMPLE_RATE)
@@ -422,7 +423,7 @@ def _make(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.seed < 0:
         raise InputError(f"--seed {args.seed}; expected 0 or more")
-    if args.pairs:
+    if args.pairs is not None:
         clean = [pair[1] for pair in match_names(*find_sides(Path(args.pairs)))]
     else:
         clean = find_audio(args.speech)

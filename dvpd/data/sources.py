@@ -54,9 +54,11 @@ def find_sides(root: Path) -> tuple[Path, Path]:
     Raises:
         InputError: There are none, or several.
     """
-    partner = root.with_name("clean" + root.name[len("noisy") :])
-    if root.name.startswith("noisy") and partner.is_dir():
-        return root, partner
+    name = root.absolute().name  # "." has none
+    if name.startswith("noisy"):
+        partner = root.absolute().with_name("clean" + name[len("noisy") :])
+        if partner.is_dir():
+            return root, partner
     found = []
     for noisy in sorted(p for p in root.glob("noisy*") if p.is_dir()):
         clean = root / ("clean" + noisy.name[len("noisy") :])

@@ -77,8 +77,6 @@ def prepare(args: argparse.Namespace, work: Work) -> None:
     """Copy the checkout, unpack what call 0 brought; the lease's own file comes last."""
     if args.started is None:
         raise InputError("--started is missing; expected when the machine was asked for (date +%s)")
-    if not args.minutes > 0.0:
-        raise InputError(f"--minutes is {args.minutes}; expected more than 0")
     check_call(args.call)
     with tarfile.open(args.call / SETUP_NAME) as tar:
         tar.extractall(work.setup, filter="data")
@@ -156,9 +154,16 @@ def stop(args: argparse.Namespace) -> int:
     return 0
 
 
+def _begun(root: Path) -> Work:
+    work = Work(root)
+    if not work.started:
+        raise InputError(f"no lease in {work.root}: python -m dvpd.lease start begins one")
+    return work
+
+
 def supervise(args: argparse.Namespace) -> int:
     """What `start` leaves running."""
-    work = Work(args.work)
+    work = _begun(args.work)
     with work.locked() as lock:
         if lock is None:
             command.say("this lease has a supervisor already")
@@ -170,9 +175,14 @@ def supervise(args: argparse.Namespace) -> int:
 
 def phase(args: argparse.Namespace) -> int:
     """A phase as a program of its own."""
+    work = _begun(args.work)
+    try:
+        words = json.loads(args.words)
+    except ValueError as error:
+        raise InputError(f"{args.words!r} is no JSON: {error}") from None
     from .supervisor import run_phase
 
-    run_phase(Work(args.work), args.name, json.loads(args.words))
+    run_phase(work, args.name, words)
     return 0
 
 
@@ -209,7 +219,12 @@ said to be NOT RUNNING, make call 1 again.""")
 
 def collect_pieces(args: argparse.Namespace) -> int:
     """Join what came back; says what is whole, and where the time went."""
+    for source in args.sources:
+        if not source.is_dir():
+            raise InputError(f"{source}: not a folder; give those that poll has filled")
     found = collect(args.sources, args.into)
+    if not found and not args.quiet:
+        command.say("nothing of a lease in these folders yet; give those that poll has filled")
     for stream, entry in sorted(found.items()):
         text = f"{stream}: publication {entry['number']}" if entry["number"] else f"{stream}: none"
         if entry["number"] != entry["newest"]:
@@ -259,12 +274,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
 
-    def command(name: str, call: object, text: str) -> argparse.ArgumentParser:
+    def add(name: str, call: object, text: str) -> argparse.ArgumentParser:
         one = commands.add_parser(name, help=text, description=text)
         one.set_defaults(run=call)
         return one
 
-    one = command("pack", pack_calls, "at home: write the folders to carry, print the calls")
+    one = add("pack", pack_calls, "at home: write the folders to carry, print the calls")
     one.add_argument("plan", type=Path, help="TOML file; keys: dvpd/lease/plan.py")
     one.add_argument("out", type=Path, help="folder to write")
     for name, text in (
@@ -275,35 +290,46 @@ def build_parser() -> argparse.ArgumentParser:
         one.add_argument(
             f"--{name}", type=Path, metavar="DIR", help=f"{text}; instead of the plan's"
         )
-    one = command("collect", collect_pieces, "at home: join what came back")
+    one = add("collect", collect_pieces, "at home: join what came back")
     one.add_argument("sources", type=Path, nargs="+", help="folders of files that came back")
     one.add_argument("--into", type=Path, required=True, help="folder of all results")
     one.add_argument("--quiet", action="store_true", help="do not say where the time went")
-    one = command("rehearse", rehearse, "at home: make all calls on this machine")
+    one = add("rehearse", rehearse, "at home: make all calls on this machine")
     one.add_argument("calls", type=Path, help="folder from pack")
     one.add_argument("--into", type=Path, required=True, help="folder to write")
-    one.add_argument("--minutes", type=float, required=True, help="limits are scaled to it")
+    one.add_argument(
+        "--minutes", type=command.number(above=True), required=True, help="limits are scaled to it"
+    )
     one.add_argument("--device", default="cpu")
     _limits(one)
     there = [
-        command("start", start, "there: take call 0, leave it running; goes on after a crash"),
-        command("feed", feed, "there: take a part of the data"),
-        command("poll", poll, "there: copy what is new into the folder that comes back"),
-        command("stop", stop, "there: save, publish, end"),
-        command("supervise", supervise, "what start leaves running"),
-        command("phase", phase, "one phase, for the supervisor"),
+        add("start", start, "there: take call 0, leave it running; goes on after a crash"),
+        add("feed", feed, "there: take a part of the data"),
+        add("poll", poll, "there: copy what is new into the folder that comes back"),
+        add("stop", stop, "there: save, publish, end"),
+        add("supervise", supervise, "what start leaves running"),
+        add("phase", phase, "one phase, for the supervisor"),
     ]
     for one in there:
         one.add_argument("--work", type=Path, default=Path(WORK), help=f"folder there ({WORK})")
     one = there[0]
     one.add_argument("call", type=Path, help="folder call-0")
-    one.add_argument("--started", type=float, help="when the machine was asked for (date +%%s)")
-    one.add_argument("--minutes", type=float, default=15.0, help="of the lease, from then on")
+    one.add_argument(
+        "--started", type=command.number(), help="when the machine was asked for (date +%%s)"
+    )
+    one.add_argument(
+        "--minutes",
+        type=command.number(above=True),
+        default=15.0,
+        help="of the lease, from then on",
+    )
     one.add_argument("--device", default="auto", help="cpu, cuda or auto")
     there[1].add_argument("call", type=Path, help="folder call-1, call-2 ...")
     one = there[2]
     one.add_argument("--out", type=Path, required=True, help="folder that comes back")
-    one.add_argument("--wait", type=float, default=0.0, help="wait first, unless it ends (s)")
+    one.add_argument(
+        "--wait", type=command.number(), default=0.0, help="wait first, unless it ends (s)"
+    )
     one.add_argument("--again", action="store_true", help="the newest, also if delivered before")
     _limits(one)
     there[5].add_argument("name")
@@ -312,8 +338,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _limits(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--files", type=int, default=8, help="that come back at most")
-    parser.add_argument("--total-mib", type=float, default=64.0, help="of them together (MiB)")
+    parser.add_argument("--files", type=command.whole(1), default=8, help="that come back at most")
+    parser.add_argument(
+        "--total-mib", type=command.number(above=True), default=64.0, help="of them together (MiB)"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

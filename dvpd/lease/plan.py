@@ -186,7 +186,7 @@ def load_plan(path: str | Path, folders: Mapping[str, str] | None = None) -> Pla
     path = Path(path)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"plan {path} cannot be read: {error}") from error
     plan = from_dict(Plan, values, "plan")
 

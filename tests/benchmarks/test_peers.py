@@ -139,7 +139,10 @@ def test_bad_arguments(tmp_path, capsys):
     assert peers.main(["--weights", "nothing"]) == 1
     assert "expected NAME=FILE" in capsys.readouterr().err
     assert peers.main(["--wav", str(tmp_path / "x.wav")]) == 1
-    assert "x.wav" in capsys.readouterr().err
+    assert "x.wav: No such file or directory" in capsys.readouterr().err
+    for option, value in (("--limit", "-5"), ("--runs", "0"), ("--seconds", "inf")):
+        assert peers.main([option, value]) == 2
+        assert f"{value!r} is not a" in capsys.readouterr().err
     with pytest.raises(InputError):
         peers._weights(["unknown=file"])
 

@@ -197,6 +197,12 @@ def test_a_readme_without_markers_is_refused_before_time_is_spent(tmp_path, caps
         )
 
 
+def test_numbers_out_of_range_are_wrong_usage(capsys):
+    for option, value in (("--limit", "-5"), ("--jobs", "0"), ("--jobs", "x")):
+        assert quality.main([option, value]) == 2
+        assert f"argument {option}: {value!r} is not a whole number" in capsys.readouterr().err
+
+
 def test_peers_of_another_version_are_refused(tmp_path):
     path = tmp_path / "p.json"
     path.write_text('{"format": "x"}')

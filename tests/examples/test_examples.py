@@ -168,3 +168,23 @@ def test_pycuda_arrays_feed_the_sampler_and_take_its_result(rig, recordings, tmp
         wanted = enhancer.enhance(wav, rate).wav
     error = np.square(soundfile.read(out)[0] - wanted).sum()
     assert 10 * np.log10(np.square(wanted).sum() / error) > SAME_SOUND_DB
+
+
+def test_errors_of_examples_are_one_line(tmp_path, capsys):
+    cut = tmp_path / "cut.wav"
+    soundfile.write(cut, np.zeros(16000), 16000)
+    cut.write_bytes(cut.read_bytes()[:-9000])
+    out = tmp_path / "out.wav"
+    for words, code, message in (
+        (["enhance_folder", tmp_path / "nowhere", tmp_path], 1, "nowhere: not a folder; give one"),
+        (["enhance_array", cut, out], 1, "promises 16000 samples, 11500 are there"),
+        (["enhance_array", tmp_path / "none.wav", out], 1, "none.wav: No such file"),
+        (["enhance_array", cut, out, "--steps", "-1"], 2, "'-1' is not a whole number from 0"),
+        (["enhance_long_file", "--minutes", "inf"], 2, "'inf' is not a number above 0"),
+        (["compare_settings", "--seconds", "0"], 2, "'0' is not a number above 0"),
+    ):
+        assert run(*words) == code
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.splitlines()[-1].startswith("dvpd: ") or code == 2
+        assert not out.exists()

@@ -426,6 +426,32 @@ def test_ctrl_c_ends_a_batch(engine_shared, recording, tmp_path, monkeypatch, ca
     assert "interrupted" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX systems")
+def test_ctrl_c_while_packages_are_imported(tmp_path):
+    """Before the work begins: no traceback, and nothing that swallows it."""
+    code = f"""
+import os, signal, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy":
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(20)
+            except KeyboardInterrupt:
+                raise ImportError("swallowed")
+sys.meta_path.insert(0, Finder())
+from dvpd.__main__ import process
+process()
+"""
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job's is ignored
+    try:
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
+
+
 def test_salvage(engine_shared, recording, tmp_path, capsys):
     recording.write_bytes(recording.read_bytes()[:-10000])
     out = tmp_path / "o.wav"

@@ -1,6 +1,7 @@
 import argparse
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -149,6 +150,18 @@ def test_full_and_closed_streams(tmp_path):
     assert (done.returncode, done.stderr) == (141, b"dvpd: started\n")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere a folder in use cannot be deleted")
+def test_a_working_folder_that_was_deleted(tmp_path, monkeypatch, capsys):
+    """The name of the file is not to blame."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert run(FileNotFoundError(2, "No such file or directory", "a.wav")) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("dvpd: a.wav: No such file or directory (the working folder has been")
+    assert run() == 0  # with absolute paths there is nothing against it
+
+
 def test_names_that_are_not_utf8_can_be_printed(tmp_path):
     strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
     done = script("print('caf\\udce9')", tmp_path, stdout=subprocess.PIPE, env=strict)
@@ -172,6 +185,35 @@ def test_messages_of_the_logger_are_shown_while_it_runs(capsys):
     assert command.run(parser(), [], body) == 0
     assert capsys.readouterr().err == "dvpd: auto chose ort\n"
     assert not logging.getLogger("dvpd").handlers
+
+
+def test_types_of_options(capsys):
+    made = parser()
+    made.add_argument("--count", type=command.whole(2))
+    made.add_argument("--seconds", type=command.number(above=True))
+    made.add_argument("--limit", type=command.number(most=math.inf))
+    seen = []
+    for words in (["--count", "2", "--seconds", "1e-9"], ["--limit", "inf"]):
+        assert command.run(made, words, lambda args: seen.append(args)) == 0
+    assert (seen[0].count, seen[0].seconds, seen[1].limit) == (2, 1e-9, math.inf)
+    for option, value, message in (
+        ("--count", "1", "'1' is not a whole number from 2"),
+        ("--count", "2.5", "'2.5' is not a whole number from 2"),
+        ("--seconds", "0", "'0' is not a number above 0"),
+        ("--seconds", "inf", "'inf' is not a number above 0"),
+        ("--limit", "nan", "'nan' is not a number from 0"),
+        ("--limit", "-1", "'-1' is not a number from 0"),
+    ):
+        assert command.run(made, [option, value], seen.append) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_every_command_says_its_version(capsys):
+    own = parser()
+    own.add_argument("--version", action="version", version="its own")
+    for made, said in ((parser(), command.version_text()), (own, "its own")):
+        assert command.run(made, ["--version"], print) == 0
+        assert capsys.readouterr().out.strip() == said
 
 
 def test_version():

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from dvpd.runtime import InputError, audio
-from dvpd.runtime.containers import ogg
+from dvpd.runtime.containers import View, flac, ogg
 
 RATE = 16000
 FORMATS = {
@@ -167,6 +167,74 @@ def test_a_streamed_flac_that_was_cut_is_an_error(made, tmp_path):
     path.write_bytes(data[: int(len(data) * 0.6)])
     with pytest.raises(InputError, match="damaged or truncated"):
         audio.probe(path)
+
+
+def flac_with(data, total):
+    """A FLAC file with another number of samples in its header."""
+    return patched(data, (21, bytes([data[21] & 0xF0]) + struct.pack(">I", total)))
+
+
+@pytest.mark.parametrize("n_samples", [1, 4096, 24000, 200000])
+@pytest.mark.parametrize(("rate", "channels"), [(16000, 1), (44100, 2), (11000, 6)])
+def test_a_flac_that_states_too_few_samples(tmp_path, n_samples, rate, channels):
+    path, data = tmp_path / "x.flac", io.BytesIO()
+    noise = 0.1 * np.random.default_rng(n_samples).standard_normal((n_samples, channels))
+    soundfile.write(data, noise, rate, "PCM_16", format="FLAC")
+    path.write_bytes(data.getvalue())
+    assert count(path) == n_samples
+    whole = audio.read_whole(path)[0]
+    for total in {1, n_samples // 3, n_samples - 1} - {0, n_samples}:
+        path.write_bytes(flac_with(data.getvalue(), total))
+        with pytest.raises(InputError, match=f"promises {total} samples, {n_samples} are there"):
+            audio.probe(path)
+        info = audio.probe(path, salvage=True)
+        assert info.gaps == (f"promises {total} samples, {n_samples} are there",)
+        np.testing.assert_array_equal(np.concatenate(list(audio.read_blocks(info))), whole)
+
+
+def test_flacs_with_wrong_lengths_in_a_row(made, tmp_path):
+    path, data = tmp_path / "x.flac", made["a.flac"]
+    path.write_bytes(flac_with(data, 0) + data + b"TAG" + bytes(125))
+    assert count(path) == 64000
+    path.write_bytes(data + flac_with(data, 31999) + bytes(5000))
+    with pytest.raises(InputError, match="promises 31999 samples, 32000 are there"):
+        audio.probe(path)
+    assert count(path, salvage=True) == 64000
+
+
+def test_flac_frames_are_counted_by_frame_or_by_sample():
+    """RFC 9639, section 9.1; libFLAC writes blocks of one size alone."""
+
+    def header(variable, number, block):
+        head = bytes([0xFF, 0xF8 | variable, 0x74, 0x08]) + number.encode()
+        head += struct.pack(">H", block - 1)
+        return head + bytes([flac._crc8(head)])
+
+    def there(*frames):
+        data = b"\xff\xf8noise".join(header(*frame) for frame in frames)
+        return flac._samples_there(View(io.BytesIO(data), len(data)), 0, len(data))
+
+    assert there((0, "\0", 4096), (0, "\1", 4096), (0, "\2", 7)) == 2 * 4096 + 7
+    assert there((1, "\0", 4096), (1, chr(4096), 100), (1, chr(4196), 7)) == 4203
+    assert there((0, chr(70000), 4096), (0, chr(70001), 5)) == 4096 + 5  # cut out of a longer one
+    assert there((0, "\0", 77)) == 77
+    assert there((0, "\0", 4096), (0, "\5", 4096)) == 0  # something between is missing
+    wrong = header(0, "\1", 4096)[:-1] + b"\0"
+    assert flac._frame(wrong) is None
+    assert flac._frame(header(0, chr(0x10FFFF), 65535)) == (False, 0x10FFFF, 65535)
+
+
+def test_a_piece_of_a_recording(made, tmp_path):
+    whole = sound()
+    for name, data in (("a.flac", made["a.flac"]), ("p.flac", flac_with(made["a.flac"], 0)),
+                       ("a.wav", made["a.wav"]), ("two.wav", 2 * made["a.wav"])):  # fmt: skip
+        path = tmp_path / name
+        path.write_bytes(data)
+        info = audio.probe(path)
+        for first, length in ((0, 9), (12345, 16000), (31990, 10), (31990, 4000)):
+            piece = audio.read_piece(info, first, length)[:, 0]
+            expected = np.tile(whole, 2)[: info.n_samples][first : first + length]
+            np.testing.assert_allclose(piece, expected, rtol=0, atol=1e-4)
 
 
 def test_mp3_without_a_xing_header_and_with_a_wrong_one(made, tmp_path):

@@ -50,6 +50,9 @@ def test_mistakes_are_named(tmp_path, text, message):
 
 
 def test_a_missing_file_is_named(tmp_path):
+    (tmp_path / "weights.toml").write_bytes(b"\xa5\0\xff")
+    with pytest.raises(InputError, match="no valid TOML"):
+        load_toml(tmp_path / "weights.toml")
     with pytest.raises(InputError, match="No such file"):
         load_toml(tmp_path / "none.toml")
 

@@ -192,6 +192,26 @@ def test_bad_corpora_are_named(folder, damage, message, capsys):
     assert not (folder / "out").exists()
 
 
+def test_noise_without_a_length_gives_the_same_set(folder, lab):
+    """FLAC from a pipe, and a WAV whose recorder crashed: the same samples are drawn."""
+    noise = folder / "noise"
+    flac = noise / "long.flac"
+    sf.write(flac, *sf.read(noise / "long.wav"), subtype="PCM_16")
+    (noise / "long.wav").unlink()
+    assert run(folder, "WSJ0-CE3") == 0
+    data = bytearray(flac.read_bytes())
+    data[21:42] = bytes([data[21] & 0xF0]) + bytes(20)
+    flac.write_bytes(data)
+    data = bytearray((noise / "short.wav").read_bytes())
+    data[4:8] = data[40:44] = bytes(4)
+    (noise / "short.wav").write_bytes(data)
+    assert run(folder, "WSJ0-CE3", out="again") == 0
+    for side in ("noisy", "clean"):
+        for path in (folder / "out" / "wsj0-ce3" / side).iterdir():
+            again = folder / "again" / "wsj0-ce3" / side / path.name
+            np.testing.assert_array_equal(sf.read(path)[0], sf.read(again)[0])
+
+
 def test_bad_requests_are_refused(folder, capsys):
     clean = sorted((folder / "speech").glob("*"))
     for name, corpora, options, message in (

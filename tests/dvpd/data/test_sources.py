@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,6 +52,17 @@ def test_several_sets_of_pairs_are_ambiguous(lab, tmp_path):
     with pytest.raises(InputError, match=r"several sets .*noisy_testset_wav, noisy_trainset_wav"):
         open_source(CONFIG, tmp_path)
     assert isinstance(open_source(CONFIG, tmp_path / "noisy_trainset_wav"), PairedSource)
+
+
+def test_the_working_folder_can_be_given_as_a_dot(lab, tmp_path, monkeypatch):
+    fill(lab, tmp_path, "noisy", "clean")
+    monkeypatch.chdir(tmp_path)
+    assert sources.find_sides(Path()) == (Path("noisy"), Path("clean"))
+    monkeypatch.chdir(tmp_path / "noisy")
+    noisy, clean = sources.find_sides(Path())
+    assert (noisy, clean) == (Path(), tmp_path / "clean")
+    with pytest.raises(InputError, match="expected speech"):
+        sources.find_sides(Path("source"))
 
 
 def test_other_layouts_are_refused(lab, tmp_path):

@@ -145,13 +145,19 @@ def test_wrong_usage(lease_data, tmp_path, capsys):
     here = ["--work", str(tmp_path / "there")]
     assert main(["start", str(calls[0]), *here]) == 1
     assert "--started is missing" in capsys.readouterr().err
-    assert main(["start", str(calls[0]), "--started", "0", "--minutes", "-1", *here]) == 1
-    assert "--minutes is -1.0" in capsys.readouterr().err
+    assert main(["start", str(calls[0]), "--started", "0", "--minutes", "-1", *here]) == 2
+    assert "--minutes: '-1' is not a number above 0" in capsys.readouterr().err
     assert main(["start", str(tmp_path), "--started", "0", *here]) == 1
     assert "not an index of dvpd.lease pack" in capsys.readouterr().err
     assert main(["poll", "--out", str(tmp_path / "out"), *here]) == 0
     assert "no lease in" in capsys.readouterr().out
     assert main(["collect", str(tmp_path / "out"), "--into", str(tmp_path / "home")]) == 1
+    assert "nothing of a lease in these folders yet" in capsys.readouterr().err
+    assert main(["collect", str(tmp_path / "nowhere"), "--into", str(tmp_path / "home")]) == 1
+    assert "nowhere: not a folder; give those that poll has filled" in capsys.readouterr().err
+    for words in (["supervise"], ["phase", "train", "{}"]):
+        assert main([*words, *here]) == 1
+        assert "no lease in" in capsys.readouterr().err
     assert main(
         ["rehearse", str(tmp_path / "out"), "--into", str(tmp_path / "o"), "--minutes", "1"]
     )
