@@ -16,8 +16,8 @@ from typing import Any
 from .cli_options import add_stream_options, between, whole
 from .cli_stream import model_table, stats_table
 from .command import EXIT_DONE, say
+from .duplex import Duplex
 from .errors import BackendError, InputError
-from .live import LiveLoop
 from .progress import Steps
 
 LOOK_S = 0.1  # between two looks at keys, meters and devices
@@ -148,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
         stream = enhancer.stream(
             rate, args.channels, steps=args.steps, attenuation_limit_db=args.max_attenuation
         )
-        loop = LiveLoop(
+        loop = Duplex(
             stream, rate, args.channels, block=block, target=round(args.buffer_ms * rate / 1000)
         )
         with _opened(sd, args, devices, rate, block, loop) as streams, _keys() as pressed:
@@ -170,7 +170,7 @@ def _opened(
     devices: dict[str, dict[str, Any]],
     rate: int,
     block: int,
-    loop: LiveLoop,
+    loop: Duplex,
 ) -> Iterator[dict[str, Any]]:
     """Both devices and the worker at work; they end in the reverse order."""
     common = {"samplerate": rate, "blocksize": block, "dtype": "float32", "latency": "low"}
@@ -200,7 +200,7 @@ def _opened(
 
 
 def _watch(
-    loop: LiveLoop,
+    loop: Duplex,
     stream: Any,
     streams: dict[str, Any],
     devices: dict[str, dict[str, Any]],
@@ -239,13 +239,13 @@ def _bar(level_db: float) -> str:
     return f"{level_db:4.0f} dB {'#' * filled}{'.' * (BAR - filled)}"
 
 
-def _delay_ms(loop: LiveLoop, stream: Any, streams: dict[str, Any]) -> float:
+def _delay_ms(loop: Duplex, stream: Any, streams: dict[str, Any]) -> float:
     """From the microphone to the loudspeaker, as far as the audio system says (ms)."""
     devices_s = sum(float(opened.latency) for opened in streams.values())
     return float(stream.latency_ms + 1e3 * (loop.waiting_s + devices_s))
 
 
-def _line(loop: LiveLoop, stream: Any, streams: dict[str, Any]) -> str:
+def _line(loop: Duplex, stream: Any, streams: dict[str, Any]) -> str:
     stats = stream.stats
     return (
         f"{'RAW ' if loop.raw else ''}in {_bar(loop.meter_in.take_db())} out "
@@ -256,7 +256,7 @@ def _line(loop: LiveLoop, stream: Any, streams: dict[str, Any]) -> str:
 
 
 def _tell(
-    enhancer: Any, loop: LiveLoop, stream: Any, streams: dict[str, Any], args: argparse.Namespace
+    enhancer: Any, loop: Duplex, stream: Any, streams: dict[str, Any], args: argparse.Namespace
 ) -> None:
     stats, drift = stats_table(stream.stats), loop.drift
     delay_ms = _delay_ms(loop, stream, streams)

@@ -140,9 +140,9 @@ def test_a_key_lets_the_raw_sound_through(audio, monkeypatch):
 
 
 def test_meters_delay_and_counts_are_in_one_line(audio):
-    from dvpd.runtime.live import LiveLoop
+    from dvpd.runtime.duplex import Duplex
 
-    loop = LiveLoop(FakeStream(), 16000, 1, block=160, target=480)
+    loop = Duplex(FakeStream(), 16000, 1, block=160, target=480)
     loop.meter_in.add(np.full((10, 1), 0.1, np.float32))
     loop.raw = True
     line = cli_live._line(loop, FakeStream(), {"input": SimpleNamespace(latency=0.01)})

@@ -40,7 +40,7 @@ class Meter:
         return float(20.0 * np.log10(max(peak, 10 ** (-99 / 20))))
 
 
-class LiveLoop:
+class Duplex:
     """Rings, worker and counters between an input and an output device.
 
     Attributes:

@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from dvpd.runtime.live import SILENT_DEVICE_S, LiveLoop
+from dvpd.runtime.duplex import SILENT_DEVICE_S, Duplex
 from dvpd.runtime.ring import DriftControl, Ring
 
 from fake_stream import GAIN, LATE, FakeStream  # isort: skip  # beside this file
@@ -13,8 +13,8 @@ from fake_stream import GAIN, LATE, FakeStream  # isort: skip  # beside this fil
 RATE, BLOCK, TARGET = 16000, 160, 480
 
 
-def make_loop(channels=1, clock=lambda: 0.0, stream=FakeStream):
-    return LiveLoop(stream(RATE, channels), RATE, channels, block=BLOCK, target=TARGET, clock=clock)
+def make_duplex(channels=1, clock=lambda: 0.0, stream=FakeStream):
+    return Duplex(stream(RATE, channels), RATE, channels, block=BLOCK, target=TARGET, clock=clock)
 
 
 def sine(n, first=0):
@@ -66,7 +66,7 @@ def test_a_level_that_is_off_is_put_right_without_a_click(level, change):
 
 
 def test_what_is_said_is_heard_late_by_the_delay_and_the_buffer():
-    loop = make_loop()
+    loop = make_duplex()
     out = carry(loop, 40)[:, 0]
     first = np.flatnonzero(out)[0]
     wait = TARGET - BLOCK  # the buffer is at its target when the third block is in it
@@ -76,7 +76,7 @@ def test_what_is_said_is_heard_late_by_the_delay_and_the_buffer():
 
 
 def test_the_raw_sound_takes_the_place_of_the_enhanced_one_in_step_and_without_a_jump():
-    loop = make_loop()
+    loop = make_duplex()
     carry(loop, 10)
     loop.raw = True
     out = carry(loop, 10, first=10)[:, 0]
@@ -91,7 +91,7 @@ def test_the_raw_sound_takes_the_place_of_the_enhanced_one_in_step_and_without_a
 
 
 def test_one_channel_is_heard_on_both_loudspeakers():
-    loop = make_loop()
+    loop = make_duplex()
     for _ in range(4):
         loop.on_input(np.full((BLOCK, 1), 0.2, np.float32), BLOCK, None, None)
         loop.work()
@@ -101,7 +101,7 @@ def test_one_channel_is_heard_on_both_loudspeakers():
 
 
 def test_a_gap_is_one_interruption_and_the_buffer_fills_again():
-    loop = make_loop()
+    loop = make_duplex()
     carry(loop, 10)
     out = np.empty((BLOCK, 1), np.float32)
     for _ in range(6):  # the worker is stopped
@@ -114,7 +114,7 @@ def test_a_gap_is_one_interruption_and_the_buffer_fills_again():
 
 
 def test_what_the_worker_cannot_take_is_counted():
-    loop = make_loop()
+    loop = make_duplex()
     block = np.zeros((RATE, 1), np.float32)
     for _ in range(3):
         loop.on_input(block, RATE, None, None)
@@ -127,7 +127,7 @@ def test_what_the_worker_cannot_take_is_counted():
 @pytest.mark.parametrize("share", [1.001, 0.999])
 def test_clocks_that_differ_by_a_thousandth_interrupt_nothing(share):
     """Two minutes; uncorrected, 120 ms would pile up or be missing, and the buffer holds 30."""
-    loop = make_loop()
+    loop = make_duplex()
     out, heard, due, levels = np.empty((BLOCK, 1), np.float32), [], 0.0, []
     for index in range(12_000):
         loop.on_input(sine(BLOCK, index * BLOCK)[:, None], BLOCK, None, None)
@@ -147,7 +147,7 @@ def test_clocks_that_differ_by_a_thousandth_interrupt_nothing(share):
 
 def test_the_callbacks_only_copy():
     size = 8000
-    loop = LiveLoop(FakeStream(RATE, 2), RATE, 2, block=size, target=size)
+    loop = Duplex(FakeStream(RATE, 2), RATE, 2, block=size, target=size)
     data, out = np.zeros((size, 2), np.float32), np.empty((size, 2), np.float32)
     loop.ready.write(data)
     tracemalloc.start()
@@ -163,7 +163,7 @@ def test_the_callbacks_only_copy():
 
 def test_a_device_that_calls_no_more_is_noticed():
     now = [0.0]
-    loop = make_loop(clock=lambda: now[0])
+    loop = make_duplex(clock=lambda: now[0])
     for _ in range(10):
         now[0] += 1.0
         loop.on_input(np.zeros((BLOCK, 1), np.float32), BLOCK, None, None)
@@ -180,7 +180,7 @@ def test_an_error_of_the_worker_is_kept_for_the_command():
         def process(self, block):
             raise RuntimeError("engine")
 
-    loop = make_loop(stream=Broken)
+    loop = make_duplex(stream=Broken)
     loop.start()
     loop.on_input(np.zeros((BLOCK, 1), np.float32), BLOCK, None, None)
     loop._worker.join(10)
