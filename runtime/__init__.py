@@ -12,6 +12,7 @@ from .errors import BackendError, DvpdError, InputError, ManifestError, ParityEr
 
 if TYPE_CHECKING:
     from .enhancer import Enhanced, EnhancedFile, Enhancer
+    from .live import Stream, StreamPool, StreamStats
     from .manifest import Manifest
     from .spec import TlbFactors
 
@@ -25,6 +26,9 @@ __all__ = [
     "Manifest",
     "ManifestError",
     "ParityError",
+    "Stream",
+    "StreamPool",
+    "StreamStats",
     "TlbFactors",
 ]
 
@@ -35,6 +39,10 @@ def __getattr__(name: str) -> Any:
         from . import enhancer
 
         return getattr(enhancer, name)
+    if name in ("Stream", "StreamPool", "StreamStats"):
+        from . import live
+
+        return getattr(live, name)
     if name in ("Manifest", "TlbFactors"):
         from . import spec
 

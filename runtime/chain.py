@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -11,8 +11,9 @@ import numpy as np
 from .arrays import FloatArray
 from .audio import Resampler
 from .backends.base import StreamBackend
+from .polyphase import MAX_RATE_HZ, MIN_RATE_HZ, Polyphase
 from .schedule import SamplerStep, initial_state
-from .spec import TlbFactors
+from .spec import CausalSpec, TlbFactors
 from .stream import BlockSampler, CausalStream
 from .windows import Reminder, WindowedStream
 
@@ -67,16 +68,33 @@ def channel_stream(
     def draw(index: int, first: int, n_frames: int) -> FloatArray:
         return enhancer._noise(settings, index, first, n_frames)
 
-    sampler = BlockSampler(
+    sampler = block_sampler(enhancer, settings)
+    return CausalStream(sampler, draw, manifest.signal)
+
+
+def block_sampler(
+    enhancer: Enhancer,
+    settings: Settings,
+    fewer: Mapping[int, Sequence[SamplerStep]] | None = None,
+) -> BlockSampler:
+    """A causal model's networks and sampler.
+
+    Args:
+        enhancer: Gives model and backend.
+        settings: Of the sampler.
+        fewer: See ``BlockSampler``.
+    """
+    manifest = enhancer.manifest
+    return BlockSampler(
         cast(StreamBackend, enhancer.backend),
         start=initial_state(manifest.sde, manifest.sampler.t_rs),
         steps=settings.steps,
         alpha=settings.alpha,
         tlb=settings.tlb,
-        lookahead_frames=manifest.causal.lookahead_frames,
+        lookahead_frames=cast(CausalSpec, manifest.causal).lookahead_frames,
         lock=enhancer._lock,
+        fewer=fewer,
     )
-    return CausalStream(sampler, draw, manifest.signal)
 
 
 class Chain:
@@ -95,8 +113,11 @@ class Chain:
         n_channels = len(levels.peaks)
         self._offsets = levels.offsets
         self._rates = (rate, signal.sample_rate)
-        self._down = Resampler(rate, signal.sample_rate, n_channels)
-        self._up = Resampler(signal.sample_rate, rate, n_channels)
+        # A causal model hears in a file what it hears in a stream.
+        short = enhancer.manifest.causal is not None and MIN_RATE_HZ <= rate <= MAX_RATE_HZ
+        resampler = Polyphase if short else Resampler
+        self._down = resampler(rate, signal.sample_rate, n_channels)
+        self._up = resampler(signal.sample_rate, rate, n_channels)
         self._streams = [
             channel_stream(enhancer, settings, float(peak), reminder)
             for peak, reminder in zip(levels.peaks, levels.reminders, strict=True)

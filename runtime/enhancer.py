@@ -29,6 +29,7 @@ from .checks import check_whole, number
 from .containers import Raw
 from .engines import find_engine, warn_unverified
 from .errors import BackendError, InputError
+from .live import Clock, Stream, StreamPool
 from .manifest import Manifest
 from .noise import check_seed, frame_noise
 from .options import Tlb, as_columns, noisy_share, resolve_tlb, to_float
@@ -289,6 +290,72 @@ class Enhancer:
             gaps=info.gaps,
             left=left,
         )
+
+    def stream(
+        self,
+        sample_rate: int,
+        channels: int = 1,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        alpha: float | None = None,
+        tlb: Tlb = None,
+        mix: float = 1.0,
+        attenuation_limit_db: float | None = None,
+        adapt: bool = True,
+        clock: Clock = time.perf_counter,
+    ) -> Stream:
+        """Begin a signal that comes in blocks of any size.
+
+        What comes back is late by exactly ``latency_samples``: with a causal model 56 ms, 32 ms for
+        each block of look-ahead and up to 8 ms for another rate than the model's; with the others a
+        window (``window_plan``), 8.2 s. Levels are absolute: full scale is 1.
+
+        Args:
+            sample_rate: Samples a second (Hz), 8000 to 192000.
+            channels: 1 to 64; they share the noise.
+            seed: See ``enhance``.
+            steps: Calls of the score network for a block, at most; see ``enhance``.
+            alpha: See ``enhance``.
+            tlb: See ``enhance``.
+            mix: See ``enhance``.
+            attenuation_limit_db: See ``enhance``.
+            adapt: Whether fewer steps are taken while computing falls behind: one, then none.
+            clock: Seconds, by which that is judged.
+
+        Raises:
+            InputError: An option is out of range.
+        """
+        pool = self.stream_pool(steps=steps, alpha=alpha, tlb=tlb, adapt=adapt, clock=clock)
+        return pool.open(
+            sample_rate, channels, seed=seed, mix=mix, attenuation_limit_db=attenuation_limit_db
+        )
+
+    def stream_pool(
+        self,
+        *,
+        steps: int | None = None,
+        alpha: float | None = None,
+        tlb: Tlb = None,
+        adapt: bool = True,
+        max_batch: int = 64,
+        clock: Clock = time.perf_counter,
+    ) -> StreamPool:
+        """Make a pool of streams whose blocks are computed together; ``open`` adds one.
+
+        Args:
+            steps: See ``stream``.
+            alpha: See ``enhance``.
+            tlb: See ``enhance``.
+            adapt: See ``stream``; the streams of a pool take as many steps.
+            max_batch: Channels computed at a time, at most.
+            clock: See ``stream``.
+
+        Raises:
+            InputError: An option is out of range.
+        """
+        settings = self._settings(0, steps, alpha, tlb, None, 1.0, None)
+        return StreamPool(self, settings, adapt=adapt, max_batch=max_batch, clock=clock)
 
     @property
     def _rate(self) -> int:
