@@ -6,8 +6,8 @@
 Every case (engine x backend x threads x block x steps) is one stream of ``--audio-seconds``. A block's
 latency is the time from its last sample to its output, the waiting for the block before included;
 it is late if that takes longer than the next block takes to come. Only the blocks in which the
-networks ran count, or short blocks would look fast. The governor, which would take fewer steps, is
-off: what is measured is what was asked for.
+networks ran count, or short blocks would look fast. The steps are fixed: no fewer are taken where
+computing falls behind.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _measure(
     rate = args.rate
     block = max(1, round(block_ms * rate / 1000))
     stream_timing.warm_up(enhancer, rate, block, steps)
-    stream = enhancer.stream(rate, 1, steps=steps, governor=False)
+    stream = enhancer.stream(rate, 1, steps=steps, adapt=False)
     row.update(
         steps=stream.stats.steps_now,
         latency_samples=stream.latency_samples,
@@ -110,7 +110,6 @@ def _measure(
             rate,
             block,
             args.audio_seconds,
-            stream_timing.model_block_s(enhancer.manifest),
             real_time=args.real_time,
         )
         row.update(stream_timing.summarise(timed, stream.latency_ms))

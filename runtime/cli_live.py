@@ -11,7 +11,7 @@ import select
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .cli_options import add_stream_options, between, whole
 from .cli_stream import model_table, stats_table
@@ -19,6 +19,10 @@ from .command import EXIT_DONE, say
 from .duplex import Duplex
 from .errors import BackendError, InputError
 from .progress import Steps
+
+if TYPE_CHECKING:
+    from .enhancer import Enhancer
+    from .live import Stream
 
 LOOK_S = 0.1  # between two looks at keys, meters and devices
 FLOOR_DB = -60.0  # where a meter's bar begins
@@ -145,8 +149,17 @@ def run(args: argparse.Namespace) -> int:
     with Enhancer.open(
         find_live_engine(args.model), args.backend, args.device, args.threads, tf32=args.tf32
     ) as enhancer:
+        if enhancer.manifest.causal is None:
+            raise InputError(
+                f"{enhancer.manifest.name} hears windows of a recording, whose computing would "
+                "interrupt the sound every few seconds; give a causal model: --model dvpd-live"
+            )
         stream = enhancer.stream(
-            rate, args.channels, steps=args.steps, attenuation_limit_db=args.max_attenuation
+            rate,
+            args.channels,
+            steps=args.steps,
+            attenuation_limit_db=args.max_attenuation,
+            adapt=not args.fixed_steps,
         )
         loop = Duplex(
             stream, rate, args.channels, block=block, target=round(args.buffer_ms * rate / 1000)
@@ -201,7 +214,7 @@ def _opened(
 
 def _watch(
     loop: Duplex,
-    stream: Any,
+    stream: Stream,
     streams: dict[str, Any],
     devices: dict[str, dict[str, Any]],
     pressed: Callable[[], str] | None,
@@ -239,13 +252,13 @@ def _bar(level_db: float) -> str:
     return f"{level_db:4.0f} dB {'#' * filled}{'.' * (BAR - filled)}"
 
 
-def _delay_ms(loop: Duplex, stream: Any, streams: dict[str, Any]) -> float:
+def _delay_ms(loop: Duplex, stream: Stream, streams: dict[str, Any]) -> float:
     """From the microphone to the loudspeaker, as far as the audio system says (ms)."""
     devices_s = sum(float(opened.latency) for opened in streams.values())
     return float(stream.latency_ms + 1e3 * (loop.waiting_s + devices_s))
 
 
-def _line(loop: Duplex, stream: Any, streams: dict[str, Any]) -> str:
+def _line(loop: Duplex, stream: Stream, streams: dict[str, Any]) -> str:
     stats = stream.stats
     return (
         f"{'RAW ' if loop.raw else ''}in {_bar(loop.meter_in.take_db())} out "
@@ -256,7 +269,11 @@ def _line(loop: Duplex, stream: Any, streams: dict[str, Any]) -> str:
 
 
 def _tell(
-    enhancer: Any, loop: Duplex, stream: Any, streams: dict[str, Any], args: argparse.Namespace
+    enhancer: Enhancer,
+    loop: Duplex,
+    stream: Stream,
+    streams: dict[str, Any],
+    args: argparse.Namespace,
 ) -> None:
     stats, drift = stats_table(stream.stats), loop.drift
     delay_ms = _delay_ms(loop, stream, streams)

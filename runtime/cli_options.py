@@ -124,6 +124,12 @@ def add_stream_options(parser: argparse.ArgumentParser) -> None:
         help="diffusion steps; 0: predictive branch alone (default: the model's)",
     )
     parser.add_argument(
+        "--fixed-steps",
+        action="store_true",
+        help="never take fewer while computing falls behind: the same output whatever the load, "
+        "perhaps late",
+    )
+    parser.add_argument(
         "--max-attenuation",
         type=decibels,
         metavar="DB",

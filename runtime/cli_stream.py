@@ -15,14 +15,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .arrays import FloatArray
 from .audio import MAX_CHANNELS
 from .cli_options import add_stream_options, between, whole
 from .command import EXIT_DONE, EXIT_SIGNAL, say
 from .containers import Raw
 from .errors import InputError
 from .pipes import FORMATS, from_raw, parse_format, to_raw
+
+if TYPE_CHECKING:
+    from .enhancer import Enhancer
+    from .live import Stream, StreamStats
 
 STALL_S = 5.0  # without a byte, before it is said
 # What a recording with a header begins with, and what turns it into samples without one.
@@ -88,7 +93,7 @@ class Report:
 
 
 def pump(
-    stream: Any,
+    stream: Stream,
     raw: Raw,
     read: Callable[[int], bytes],
     write: Callable[[memoryview], object],
@@ -111,7 +116,7 @@ def pump(
     size, rest = raw.frame_bytes, b""
     late = stream.latency_samples if compensate else 0
 
-    def put(out: Any) -> None:
+    def put(out: FloatArray) -> None:
         nonlocal late
         skipped = min(late, len(out))
         late -= skipped
@@ -254,13 +259,19 @@ def run(args: argparse.Namespace) -> int:
         Enhancer.open(
             find_live_engine(args.model), args.backend, args.device, args.threads, tf32=args.tf32
         ) as enhancer,
-    ):
-        stream = enhancer.stream(
+        enhancer.stream(
             args.rate,
             args.channels,
             steps=args.steps,
             attenuation_limit_db=args.max_attenuation,
-        )
+            adapt=not args.fixed_steps,
+        ) as stream,
+    ):
+        if enhancer.manifest.causal is None:
+            say(
+                f"{enhancer.manifest.name} hears windows of a recording: the output is "
+                f"{stream.latency_ms / 1e3:.1f} s late; a causal model (dvpd-live) is not"
+            )
         try:
             pump(
                 stream,
@@ -279,12 +290,13 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _tell(enhancer: Any, stream: Any, report: Report, args: argparse.Namespace) -> None:
+def _tell(enhancer: Enhancer, stream: Stream, report: Report, args: argparse.Namespace) -> None:
     stats = stats_table(stream.stats)
     noted = [
         f"{report.clipped} values limited" if report.clipped else "",
         f"{stats['late']} blocks late" if stats["late"] else "",
         f"{stats['non_finite']} blocks with NaN or infinity" if stats["non_finite"] else "",
+        f"{stats['passed']} blocks passed on as they were" if stats["passed"] else "",
     ]
     say(
         f"{report.samples / args.rate:.2f} s of audio, real-time factor {stats['rtf']:.3f}, "
@@ -313,10 +325,20 @@ def _tell(enhancer: Any, stream: Any, report: Report, args: argparse.Namespace) 
         print(json.dumps(table), file=sys.stderr, flush=True)
 
 
-STATS = ("blocks", "seconds", "compute_s", "rtf", "late", "steps_now", "steps_used", "non_finite")
+STATS = (
+    "blocks",
+    "seconds",
+    "compute_s",
+    "rtf",
+    "late",
+    "steps_now",
+    "steps_used",
+    "non_finite",
+    "passed",
+)
 
 
-def stats_table(stats: Any) -> dict[str, Any]:
+def stats_table(stats: StreamStats) -> dict[str, Any]:
     """A stream's statistics as JSON.
 
     Args:
@@ -325,7 +347,7 @@ def stats_table(stats: Any) -> dict[str, Any]:
     return {name: getattr(stats, name) for name in STATS}
 
 
-def model_table(enhancer: Any) -> dict[str, Any]:
+def model_table(enhancer: Enhancer) -> dict[str, Any]:
     """Which model runs, and on what, as JSON.
 
     Args:

@@ -9,12 +9,15 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .arrays import FloatArray
 from .ring import DriftControl, Ring
+
+if TYPE_CHECKING:
+    from .live import Stream
 
 RING_S = 2.0  # of sound that a ring holds
 FADE_S = 0.005  # over a seam, and between enhanced and raw sound
@@ -54,7 +57,7 @@ class Duplex:
 
     def __init__(
         self,
-        stream: Any,
+        stream: Stream,
         sample_rate: int,
         n_channels: int,
         *,

@@ -15,7 +15,7 @@ from dvpd.benchmarks.common.reference import CLIP
 from dvpd.runtime.arrays import DoubleArray, FloatArray
 from dvpd.runtime.audio import Resampler
 from dvpd.runtime.enhancer import Enhancer
-from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.live import Stream
 
 WARM_UP_S = 1.0  # of audio, on a stream of its own
 SETTLED = 0.1  # share of the audio after which memory must not grow any more
@@ -58,20 +58,12 @@ class Timed:
     growth_mib: float | None
 
 
-def model_block_s(manifest: Manifest) -> float:
-    """Seconds of audio that one run of the networks takes in; 0 for a model in windows."""
-    if manifest.causal is None:
-        return 0.0
-    return manifest.causal.block_frames / manifest.signal.frame_rate_hz
-
-
 def time_stream(
-    stream: Any,
+    stream: Stream,
     wav: FloatArray,
     sample_rate: int,
     block: int,
     audio_s: float,
-    least_s: float,
     *,
     real_time: bool,
     clock: Callable[[], float] = time.perf_counter,
@@ -90,7 +82,6 @@ def time_stream(
         sample_rate: Its rate (Hz).
         block: Samples of a call.
         audio_s: Seconds of audio in all.
-        least_s: Least deadline: the model's own block.
         real_time: Whether the blocks are waited for.
         clock: Seconds; a test's own.
         sleep: Waits so many seconds; a test's own.
@@ -118,10 +109,11 @@ def time_stream(
         place = (place + block) % len(wav)
         if call == int(SETTLED * n_calls):
             settled = memory()
-    now = memory()
+    now, stats = memory(), stream.stats
+    model_block_s = stats.seconds / stats.blocks if stats.blocks else 0.0
     return Timed(
         latency_s=latency[ran],
-        deadline_s=max(period, least_s),
+        deadline_s=max(period, model_block_s),
         compute_s=compute_s,
         audio_s=n_calls * period,
         rss_mib=now,

@@ -37,7 +37,9 @@ class Late:
 
     @property
     def stats(self):
-        return SimpleNamespace(blocks=self.blocks, steps_now=1)
+        return SimpleNamespace(
+            blocks=self.blocks, seconds=self.blocks * MODEL_BLOCK / RATE, steps_now=1
+        )
 
     def process(self, block):
         self._samples += len(block)
@@ -56,7 +58,7 @@ def timed(costs, seconds=3.2, block=BLOCK, real_time=False, memory=lambda: 100.0
     clock = Clock()
     wav = np.ones(5000, np.float32)
     found = stream_timing.time_stream(
-        Late(clock, costs), wav, RATE, block, seconds, MODEL_BLOCK / RATE, real_time=real_time,
+        Late(clock, costs), wav, RATE, block, seconds, real_time=real_time,
         clock=clock, sleep=clock.wait, memory=memory,
     )  # fmt: skip
     return found, clock.now

@@ -20,6 +20,12 @@ class FakeStream:
         self.blocks = []
         self._waiting = np.zeros((LATE, channels), np.float32)
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
     def process(self, block):
         assert block.dtype == np.float32
         self.blocks.append(len(block))
@@ -42,6 +48,7 @@ class FakeStream:
             steps_now=1,
             steps_used={1: len(self.blocks)},
             non_finite=0,
+            passed=0,
         )
 
 
@@ -56,5 +63,5 @@ def fake_enhancer(opened, stream=FakeStream):
     yield SimpleNamespace(
         stream=open_stream,
         backend=SimpleNamespace(name="fake", device="cpu"),
-        manifest=SimpleNamespace(name="fake", version="0", precision="fp32"),
+        manifest=SimpleNamespace(name="fake", version="0", precision="fp32", causal=True),
     )
