@@ -173,7 +173,7 @@ class WindowCore:
             if found is not None and self.n_samples > self._plan.window_samples:
                 loud = max(peak, float(np.abs(found.wav).max()))
                 reminder = Reminder((found.wav / loud).astype(np.float32), found.first_frame)
-            scaled = (wav / peak).astype(np.float32)
+            scaled = (wav.astype(np.float64) / peak).astype(np.float32)
             with self._enhancer._lock:
                 out = self._enhancer._enhance_window(
                     scaled, first_frame, self._settings(), reminder

@@ -17,7 +17,14 @@ from .audio import MAX_CHANNELS, check_rate
 from .chain import Settings, block_sampler
 from .checks import check_whole
 from .cores import CausalCore, WindowCore
-from .errors import BackendError, DvpdError, InputError, NonFiniteError
+from .errors import (
+    BackendError,
+    DvpdError,
+    InputError,
+    NonFiniteError,
+    one_line,
+    raise_interrupt,
+)
 from .governor import Governor
 from .live import Stream
 from .noise import check_seed
@@ -255,12 +262,15 @@ class StreamPool:
         noisy = np.concatenate(heard)
         try:
             out = self._sampler.push(lanes, noisy, steps)
-        except BackendError as error:
+        except Exception as error:  # whatever it is: it is this block's, and others' go on
+            raise_interrupt(error)
             if len(cores) > 1:  # one may have spoilt it for all
                 pairs = zip(cores, heard, strict=True)
                 return [x for core, own in pairs for x in self._estimates([core], [own], steps)]
             for lane, own in zip(lanes, noisy, strict=True):
                 lane.take(own)
+            if not isinstance(error, BackendError):
+                error = BackendError(f"{self._source} failed ({one_line(error)})")
             return [error]
         self._release(left, lanes)
         ends = np.cumsum([len(own) for own in heard])
