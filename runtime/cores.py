@@ -63,7 +63,8 @@ class CausalCore:
         self.channels = [Channel(signal, wait) for _ in range(n_channels)]
         self.lanes = [Lane(draw, wait, signal.n_freqs) for _ in range(n_channels)]
         self.n_samples, self.closed, self._blocks = 0, False, 0
-        self.failures = 0  # blocks in a row
+        self.passing = 0  # blocks that are to come back as they were
+        self._failures, self._n_ahead = 0, causal.lookahead_blocks
 
     @property
     def n_next(self) -> int:
@@ -98,8 +99,9 @@ class CausalCore:
 
     def fail(self) -> None:
         """Count a block that the networks failed on; the second in a row may be the states' fault."""
-        self.failures += 1
-        if self.failures > 1:
+        self._failures += 1
+        self.passing = 1 + self._n_ahead  # states that miss a block give it out of place
+        if self._failures > 1:
             for lane in self.lanes:
                 lane.forget()
 
@@ -108,6 +110,7 @@ class CausalCore:
         spectra = [
             channel.spectrum(x, source) for channel, x in zip(self.channels, clean_ri, strict=True)
         ]
+        self._failures = self._failures if self.passing else 0
         pairs = zip(self.channels, spectra, strict=True)
         return np.stack([channel.give(x) for channel, x in pairs], axis=1)
 

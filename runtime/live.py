@@ -305,10 +305,11 @@ class Stream:
         self._done += len(out)
         self._out.put(out)
 
-    def _pass(self, error: NonFiniteError) -> None:
-        """Say that a block comes back as it was."""
+    def _pass(self, error: NonFiniteError | None) -> None:
+        """Count a block that comes back as it was, and say why."""
         self.stats.passed += 1
-        self._warn("output", f"a block comes back as it was: {error}")
+        if error is not None:
+            self._warn("output", f"a block comes back as it was: {error}")
 
     def _count(self, seconds: float, audio_s: float, steps: int, late: bool) -> None:
         stats = self.stats

@@ -242,16 +242,18 @@ class StreamPool:
                 stream.error = estimate
                 self._leave(stream)
                 continue
-            try:
-                if isinstance(estimate, NonFiniteError):
-                    raise estimate
-                wav = core.give(estimate, self._source)
-                core.failures = 0
-            except NonFiniteError as error:
-                stream._pass(error)
+            failed = estimate if isinstance(estimate, NonFiniteError) else None
+            if failed is None and not core.passing:
+                try:
+                    stream._give(core.give(estimate, self._source))
+                    continue
+                except NonFiniteError as error:
+                    failed = error
+            if failed is not None:
                 core.fail()
-                wav = core.give(noisy, self._source)
-            stream._give(wav)
+            stream._give(core.give(noisy, self._source))
+            core.passing -= 1
+            stream._pass(failed)
 
     def _estimates(
         self, cores: Sequence[CausalCore], heard: Sequence[FloatArray], steps: int
