@@ -12,8 +12,9 @@ from .errors import BackendError, DvpdError, InputError, ManifestError, ParityEr
 
 if TYPE_CHECKING:
     from .enhancer import Enhanced, EnhancedFile, Enhancer
-    from .live import Stream, StreamPool, StreamStats
+    from .live import Stream, StreamStats
     from .manifest import Manifest
+    from .pool import StreamPool
     from .spec import TlbFactors
 
 __all__ = [
@@ -40,9 +41,9 @@ def __getattr__(name: str) -> Any:
 
         return getattr(enhancer, name)
     if name in ("Stream", "StreamPool", "StreamStats"):
-        from . import live
+        from . import live, pool
 
-        return getattr(live, name)
+        return getattr(pool if name == "StreamPool" else live, name)
     if name in ("Manifest", "TlbFactors"):
         from . import spec
 

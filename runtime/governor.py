@@ -35,7 +35,8 @@ class Governor:
         """
         self._ladder = sorted({steps, min(steps, 1), 0} if adapt else {steps}, reverse=True)
         self._level = 0
-        self._wait, self._on_time, self._since_try = FIRST_WAIT, 0, PROVEN
+        self._wait, self._on_time = FIRST_WAIT, 0
+        self._tried: int | None = None  # blocks on time since more steps were tried, until proven
         self._was_late = False
         self._round: set[Hashable] = set()
         self._spent_s = 0.0  # in this round
@@ -78,17 +79,18 @@ class Governor:
             self._on_time = 0
             # One block may be late for any reason; two mean that the first is not made up for.
             if self._was_late and self._level + 1 < len(self._ladder):
-                if self._since_try < PROVEN:
-                    self._wait = min(2 * self._wait, LONGEST_WAIT)
+                if self._tried is not None:
+                    self._wait, self._tried = min(2 * self._wait, LONGEST_WAIT), None
                 self._change(1)
         else:
             self._on_time += 1
-            self._since_try += 1
-            if self._since_try == PROVEN:
-                self._wait = FIRST_WAIT
+            if self._tried is not None:
+                self._tried += 1
+                if self._tried == PROVEN:
+                    self._wait, self._tried = FIRST_WAIT, None
             if self._level and self._on_time >= self._wait:
                 self._change(-1)
-                self._on_time, self._since_try = 0, 0
+                self._on_time = self._tried = 0
         self._was_late = late
 
     def _change(self, by: int) -> None:

@@ -211,8 +211,8 @@ class BlockSampler:
 
     def _fusion(self, mag_p: FloatArray, mean: FloatArray) -> FloatArray:
         f32 = np.float32
-        mag: FloatArray = f32(self.alpha) * mag_p + f32(1 - self.alpha) * np.maximum(mean, f32(0))
-        return mag
+        mag = f32(self.alpha) * mag_p + f32(1.0 - self.alpha) * np.maximum(mean, f32(0.0))
+        return mag.astype(np.float32, copy=False)
 
     @staticmethod
     def _score_row(lane: Lane, index: int) -> Row | None:

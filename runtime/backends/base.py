@@ -342,10 +342,14 @@ class Row:
 
 
 class JoiningBackend(StreamBackend, Protocol):
-    """A backend whose states are no NumPy arrays."""
+    """A backend that joins the states of streams itself, where they lie."""
 
     def join_states(self, rows: Sequence[Row | None]) -> Any:
-        """The state of streams that were apart; what is None begins with zeros, but not all are."""
+        """The state of streams that were apart; those that are None begin with zeros.
+
+        Args:
+            rows: One a stream; not all are None.
+        """
 
 
 def join_rows(backend: StreamBackend, rows: Sequence[Row | None]) -> Any:
@@ -369,9 +373,14 @@ def join_rows(backend: StreamBackend, rows: Sequence[Row | None]) -> Any:
     join: Any = getattr(backend, "join_states", None)  # see JoiningBackend
     if join is not None:
         return join(rows)
-    zeros = np.zeros_like(first.stack[:1])
-    parts = [zeros if row is None else row.stack[row.index : row.index + 1] for row in rows]
-    return np.concatenate(parts)
+    arrays = [None if row is None else _on_host(row.stack)[row.index] for row in rows]
+    some = next(array for array in arrays if array is not None)
+    return np.stack([np.zeros_like(some) if array is None else array for array in arrays])
+
+
+def _on_host(stack: Any) -> FloatArray:
+    host: FloatArray = stack if isinstance(stack, np.ndarray) else stack.numpy()
+    return host
 
 
 FEAT_NAMES = tuple(f"feat_{i}" for i in range(N_FEATS))
