@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LOOK_S = 0.1  # between two looks at keys, meters and devices
 FLOOR_DB = -60.0  # where a meter's bar begins
-BAR = 12  # characters
+BAR = 8  # characters: the line has to fit on a terminal
 KEYS = "keys: space compares with the raw sound, q ends"
 
 
@@ -249,7 +249,7 @@ def _watch(
 
 def _bar(level_db: float) -> str:
     filled = round(BAR * min(max(1.0 - level_db / FLOOR_DB, 0.0), 1.0))
-    return f"{level_db:4.0f} dB {'#' * filled}{'.' * (BAR - filled)}"
+    return f"{level_db:3.0f} {'#' * filled}{'.' * (BAR - filled)}"
 
 
 def _delay_ms(loop: Duplex, stream: Stream, streams: dict[str, Any]) -> float:
@@ -261,8 +261,8 @@ def _delay_ms(loop: Duplex, stream: Stream, streams: dict[str, Any]) -> float:
 def _line(loop: Duplex, stream: Stream, streams: dict[str, Any]) -> str:
     stats = stream.stats
     return (
-        f"{'RAW ' if loop.raw else ''}in {_bar(loop.meter_in.take_db())} out "
-        f"{_bar(loop.meter_out.take_db())} {_delay_ms(loop, stream, streams):.0f} ms, RTF "
+        f"in {_bar(loop.meter_in.take_db())} {'RAW' if loop.raw else 'out'} "
+        f"{_bar(loop.meter_out.take_db())} dB, {_delay_ms(loop, stream, streams):.0f} ms, RTF "
         f"{stats.rtf:.2f}, steps {stats.steps_now}, late {stats.late}, xruns "
         f"{loop.xruns['input']}/{loop.xruns['output']}, drift {loop.drift.corrections}"
     )

@@ -344,7 +344,8 @@ def stats_table(stats: StreamStats) -> dict[str, Any]:
     Args:
         stats: Its ``stats``.
     """
-    return {name: getattr(stats, name) for name in STATS}
+    table = {name: getattr(stats, name) for name in STATS}
+    return table | {"steps_used": dict(stats.steps_used)}  # another thread may go on counting
 
 
 def model_table(enhancer: Enhancer) -> dict[str, Any]:

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dvpd.benchmarks.common import stream_timing
+from dvpd.benchmarks import rtf, streaming
+from dvpd.benchmarks.common import report, stream_timing
+from dvpd.runtime.errors import InputError
 
 RATE, BLOCK, MODEL_BLOCK = 16000, 160, 512
 
@@ -129,3 +131,101 @@ def test_a_click_of_which_nothing_is_left_has_no_place():
     assert row["click"] is None
     assert row["speech"] == 896
     assert stream_timing.same([row])
+
+
+# ------------------------------------------------------------------------------------------------
+# The command
+
+QUICK = [
+    "--stream",
+    "--backend",
+    "ort",
+    "--device",
+    "cpu",
+    "--threads",
+    "1",
+    "--audio-seconds",
+    "0.6",
+]
+
+
+@pytest.fixture(scope="module")
+def measured(causal_engine, tmp_path_factory):
+    """One report of a small causal engine and of a folder that is none, by the command."""
+    pytest.importorskip("onnxruntime")
+    folder = tmp_path_factory.mktemp("stream")
+    files = [folder / f"r.{kind}" for kind in ("json", "md")]
+    code = rtf.main([
+        str(causal_engine), str(folder), *QUICK, "--block-ms", "10,100", "--steps", "1,0",
+        "--delay-rates", "16000,44100", "--json", str(files[0]), "--markdown", str(files[1]), "--note", "a test",
+    ])  # fmt: skip
+    assert code == 0
+    return report.read(files[0], streaming.SCHEMA, streaming.SCHEMA_FILE), files
+
+
+def test_the_report_has_every_case_and_fits_its_schema(measured):
+    pytest.importorskip("jsonschema")
+    result, _ = measured
+    good = [row for row in result["rows"] if row["status"] == "ok"]
+    cases = [(row["window_s"], row["steps"]) for row in good]
+    assert cases == [(0.01, 1), (0.01, 0), (0.1, 1)]
+    for row in good:
+        # the first block needs 640 samples, each later one 512
+        assert row["blocks"] == (18 if row["window_s"] == 0.01 else 6)
+        assert row["latency_samples"] == 896
+        assert row["latency_ms"]["p50"] <= row["latency_ms"]["p99"] <= row["latency_ms"]["max"]
+        assert row["delay_ms"] == pytest.approx(56.0 + row["latency_ms"]["p99"])
+        assert row["rtf"] > 0
+    failed = [row for row in result["rows"] if row["status"] == "failed"]
+    assert len(failed) == 3
+    assert "manifest.json" in failed[0]["error"]
+    assert result["protocol"]["note"] == "a test"
+
+
+def test_the_delay_of_an_engine_is_what_the_api_says_at_every_rate(measured):
+    delays = measured[0]["delays"]
+    assert [row["sample_rate"] for row in delays] == [16000, 44100]
+    assert stream_timing.same(delays)
+    assert all(row["click"] is not None for row in delays)
+
+
+def test_tables_are_written_and_rendered_again(measured, tmp_path, capsys):
+    result, (data, text) = measured
+    assert "| causal | ort | 1 | 10 | 1 |" in text.read_text()
+    again = tmp_path / "again.md"
+    assert rtf.main(["--stream", "--from-json", str(data), "--markdown", str(again)]) == 0
+    assert again.read_text() == text.read_text()
+    assert streaming.to_markdown(result) == text.read_text()
+
+
+def test_conditions_are_checked(measured, capsys):
+    _, (data, _) = measured
+    render = ["--stream", "--from-json", str(data), "--assert"]
+    assert rtf.main([*render, "max_ms<100000 @ engine=causal"]) == 0
+    assert rtf.main([*render, "rtf<0 @ engine=causal steps=0"]) == 1
+    assert "rtf<0 @ engine=causal steps=0: causal ort, 0.01 s" in capsys.readouterr().err
+
+
+def test_energy_is_of_a_second_of_audio():
+    class Meter:
+        name = "meter"
+
+        def __init__(self):
+            self.read = iter([10.0, 16.0])
+
+        def joules(self):
+            return next(self.read)
+
+    row = {}
+    with streaming._energy([Meter()], row):
+        row["audio_s"] = 3.0
+    assert row["energy"]["meter"]["joules_per_audio_s"] == 2.0
+
+
+def test_what_belongs_to_the_other_mode_is_refused(measured, tmp_path):
+    _, (data, _) = measured
+    with pytest.raises(InputError, match="schema is 'dvpd-stream-1'"):
+        report.read(data)
+    args = rtf.build_parser().parse_args(["--stream", "--html", str(tmp_path / "x.html")])
+    with pytest.raises(InputError, match="--html does not go with --stream"):
+        streaming.main(args)

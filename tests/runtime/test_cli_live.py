@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dvpd.runtime import cli, cli_live
+from dvpd.runtime import cli, cli_live, duplex
 from dvpd.runtime.enhancer import Enhancer
 
 from fake_stream import GAIN, FakeStream, fake_enhancer  # isort: skip  # beside this file
@@ -90,16 +90,25 @@ def audio(monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", package)
     monkeypatch.setattr(Enhancer, "open", lambda *a, **k: fake_enhancer(package.streams))
     monkeypatch.setattr(cli_live, "LOOK_S", 0.005)
+    monkeypatch.setattr(duplex, "SILENT_DEVICE_S", 60.0)  # of a machine with other work
     package.streams = []
     Device.opened.clear()
     return package
 
 
 @contextlib.contextmanager
-def keys(pressed):
-    """In the place of the terminal: what is pressed at each look."""
-    waiting = iter(pressed)
-    yield lambda: next(waiting, "")
+def keys(*steps):
+    """In the place of the terminal: each key is pressed when so much has been heard."""
+    waiting = list(steps)
+
+    def pressed():
+        level, key = waiting[0]
+        if max((x[0] for x in Device.opened[0].heard), default=0.0) < level:
+            return ""
+        waiting.pop(0)
+        return key
+
+    yield pressed
 
 
 def test_devices_are_listed(audio, capsys):
@@ -113,7 +122,7 @@ def test_devices_are_listed(audio, capsys):
 
 
 def test_the_microphone_is_heard_enhanced_and_the_end_says_how_it_went(audio, monkeypatch, capsys):
-    monkeypatch.setattr(cli_live, "_keys", lambda: keys([""] * 20 + ["q"]))
+    monkeypatch.setattr(cli_live, "_keys", lambda: keys((0.25 * GAIN, "q")))
     assert cli.main(["live", "--json", "--steps", "0", "--input", "micro", "--output", "1"]) == 0
     output, microphone = Device.opened
     assert microphone.options == {"device": "micro", "channels": 1, "samplerate": 16000}
@@ -134,7 +143,7 @@ def test_the_microphone_is_heard_enhanced_and_the_end_says_how_it_went(audio, mo
 
 
 def test_a_key_lets_the_raw_sound_through(audio, monkeypatch):
-    monkeypatch.setattr(cli_live, "_keys", lambda: keys([""] * 20 + [" "] + [""] * 40 + ["q"]))
+    monkeypatch.setattr(cli_live, "_keys", lambda: keys((0.25 * GAIN, " "), (0.25, "q")))
     assert cli.main(["live"]) == 0
     assert max(x[0] for x in Device.opened[0].heard) == 0.25
 
@@ -147,8 +156,7 @@ def test_meters_delay_and_counts_are_in_one_line(audio):
     loop.raw = True
     line = cli_live._line(loop, FakeStream(), {"input": SimpleNamespace(latency=0.01)})
     assert line == (
-        "RAW in  -20 dB ########.... out  -99 dB ............ 42 ms, RTF 0.25, steps 1, late 0, "
-        "xruns 0/0, drift 0"
+        "in -20 #####... RAW -99 ........ dB, 42 ms, RTF 0.25, steps 1, late 0, xruns 0/0, drift 0"
     )
 
 
@@ -175,6 +183,17 @@ def test_an_error_of_the_model_ends_it(audio, monkeypatch, capsys):
     monkeypatch.setattr(Enhancer, "open", lambda *a, **k: fake_enhancer([], Broken))
     assert cli.main(["live"]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == "dvpd: the engine failed"
+
+
+def test_a_model_in_windows_is_refused_before_anything_is_opened(audio, monkeypatch, capsys):
+    @contextlib.contextmanager
+    def offline(*_, **__):
+        yield SimpleNamespace(manifest=SimpleNamespace(name="dvpd-base", causal=None))
+
+    monkeypatch.setattr(Enhancer, "open", offline)
+    assert cli.main(["live"]) == 1
+    assert "dvpd-base hears windows of a recording" in capsys.readouterr().err
+    assert not Device.opened
 
 
 @pytest.mark.parametrize(

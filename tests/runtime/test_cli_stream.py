@@ -160,8 +160,8 @@ def test_a_reader_or_a_writer_that_stalls_is_said_and_waited_for(opened, monkeyp
         gate.wait(10)
         return file.read()
 
-    data = ramp(300_000)  # more than the pipes hold
-    code, out = run(monkeypatch, data.tobytes(), reader=late)
+    data = ramp(100_000)  # more than the pipes hold
+    code, out = run(monkeypatch, data.tobytes(), "--block-ms", "100", reader=late)
     assert (code, len(out)) == (0, 2 * (len(data) + LATE))
     assert "standard output: nobody reads for 0.02 s; waiting" in capfd.readouterr().err
     source, feed = os.pipe()
@@ -253,3 +253,54 @@ def test_what_libraries_print_stays_out_of_the_samples(monkeypatch, capfd):
     code, out = run(monkeypatch, ramp(100).tobytes(), "--compensate")
     assert (code, len(out)) == (0, 200)
     assert "a library speaks" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(16000, 1), (44100, 2)])
+def test_a_model_gives_what_its_stream_gives(
+    engine_causal, monkeypatch, capfd, speech, rate, channels
+):
+    pytest.importorskip("onnxruntime")
+    wav = np.stack([speech[:20_000]] * channels, 1)
+    with Enhancer.open(engine_causal, "ort", "cpu", 1) as enhancer:
+        stream = enhancer.stream(rate, channels, steps=1, attenuation_limit_db=20.0, adapt=False)
+        expected = np.concatenate([stream.process(wav), stream.flush()])[stream.latency_samples :]
+        late = stream.latency_samples
+    code, out = run(
+        monkeypatch, wav.tobytes(), "--rate", str(rate), "--channels", str(channels),
+        "--format", "f32", "--compensate", "--steps", "1", "--max-attenuation", "20",
+        "--model", str(engine_causal), "--backend", "ort", "--threads", "1", "--fixed-steps",
+    )  # fmt: skip
+    assert code == 0
+    out = np.frombuffer(out, "<f4").reshape(-1, channels)
+    np.testing.assert_array_equal(out, expected.reshape(-1, channels))
+    assert len(out) == len(wav)
+    assert f"{late} samples" in capfd.readouterr().err
+
+
+def test_nan_in_the_input_is_said_and_what_follows_is_not_lost(
+    engine_causal, monkeypatch, capfd, speech
+):
+    pytest.importorskip("onnxruntime")
+    wav = speech[:8000].copy()
+    wav[3000:3010] = np.nan
+    code, out = run(
+        monkeypatch, wav.tobytes(), "--format", "f32", "--steps", "0", "--compensate", "--json",
+        "--model", str(engine_causal), "--backend", "ort", "--threads", "1",
+    )  # fmt: skip
+    assert code == 0
+    out = np.frombuffer(out, "<f4")
+    assert np.isfinite(out).all()
+    assert np.abs(out[5000:]).max() > 1e-3
+    said = capfd.readouterr().err.splitlines()
+    assert json.loads(said[-1])["stats"]["non_finite"] == 1
+    assert "1 blocks with NaN or infinity" in said[-2]
+
+
+def test_a_model_in_windows_says_how_late_it_is(engine_shared, monkeypatch, capfd, speech):
+    pytest.importorskip("onnxruntime")
+    code, out = run(
+        monkeypatch, speech[:8000].tobytes(), "--format", "f32", "--steps", "0", "--compensate",
+        "--model", str(engine_shared), "--backend", "ort", "--threads", "1",
+    )  # fmt: skip
+    assert (code, len(out)) == (0, 32_000)
+    assert "hears windows of a recording: the output is 8." in capfd.readouterr().err
