@@ -19,7 +19,7 @@ from .ring import DriftControl, Ring
 if TYPE_CHECKING:
     from .live import Stream
 
-RING_S = 2.0  # of sound that a ring holds
+RING_S = 0.5  # of sound that a ring holds: what comes beyond it is lost, and the delay stays short
 FADE_S = 0.005  # over a seam, and between enhanced and raw sound
 AVERAGE_S = 2.0  # of the buffer's level
 SILENT_DEVICE_S = 3.0  # a device that calls no more is gone
@@ -77,7 +77,7 @@ class Duplex:
         """
         self._stream, self._rate, self._block, self._target = stream, sample_rate, block, target
         self._clock = clock
-        ring = max(round(RING_S * sample_rate), 2 * target + 2 * block)
+        ring = max(round(RING_S * sample_rate), 4 * target + 2 * block)
         self.heard = Ring(ring, n_channels)
         self.ready = Ring(ring, n_channels)
         self._late = Ring(stream.latency_samples + 2 * block, n_channels)
@@ -142,9 +142,7 @@ class Duplex:
         self.meter_out.add(out)
         if not self._playing:
             self.drift.restart()
-            self.ready.write(out)
-        else:
-            self.ready.write(self.drift.apply(out, self.ready.level))
+        self.ready.write(self.drift.apply(out, self.ready.level))
         return True
 
     def _chosen(self, enhanced: FloatArray) -> FloatArray:

@@ -61,12 +61,16 @@ class Ring:
         return count
 
 
+BURST = 4  # times the allowed deviation, at one moment
+
+
 class DriftControl:
     """Keep a buffer's level where it should be, although it is filled and emptied by two clocks.
 
     The level is averaged, since it goes up and down with the devices' blocks. When the average is
     off by more than is allowed, some frames are left out of a block, or come twice, with a short
-    cross-fade over the seam.
+    cross-fade over the seam. What comes in a burst, as from a device that starts late and delivers
+    what it has kept, is left out at once.
 
     Attributes:
         dropped: Frames that were left out.
@@ -87,6 +91,7 @@ class DriftControl:
         self._weight = 1.0 / average_blocks
         rise = (np.arange(1, fade + 1, dtype=np.float32) / np.float32(fade + 1))[:, None]
         self._rise, self._fall = rise, np.float32(1.0) - rise
+        self._cut: FloatArray | None = None  # what would have followed, were nothing left out
         self.mean = float(target)
         self.dropped = self.repeated = self.corrections = 0
 
@@ -104,6 +109,18 @@ class DriftControl:
         Returns:
             ``block``, or a shorter or longer one.
         """
+        if level > self._target + (0 if self._cut is not None else BURST * self._allowed):
+            if self._cut is None:
+                self._cut = block[: self._fade].copy()
+                self.corrections += 1
+            self.dropped += len(block)
+            return block[:0]
+        if self._cut is not None:
+            joined = block.copy()
+            joined[: self._fade] *= self._rise
+            joined[: self._fade] += self._cut * self._fall
+            block, self._cut = joined, None
+            self.restart()
         self.mean += self._weight * (level - self.mean)
         excess = round(self.mean) - self._target
         room = len(block) - self._fade
