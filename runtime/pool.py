@@ -238,12 +238,14 @@ class StreamPool:
         passed = [core.late(noisy) for core, noisy in zip(cores, heard, strict=True)]
         estimates = self._estimates(cores, heard, steps)
         for stream, core, estimate, noisy in zip(streams, cores, estimates, passed, strict=True):
-            if isinstance(estimate, BackendError) and not isinstance(estimate, NonFiniteError):
+            failed: NonFiniteError | None = None
+            if isinstance(estimate, NonFiniteError):
+                failed = estimate
+            elif isinstance(estimate, BackendError):
                 stream.error = estimate
                 self._leave(stream)
                 continue
-            failed = estimate if isinstance(estimate, NonFiniteError) else None
-            if failed is None and not core.passing:
+            elif not core.passing:
                 try:
                     stream._give(core.give(estimate, self._source))
                     continue
