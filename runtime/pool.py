@@ -146,15 +146,16 @@ class StreamPool:
         """
         results: dict[Stream, FloatArray | DvpdError] = {}
         with self._lock:
+            refused: dict[Stream, DvpdError] = {}
             for stream, block in blocks.items():
                 try:
                     stream.push(block)
                 except DvpdError as error:
-                    results[stream] = error
+                    refused[stream] = error
             self.run()
-            for stream in blocks.keys() - results.keys():
+            for stream in blocks:
                 try:
-                    results[stream] = stream.pull()
+                    results[stream] = refused.get(stream) or stream.pull()
                 except DvpdError as error:
                     results[stream] = error
         return results
