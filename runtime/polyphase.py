@@ -18,6 +18,7 @@ REACH_S = 0.004  # to each side
 STOP_DB = 70.0
 _MAX_PHASES = 1024  # with more, neighbours are interpolated: an error below -110 dB
 _ROWS = 512  # computed at a time
+_FEW_PHASES = 8  # up to here each is a step through the input, without copies
 
 
 def reach(rate_in: int, rate_out: int) -> int:
@@ -59,7 +60,7 @@ class Polyphase:
         if self._half:
             self._taps = _taps(rate_in, rate_out, self._n_phases)
         # Zeros before the first sample; from here on what outputs to come need.
-        self._input = np.zeros((max(self._half - 1, 0), n_channels), np.float32)
+        self._input = np.zeros((n_channels, max(self._half - 1, 0)), np.float32)
         self._first = 1 - self._half  # place of the first sample that is kept
         self._n_in = self._n_out = 0
 
@@ -74,27 +75,35 @@ class Polyphase:
         if not self._half:
             return block
         self._n_in += len(block)
-        self._input = np.concatenate([self._input, block])
+        self._input = np.concatenate([self._input, block.T], axis=1)
         # The first output that cannot be computed yet.
         end = max(0, -(-(self._n_in - self._half) * self._up // self._down))
         parts = [self._rows(k, min(k + _ROWS, end)) for k in range(self._n_out, end, _ROWS)]
         self._n_out = max(self._n_out, end)
         keep = self._n_out * self._down // self._up - self._half + 1
-        self._input, self._first = self._input[keep - self._first :].copy(), keep
+        self._input, self._first = self._input[:, keep - self._first :].copy(), keep
         return np.concatenate(parts) if parts else np.zeros((0, block.shape[1]), np.float32)
 
     def _rows(self, first: int, last: int) -> FloatArray:
-        """Outputs first ... last - 1."""
-        whole, rest = divmod(np.arange(first, last, dtype=np.int64) * self._down, self._up)
-        phase, between = divmod(rest * self._n_phases, self._up)
-        taps = self._taps[phase]
+        """Outputs first ... last - 1, [last - first, n_channels]."""
+        windows = np.lib.stride_tricks.sliding_window_view(self._input, 2 * self._half, axis=1)
+        before = 1 - self._half - self._first
+        out = np.empty((len(self._input), last - first), np.float32)
+        if self._up <= _FEW_PHASES:
+            for k in range(first, min(first + self._up, last)):
+                whole, phase = divmod(k * self._down, self._up)
+                mine = out[:, k - first :: self._up]
+                rows = windows[:, whole + before :: self._down][:, : mine.shape[1]]
+                np.einsum("cnt,t->cn", rows, self._taps[phase], out=mine)
+            return out.T
+        places, rest = divmod(np.arange(first, last, dtype=np.int64) * self._down, self._up)
+        phases, between = divmod(rest * self._n_phases, self._up)
+        taps = self._taps[phases]
         if self._n_phases != self._up:
             share = (between / self._up).astype(np.float32)[:, None]
-            taps = taps * (1 - share) + self._taps[phase + 1] * share
-        windows = np.lib.stride_tricks.sliding_window_view(self._input, 2 * self._half, axis=0)
-        rows = windows[whole + (1 - self._half - self._first)]  # [m, n_channels, 2 reach]
-        out: FloatArray = np.einsum("nct,nt->nc", rows, taps)
-        return out
+            taps = taps * (1 - share) + self._taps[phases + 1] * share
+        np.einsum("cnt,nt->cn", windows[:, places + before], taps, out=out)
+        return out.T
 
     def finish(self, n_samples: int) -> FloatArray:
         """End the stream with zeros and return the rest, so that n_samples were returned in all.
@@ -103,7 +112,7 @@ class Polyphase:
             n_samples: Exact total, at most what covers the input.
         """
         if not self._half:
-            return self._input[:0]
+            return np.zeros((0, len(self._input)), np.float32)
         done = self._n_out
-        zeros = np.zeros((self.needed(max(n_samples, 1)), self._input.shape[1]), np.float32)
+        zeros = np.zeros((self.needed(max(n_samples, 1)), len(self._input)), np.float32)
         return self.push(zeros[max(0, self._n_in) :])[: n_samples - done]

@@ -146,15 +146,16 @@ class StreamPool:
         """
         results: dict[Stream, FloatArray | DvpdError] = {}
         with self._lock:
+            refused: dict[Stream, DvpdError] = {}
             for stream, block in blocks.items():
                 try:
                     stream.push(block)
                 except DvpdError as error:
-                    results[stream] = error
+                    refused[stream] = error
             self.run()
-            for stream in blocks.keys() - results.keys():
+            for stream in blocks:
                 try:
-                    results[stream] = stream.pull()
+                    results[stream] = refused.get(stream) or stream.pull()
                 except DvpdError as error:
                     results[stream] = error
         return results
@@ -238,12 +239,14 @@ class StreamPool:
         passed = [core.late(noisy) for core, noisy in zip(cores, heard, strict=True)]
         estimates = self._estimates(cores, heard, steps)
         for stream, core, estimate, noisy in zip(streams, cores, estimates, passed, strict=True):
-            if isinstance(estimate, BackendError) and not isinstance(estimate, NonFiniteError):
+            failed: NonFiniteError | None = None
+            if isinstance(estimate, NonFiniteError):
+                failed = estimate
+            elif isinstance(estimate, BackendError):
                 stream.error = estimate
                 self._leave(stream)
                 continue
-            failed = estimate if isinstance(estimate, NonFiniteError) else None
-            if failed is None and not core.passing:
+            elif not core.passing:
                 try:
                     stream._give(core.give(estimate, self._source))
                     continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import tracemalloc
+from collections import deque
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from tiny_graphs import CAUSAL, make_manifest, write_engine
 from dvpd.runtime import Enhancer, InputError
 from dvpd.runtime.errors import BackendError, NonFiniteError
 from dvpd.runtime.live import Stream
+from dvpd.runtime.pool import StreamPool
 from dvpd.runtime.spec import CausalSpec, SignalSpec, stream_latency
 from dvpd.runtime.stream import FADE_FRAMES
 from dvpd.runtime.windows import WindowPlan
@@ -86,6 +87,11 @@ def opened(blocks: int = 0, echo: float = 0.3, **changes) -> tuple[Enhancer, Net
     return Enhancer(manifest, networks), networks
 
 
+def begun(enhancer: Enhancer, rate: int, channels: int = 1, **options) -> Stream:
+    """A stream that takes all its steps, however slow the machine."""
+    return enhancer.stream(rate, channels, adapt=False, **options)
+
+
 def speech(n: int, channels: int = 1, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     # Slow enough for every rate.
@@ -120,7 +126,7 @@ def engine(tmp_path_factory):
 def test_a_stream_gives_what_a_file_does(engine, rate, channels):
     wav = speech(rate, channels)
     whole = engine.enhance(wav, rate, steps=3, attenuation_limit_db=30).wav
-    stream = engine.stream(rate, channels, steps=3, attenuation_limit_db=30, adapt=False)
+    stream = begun(engine, rate, channels, steps=3, attenuation_limit_db=30)
     out = run(stream, wav, range(100, len(wav), 777))[stream.latency_samples :]
     assert np.sqrt(np.mean((out - whole) ** 2)) < 1e-4 * np.sqrt(np.mean(whole**2))
     assert np.abs(out - wav).max() > 0.1 * np.abs(wav).max()
@@ -130,18 +136,18 @@ def test_a_stream_gives_what_a_file_does(engine, rate, channels):
 def test_the_size_of_the_blocks_changes_nothing(rate):
     enhancer, _ = opened(1)
     wav = speech(rate // 2)
-    whole = run(enhancer.stream(rate, steps=1, adapt=False), wav)
+    whole = run(begun(enhancer, rate, steps=1), wav)
     cuts = [1, 2, 2, 2, 5, 600, 5000]
     rng = np.random.default_rng(1)
     for cut in (cuts, range(160, len(wav), 160), np.sort(rng.integers(0, len(wav), 60))):
-        assert np.array_equal(run(enhancer.stream(rate, steps=1, adapt=False), wav, cut), whole)
+        assert np.array_equal(run(begun(enhancer, rate, steps=1), wav, cut), whole)
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 3])
 @pytest.mark.parametrize("rate", RATES)
 def test_output_is_late_by_exactly_what_is_said(rate, blocks):
     enhancer, _ = opened(blocks, echo=0.0)
-    stream = enhancer.stream(rate, steps=0)
+    stream = begun(enhancer, rate, steps=0)
     own = 56.0 + 32.0 * blocks
     assert own <= stream.latency_ms <= own + (0.0 if rate == 16000 else 8.0)
     wav, place = speech(rate // 4), rate // 5
@@ -160,40 +166,47 @@ def test_windows_of_another_model_are_late_by_what_is_said():
     plan = WindowPlan(8192, 1024, 512, 4096, 2048)
     enhancer = Enhancer(make_manifest(), Networks(), plan)
     wav = speech(48000, 2)
-    stream = enhancer.stream(16000, 2, steps=0)
+    stream = begun(enhancer, 16000, 2, steps=0)
     assert stream.latency_samples == 8192 + 512
     whole = run(stream, wav)
     assert np.array_equal(
-        run(enhancer.stream(16000, 2, steps=0), wav, range(70, 48000, 700)), whole
+        run(begun(enhancer, 16000, 2, steps=0), wav, range(70, 48000, 700)), whole
     )
     np.testing.assert_allclose(whole[stream.latency_samples :], wav, atol=1e-5)
     assert stream.stats.blocks == 1 + -(-(48000 - plan.cut_samples) // plan.step_samples)
-    with enhancer.stream(48000, steps=1) as fast:
+    with begun(enhancer, 48000, steps=1) as fast:
         assert len(run(fast, speech(30000), range(480, 30000, 480))) == 30000 + fast.latency_samples
+
+
+def held(thing) -> int:
+    """Bytes of all arrays that an object of this project reaches."""
+    if isinstance(thing, np.ndarray):
+        return thing.nbytes
+    if isinstance(thing, (list, tuple, deque)):
+        return sum(held(part) for part in thing)
+    known = type(thing).__module__.startswith("dvpd.runtime") and hasattr(thing, "__dict__")
+    if not known or isinstance(thing, StreamPool):
+        return 0
+    return sum(held(part) for part in vars(thing).values())
 
 
 def test_memory_does_not_grow():
     enhancer, _ = opened(1)
-    stream = enhancer.stream(48000, 2, steps=1, attenuation_limit_db=20)
-    block = np.stack([speech(1440)] * 2, axis=1)
-
-    def held() -> int:
-        for _ in range(100):
+    stream = begun(enhancer, 48000, 2, steps=1, attenuation_limit_db=20)
+    block = speech(1440, 2)
+    sizes = []
+    for _ in range(3):
+        for _ in range(16):  # so many are whole blocks of the model's
             stream.process(block)
-        return tracemalloc.get_traced_memory()[0]
-
-    tracemalloc.start()
-    try:
-        first = held()
-        assert held() - first < 50_000
-    finally:
-        tracemalloc.stop()
+        sizes.append(held(stream))
+    assert sizes[0] > 10_000
+    assert sizes == [sizes[0]] * 3
 
 
 def test_the_input_is_given_back_by_a_mix_of_nothing():
     enhancer, _ = opened()
     wav = speech(20_000, 2)
-    stream = enhancer.stream(44100, 2, mix=0.0)
+    stream = begun(enhancer, 44100, 2, mix=0.0)
     out = run(stream, wav, range(1000, 20_000, 1000))
     assert np.array_equal(out[stream.latency_samples :], wav)
 
@@ -201,9 +214,9 @@ def test_the_input_is_given_back_by_a_mix_of_nothing():
 def test_integers_and_doubles_are_read_as_by_enhance():
     enhancer, _ = opened()
     wav = (speech(5000) * 32768).astype(np.int16)
-    wanted = run(enhancer.stream(16000), wav.astype(np.float32) / 32768)
-    assert np.array_equal(enhancer.stream(16000).process(wav), wanted[:5000])
-    assert np.array_equal(enhancer.stream(16000).process(wav / 32768.0), wanted[:5000])
+    wanted = run(begun(enhancer, 16000), wav.astype(np.float32) / 32768)
+    assert np.array_equal(begun(enhancer, 16000).process(wav), wanted[:5000])
+    assert np.array_equal(begun(enhancer, 16000).process(wav / 32768.0), wanted[:5000])
 
 
 # Deadlines
@@ -281,10 +294,10 @@ def test_what_is_not_finite_counts_as_silence_and_the_state_survives(caplog):
     broken[9000, 1] = np.inf
     broken[9001, 1] = 3e38
     quiet = np.where(np.isfinite(broken) & (np.abs(broken) < 1e30), broken, np.float32(0.0))
-    stream = enhancer.stream(16000, 2, attenuation_limit_db=20)
+    stream = begun(enhancer, 16000, 2, attenuation_limit_db=20)
     with caplog.at_level(logging.WARNING, "dvpd"):
         out = run(stream, broken, range(160, 16000, 160))
-    assert np.array_equal(out, run(enhancer.stream(16000, 2, attenuation_limit_db=20), quiet))
+    assert np.array_equal(out, run(begun(enhancer, 16000, 2, attenuation_limit_db=20), quiet))
     assert stream.stats.non_finite == 2
     assert [record.message for record in caplog.records] == [
         "NaN or infinity near second 0.30 counts as silence; said once, stats go on counting"
@@ -303,11 +316,11 @@ def test_a_block_on_which_the_networks_fail_comes_back_as_it_was(caplog, beyond)
             networks.gain = 1e30
 
     networks.raised = fail
-    stream = enhancer.stream(16000, steps=0)
+    stream = begun(enhancer, 16000, steps=0)
     with caplog.at_level(logging.WARNING, "dvpd"):
         out = run(stream, wav, range(512, len(wav), 512))
-    # The look-ahead of one block passes one more.
-    assert stream.stats.passed == 5
+    # The look-ahead of one block passes one more, whose estimate nobody looks at.
+    assert stream.stats.passed == (4 if beyond else 5)
     np.testing.assert_allclose(out[1408:], wav, atol=5e-5)
     assert len(caplog.records) == 1
     assert "comes back as it was" in caplog.text
@@ -327,34 +340,34 @@ def test_a_block_on_which_the_networks_fail_comes_back_as_it_was(caplog, beyond)
 def test_a_block_of_another_kind_is_refused_and_the_stream_goes_on(block, message):
     enhancer, _ = opened()
     wav = speech(4000, 2)
-    stream = enhancer.stream(16000, 2)
+    stream = begun(enhancer, 16000, 2)
     first = stream.process(wav[:2000])
     with pytest.raises(InputError, match=message):
         stream.process(block)
     out = np.concatenate([first, run(stream, wav[2000:])[: 2000 + stream.latency_samples]])
-    assert np.array_equal(out[: len(wav)], run(enhancer.stream(16000, 2), wav)[: len(wav)])
+    assert np.array_equal(out[: len(wav)], run(begun(enhancer, 16000, 2), wav)[: len(wav)])
 
 
 def test_another_rate_is_refused():
     enhancer, _ = opened()
-    stream = enhancer.stream(16000)
+    stream = begun(enhancer, 16000)
     stream.process(speech(100), 16000)
     with pytest.raises(InputError, match="a block at 48000 Hz in a stream at 16000 Hz"):
         stream.process(speech(100), 48000)
     for rate in (7999, 192001, "16000"):
         with pytest.raises(InputError, match="sample_rate"):
-            enhancer.stream(rate)
+            begun(enhancer, rate)
     for channels in (0, 65, 1.5, None):
         with pytest.raises(InputError, match="channels"):
-            enhancer.stream(16000, channels)
+            begun(enhancer, 16000, channels)
     with pytest.raises(InputError, match="attenuation_limit_db"):
-        enhancer.stream(16000, attenuation_limit_db=-1)
+        begun(enhancer, 16000, attenuation_limit_db=-1)
 
 
 @pytest.mark.parametrize("empty", [np.zeros(0), np.zeros((0, 2), np.float32), np.zeros((5, 0))])
 def test_nothing_in_nothing_out(empty):
     enhancer, _ = opened()
-    stream = enhancer.stream(48000, 2)
+    stream = begun(enhancer, 48000, 2)
     assert not stream.process(empty).size
     wav = speech(3000, 2)
     stream.process(wav)
@@ -367,7 +380,7 @@ def test_a_signal_of_any_length_ends_whole(n):
     enhancer, _ = opened(1, echo=0.0)
     for rate in (16000, 44100):
         wav = speech(n + 1)[:n]
-        out = run(enhancer.stream(rate, steps=0), wav)
+        out = run(begun(enhancer, rate, steps=0), wav)
         if rate == 16000:
             np.testing.assert_allclose(out[-n:] if n else out[:0], wav, atol=1e-5)
 
@@ -375,7 +388,7 @@ def test_a_signal_of_any_length_ends_whole(n):
 def test_after_the_end_comes_nothing_and_reset_begins_anew():
     enhancer, _ = opened()
     wav = speech(6000)
-    stream = enhancer.stream(22050)
+    stream = begun(enhancer, 22050)
     out = run(stream, wav)
     assert stream.flush().shape == (0,)
     with pytest.raises(InputError, match="ended with flush; expected reset"):
@@ -388,7 +401,7 @@ def test_after_the_end_comes_nothing_and_reset_begins_anew():
 
 def test_a_closed_stream_says_so():
     enhancer, _ = opened()
-    with enhancer.stream(16000) as stream:
+    with begun(enhancer, 16000) as stream:
         stream.process(speech(1000))
     for call in (lambda: stream.process(speech(10)), stream.flush, stream.reset, stream.pull):
         with pytest.raises(InputError, match="closed; open another one"):
@@ -399,7 +412,7 @@ def test_a_closed_stream_says_so():
 def test_a_closed_engine_is_an_error_of_its_streams(engine, tmp_path):
     folder = write_engine(tmp_path / "causal", manifest=make_manifest(causal=CAUSAL))
     with Enhancer.open(folder, "ort", "cpu", 1) as enhancer:
-        stream = enhancer.stream(16000)
+        stream = begun(enhancer, 16000)
         stream.process(speech(500))
     for _ in range(2):
         with pytest.raises(BackendError, match="closed"):
