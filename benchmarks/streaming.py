@@ -112,7 +112,8 @@ def _measure(
             args.audio_seconds,
             real_time=args.real_time,
         )
-        row.update(stream_timing.summarise(timed, stream.latency_ms))
+        row["audio_s"] = timed.audio_s
+    row.update(stream_timing.summarise(timed, stream.latency_ms))
 
 
 def _engine(
@@ -220,8 +221,8 @@ def run(args: argparse.Namespace, say: Say = lambda _: None) -> Report:
 # Tables
 
 HEADER = (
-    "engine", "backend", "threads", "block, ms", "steps", "RTF", "p50, ms", "p95, ms", "p99, ms",
-    "max, ms", "jitter, ms", "late", "of", "delay at p99, ms", "RSS, MiB", "growth, MiB",
+    "engine", "backend", "threads", "block, ms", "steps", "RTF", "CPU, s / s", "p50, ms", "p95, ms", "p99, ms",
+    "max, ms", "jitter, ms", "late", "delay at p99, ms", "RSS, MiB", "growth, MiB",
 )  # fmt: skip
 DELAY_HEADER = (
     "engine", "backend", "rate, Hz", "reported", "by speech", "by a click", "ms"
@@ -234,14 +235,14 @@ def sections(result: Report) -> list[tuple[str, Sequence[str], list[list[Any]]]]
     speed, energy = [], []
     for row in result["rows"]:
         head = [row["engine"], row["backend"], row["threads"], 1e3 * row["window_s"]]
-        if row["status"] == "failed" or not row["blocks"]:
+        if row["status"] == "failed":
             speed.append([*head, row["steps"], "failed", *[None] * (len(HEADER) - 6)])
             continue
         speed.append(
-            [*head, row["steps"], row["rtf"]]
+            [*head, row["steps"], row["rtf"], row["cpu_s_per_audio_s"]]
             + [row["latency_ms"][k] for k in ("p50", "p95", "p99", "max")]
-            + [row[k] for k in ("jitter_ms", "missed", "blocks", "delay_ms", "rss_mib")]
-            + [row["growth_mib"]]
+            + [row["jitter_ms"], f"{row['missed']} of {row['blocks']}"]
+            + [row[k] for k in ("delay_ms", "rss_mib", "growth_mib")]
         )
         energy += [
             [*head, meter, e["joules_per_audio_s"], e["watts"]]

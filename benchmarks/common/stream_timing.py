@@ -15,6 +15,7 @@ from dvpd.benchmarks.common.reference import CLIP
 from dvpd.runtime.arrays import DoubleArray, FloatArray
 from dvpd.runtime.audio import Resampler
 from dvpd.runtime.enhancer import Enhancer
+from dvpd.runtime.errors import InputError
 from dvpd.runtime.live import Stream
 
 WARM_UP_S = 1.0  # of audio, on a stream of its own
@@ -45,6 +46,7 @@ class Timed:
             output was, of the calls in which the networks ran.
         deadline_s: What they had: the call's block or the model's, whichever is longer.
         compute_s: Of all calls.
+        cpu_s: Of all threads of the process in them: what other programs take away is not in it.
         audio_s: Carried.
         rss_mib: Resident memory at the end, None where the system does not tell.
         growth_mib: Of it after the first tenth.
@@ -53,6 +55,7 @@ class Timed:
     latency_s: DoubleArray
     deadline_s: float
     compute_s: float
+    cpu_s: float
     audio_s: float
     rss_mib: float | None
     growth_mib: float | None
@@ -68,6 +71,7 @@ def time_stream(
     real_time: bool,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
+    cpu_clock: Callable[[], float] = time.process_time,
     memory: Callable[[], float | None] = machine.rss_mib,
 ) -> Timed:
     """Feed a stream block by block, and note when each output was there.
@@ -85,6 +89,7 @@ def time_stream(
         real_time: Whether the blocks are waited for.
         clock: Seconds; a test's own.
         sleep: Waits so many seconds; a test's own.
+        cpu_clock: Seconds that the process has computed; a test's own.
         memory: Resident memory now (MiB).
     """
     n_calls = max(1, math.ceil(audio_s * sample_rate / block))
@@ -94,6 +99,7 @@ def time_stream(
     ran = np.zeros(n_calls, bool)
     settled = memory()
     begin, ended, compute_s, place = clock(), 0.0, 0.0, 0
+    cpu_begin = cpu_clock()
     for call in range(n_calls):
         due = (call + 1) * period
         if real_time and (wait := begin + due - clock()) > 0:
@@ -109,12 +115,14 @@ def time_stream(
         place = (place + block) % len(wav)
         if call == int(SETTLED * n_calls):
             settled = memory()
+    cpu_s = cpu_clock() - cpu_begin
     now, stats = memory(), stream.stats
     model_block_s = stats.seconds / stats.blocks if stats.blocks else 0.0
     return Timed(
         latency_s=latency[ran],
         deadline_s=max(period, model_block_s),
         compute_s=compute_s,
+        cpu_s=cpu_s,
         audio_s=n_calls * period,
         rss_mib=now,
         growth_mib=None if now is None or settled is None else now - settled,
@@ -127,13 +135,20 @@ def summarise(timed: Timed, latency_ms: float) -> dict[str, Any]:
     Args:
         timed: What was measured.
         latency_ms: The stream's own delay.
+
+    Raises:
+        InputError: The networks never ran.
     """
     ms = timed.latency_s * 1e3
-    if not len(ms):  # not one of the model's blocks was complete
-        return {"rtf": timed.compute_s / timed.audio_s, "blocks": 0}
+    if not len(ms):
+        raise InputError(
+            f"{timed.audio_s:.3g} s of audio hold no whole block of the model; expected more "
+            "(--audio-seconds)"
+        )
     found = {f"p{p}": float(np.percentile(ms, p)) for p in PERCENTILES}
     return {
         "rtf": timed.compute_s / timed.audio_s,
+        "cpu_s_per_audio_s": timed.cpu_s / timed.audio_s,
         "audio_s_per_s": timed.audio_s / max(timed.compute_s, 1e-12),
         "audio_s": timed.audio_s,
         "blocks": len(ms),
@@ -149,7 +164,8 @@ def summarise(timed: Timed, latency_ms: float) -> dict[str, Any]:
 
 def _through(enhancer: Enhancer, sample_rate: int, wav: FloatArray, **options: Any) -> FloatArray:
     """What leaves a new stream, in blocks of an odd length."""
-    stream = enhancer.stream(sample_rate, 1, **options)
+    # Two runs are compared: what is computed must not depend on the machine's other work.
+    stream = enhancer.stream(sample_rate, 1, adapt=False, **options)
     block = sample_rate // 97
     pieces = [
         stream.process(wav[first : first + block, None]) for first in range(0, len(wav), block)
@@ -202,7 +218,7 @@ def measure_delay(enhancer: Enhancer, sample_rate: int, steps: int | None) -> di
 
 def warm_up(enhancer: Enhancer, sample_rate: int, block: int, steps: int | None) -> None:
     """Run a stream that is thrown away: engines allocate at first."""
-    stream = enhancer.stream(sample_rate, 1, steps=steps)
+    stream = enhancer.stream(sample_rate, 1, steps=steps, adapt=False)
     wav = speech(sample_rate)[: round(WARM_UP_S * sample_rate)]
     for first in range(0, len(wav), block):
         stream.process(wav[first : first + block, None])

@@ -61,7 +61,7 @@ def timed(costs, seconds=3.2, block=BLOCK, real_time=False, memory=lambda: 100.0
     wav = np.ones(5000, np.float32)
     found = stream_timing.time_stream(
         Late(clock, costs), wav, RATE, block, seconds, real_time=real_time,
-        clock=clock, sleep=clock.wait, memory=memory,
+        clock=clock, sleep=clock.wait, cpu_clock=lambda: 2 * clock.now, memory=memory,
     )  # fmt: skip
     return found, clock.now
 
@@ -74,6 +74,7 @@ def test_only_blocks_in_which_the_networks_ran_count(real_time):
     assert row["latency_ms"]["p50"] == pytest.approx(8.0)
     assert row["latency_ms"]["max"] == pytest.approx(8.0)
     assert row["rtf"] == pytest.approx(0.25)
+    assert row["cpu_s_per_audio_s"] == pytest.approx(2 * now / 3.2)  # two threads
     assert (row["missed"], row["jitter_ms"]) == (0, pytest.approx(0.0, abs=1e-9))
     assert row["deadline_ms"] == pytest.approx(32.0)
     assert row["delay_ms"] == pytest.approx(64.0)
@@ -105,6 +106,11 @@ def test_long_blocks_have_as_long_as_they_last():
     assert row["deadline_ms"] == pytest.approx(100.0)
     assert row["latency_ms"]["max"] == pytest.approx(32.0)  # four blocks of the model in a call
     assert row["missed"] == 0
+
+
+def test_too_little_audio_for_one_block_is_said():
+    with pytest.raises(InputError, match=r"0\.02 s of audio hold no whole block of the model"):
+        stream_timing.summarise(timed([0.008], seconds=0.02)[0], 56.0)
 
 
 def test_memory_that_grows_is_seen():
