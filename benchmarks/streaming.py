@@ -221,27 +221,26 @@ def run(args: argparse.Namespace, say: Say = lambda _: None) -> Report:
 # Tables
 
 HEADER = (
-    "engine", "backend", "threads", "block, ms", "steps", "RTF", "CPU, s / s", "p50, ms", "p95, ms", "p99, ms",
-    "max, ms", "jitter, ms", "late", "delay at p99, ms", "RSS, MiB", "growth, MiB",
+    "case", "threads", "block", "steps", "RTF", "CPU", "p50", "p95", "p99", "max", "jitter", "late",
+    "delay", "RSS", "grows",
 )  # fmt: skip
-DELAY_HEADER = (
-    "engine", "backend", "rate, Hz", "reported", "by speech", "by a click", "ms"
-)  # fmt: skip
-ENERGY_HEADER = ("engine", "backend", "threads", "block, ms", "meter", "J / s of audio", "W")
+TITLE = "Live, block by block: ms; CPU seconds for a second of audio; delay with p99; MiB"
+DELAY_HEADER = ("case", "rate, Hz", "reported", "by speech", "by a click", "ms")
+ENERGY_HEADER = ("case", "threads", "block, ms", "meter", "J / s of audio", "W")
 
 
 def sections(result: Report) -> list[tuple[str, Sequence[str], list[list[Any]]]]:
     """(title, header, rows) of every table that has rows."""
     speed, energy = [], []
     for row in result["rows"]:
-        head = [row["engine"], row["backend"], row["threads"], 1e3 * row["window_s"]]
+        head = [report.label(row), row["threads"], 1e3 * row["window_s"]]
         if row["status"] == "failed":
             speed.append([*head, row["steps"], "failed", *[None] * (len(HEADER) - 6)])
             continue
         speed.append(
             [*head, row["steps"], row["rtf"], row["cpu_s_per_audio_s"]]
             + [row["latency_ms"][k] for k in ("p50", "p95", "p99", "max")]
-            + [row["jitter_ms"], f"{row['missed']} of {row['blocks']}"]
+            + [row["jitter_ms"], f"{row['missed']}/{row['blocks']}"]
             + [row[k] for k in ("delay_ms", "rss_mib", "growth_mib")]
         )
         energy += [
@@ -249,13 +248,13 @@ def sections(result: Report) -> list[tuple[str, Sequence[str], list[list[Any]]]]
             for meter, e in row["energy"].items()
         ]
     delays = [
-        [row["engine"], row["backend"]]
+        [report.label(row)]
         + [row[k] for k in ("sample_rate", "reported", "speech", "click")]
         + [1e3 * row["reported"] / row["sample_rate"]]
         for row in result["delays"]
     ]
     parts: list[tuple[str, Sequence[str], list[list[Any]]]] = [
-        ("Live, block by block", HEADER, speed),
+        (TITLE, HEADER, speed),
         ("Delay from end to end, samples", DELAY_HEADER, delays),
         ("Energy", ENERGY_HEADER, energy),
     ]

@@ -197,7 +197,7 @@ def test_the_delay_of_an_engine_is_what_the_api_says_at_every_rate(measured):
 
 def test_tables_are_written_and_rendered_again(measured, tmp_path, capsys):
     result, (data, text) = measured
-    assert "| causal | ort | 1 | 10 | 1 |" in text.read_text()
+    assert "| causal ort | 1 | 10 | 1 |" in text.read_text()
     again = tmp_path / "again.md"
     assert rtf.main(["--stream", "--from-json", str(data), "--markdown", str(again)]) == 0
     assert again.read_text() == text.read_text()

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import threading
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -304,3 +305,24 @@ def test_a_model_in_windows_says_how_late_it_is(engine_shared, monkeypatch, capf
     )  # fmt: skip
     assert (code, len(out)) == (0, 32_000)
     assert "hears windows of a recording: the output is 8." in capfd.readouterr().err
+
+
+def test_memory_does_not_grow_with_what_passes():
+    raw, peaks = Raw(RATE, 2, "PCM_16"), []
+    for n_blocks in (50, 1000):
+        left = [n_blocks]
+
+        def read(count, left=left):
+            left[0] -= 1
+            return bytes(count if left[0] >= 0 else 0)
+
+        tracemalloc.start()
+        try:
+            cli_stream.pump(
+                FakeStream(RATE, 2), raw, read, lambda data: None, cli_stream.Report(), block=1600,
+                compensate=True,
+            )  # fmt: skip
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 30_000  # of 6 MB that passed
