@@ -198,6 +198,11 @@ class StreamPool:
         if stream in self._streams:
             self._streams.remove(stream)
 
+    def _drop(self, stream: Stream, error: BackendError) -> None:
+        """End a stream that failed; its next call raises the error."""
+        stream.error = error
+        self._leave(stream)
+
     def _warm_up(self, stream: Stream) -> None:
         """A first call, which takes longer than all others, before a deadline counts."""
         core = self._core(stream)
@@ -211,7 +216,11 @@ class StreamPool:
         started, steps = self._clock(), self._governor.steps
         for stream in streams:
             if begin:
-                stream._begin()
+                try:
+                    stream._begin()
+                except BackendError as error:  # of a window, which is computed here, alone
+                    self._drop(stream, error)
+                    return
         cores = [stream._core for stream in streams]
         causal = [core for core in cores if isinstance(core, CausalCore)]
         processed = bool(causal)
@@ -243,8 +252,7 @@ class StreamPool:
             if isinstance(estimate, NonFiniteError):
                 failed = estimate
             elif isinstance(estimate, BackendError):
-                stream.error = estimate
-                self._leave(stream)
+                self._drop(stream, estimate)
                 continue
             elif not core.passing:
                 try:
@@ -300,7 +308,11 @@ class StreamPool:
         if not stream._n_in:
             return
         core = stream._core
-        stream._end()
+        try:
+            stream._end()
+        except BackendError as error:
+            self._drop(stream, error)
+            raise
         if isinstance(core, WindowCore):
             self._advance([stream], begin=False)
         else:

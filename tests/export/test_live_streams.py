@@ -9,7 +9,7 @@ from dvpd.quality.models import open_model
 from dvpd.runtime import Enhancer
 
 
-def speech(seed: int = 0, n: int = 12_000) -> np.ndarray:
+def speech(seed: int = 0, n: int = 8_000) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return (0.1 * rng.standard_normal(n) * np.sin(np.arange(n) * 3e-4)).astype(np.float32)
 
@@ -48,7 +48,7 @@ def test_streams_of_a_pool_give_what_they_give_alone(live, backend):
         pool = enhancer.stream_pool(steps=1, adapt=False)
         streams = [pool.open(16000, seed=i) for i in range(2)]
         outs: list[list[np.ndarray]] = [[], [], []]
-        for first in range(0, 12_000, 800):
+        for first in range(0, 8_000, 800):
             if first == 2400:  # joins while the others have a state
                 streams.append(pool.open(16000, seed=2))
             blocks = {s: wavs[i][first : first + 800] for i, s in enumerate(streams)}

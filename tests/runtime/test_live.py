@@ -68,6 +68,7 @@ class Networks:
         return np.float32(0.3) * out, after
 
     def predict(self, noisy):
+        self.raised(noisy)
         return noisy[:, :2], [None] * 6
 
     def score(self, xt, t, feats, tlb_skip, tlb_backbone):

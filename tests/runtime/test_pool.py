@@ -12,6 +12,7 @@ from dvpd.runtime import BackendError, InputError
 from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.errors import NonFiniteError
 from dvpd.runtime.pool import StreamPool
+from dvpd.runtime.windows import WindowPlan
 
 KINDS = [(16000, 1), (48000, 2), (44100, 1), (16000, 1)]
 
@@ -200,10 +201,22 @@ def test_a_closed_pool_says_so():
 def test_a_model_without_state_serves_a_pool_one_by_one():
     from tiny_graphs import make_manifest
 
-    pool = Enhancer(make_manifest(), Networks()).stream_pool(steps=0)
+    networks = Networks()
+    plan = WindowPlan(8192, 1024, 512, 4096, 0)
+    pool = Enhancer(make_manifest(), networks, plan).stream_pool(steps=0)
     streams = [pool.open(16000), pool.open(16000)]
     wav = speech(2000)
     results = pool.process({streams[0]: wav, streams[1]: wav})
     for stream in streams:
         out = np.concatenate([results[stream], stream.flush()])
         np.testing.assert_allclose(out[stream.latency_samples :], wav, atol=1e-5)
+    streams = [pool.open(16000) for _ in range(3)]
+    networks.raised = lambda noisy: fail_on(noisy, BackendError)
+    tone = (0.2 * np.sin(np.arange(20_000) * 2.0)).astype(np.float32)
+    results = pool.process({streams[0]: tone, streams[1]: speech(20_000), streams[2]: tone[:5000]})
+    assert isinstance(results[streams[0]], BackendError)
+    assert results[streams[1]].shape == (20_000,)
+    with pytest.raises(BackendError, match="it is the tone"):
+        streams[2].flush()  # a window shorter than others, at the end
+    assert streams[0] not in pool.streams
+    assert streams[2] not in pool.streams
