@@ -61,6 +61,7 @@ SCHEMA = "dvpd-rtf-1"
 PERCENTILES = (50, 90, 95, 99)
 COLD_WINDOW_S = 2.048
 BUDGET_S = 60.0  # of an engine, on all its backends
+STEPS = (3, 0, 1, 2)
 COLD_SHARE = 0.25  # of the budget: for fresh processes
 TIMED = (
     "one window of audio at 16 kHz, waveform in memory to waveform in memory: STFT and "
@@ -307,7 +308,7 @@ def run(args: argparse.Namespace, say: Say = lambda _: None) -> dict[str, Any]:
     Raises:
         InputError: Nothing can be measured, or an argument is out of range.
     """
-    threads = args.threads or cpu_quota()
+    threads = args.threads[0] if args.threads else cpu_quota()
     load_before = machine.load_average()
     paths = [Path(p) for p in args.engines] or find_engines()
     if not paths:
@@ -316,7 +317,7 @@ def run(args: argparse.Namespace, say: Say = lambda _: None) -> dict[str, Any]:
     say("peak arithmetic and memory bandwidth")
     peak = machine.peak(threads)
     watch = machine.CpuWatch()
-    rows = make_cases(items, args.windows, args.batch, args.steps, args.grid)
+    rows = make_cases(items, args.windows, args.batch, args.steps or STEPS, args.grid)
     say(f"{len(rows)} cases")
     cold_share = COLD_SHARE if args.cold_runs else 0.0
     budget_s = args.seconds * len({item.name for item in items})
@@ -403,7 +404,7 @@ def _protocol(
     return {
         "timed": TIMED,
         "threads": threads,
-        "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "affinity": machine.affinity(),
         "governors": machine.governors(),
         "clocks_mhz": None if watch.clocks is None else list(watch.clocks),
         "nvpmodel": machine.nvpmodel(),
@@ -492,8 +493,9 @@ def build_parser(prog: str = "rtf.py") -> argparse.ArgumentParser:
     parser.add_argument("--backend", default="all", help="all, or names separated by commas")
     parser.add_argument("--device", help="one device only, such as cpu or cuda")
     parser.add_argument(
-        "--threads", type=command.whole(1), help="CPU threads (default: usable cores)"
-    )
+        "--threads", type=_numbers(int, 1), metavar="N",
+        help="CPU threads (default: usable cores); with --stream a list",
+    )  # fmt: skip
     parser.add_argument(
         "--windows", type=_numbers(float, 0.25), default=[2.048, 0.512, 1.024, 4.096, 8.192],
         help="seconds of audio, the first is the base case (default: 2.048,0.512,1.024,4.096,8.192)",
@@ -503,8 +505,8 @@ def build_parser(prog: str = "rtf.py") -> argparse.ArgumentParser:
         help="windows a call, the first is the base case (default: 1,2,4)",
     )  # fmt: skip
     parser.add_argument(
-        "--steps", type=_numbers(int, 0), default=[3, 0, 1, 2],
-        help="score calls, the first is the base case (default: 3,0,1,2)",
+        "--steps", type=_numbers(int, 0),
+        help="score calls, the first is the base case (default: 3,0,1,2; with --stream the model's)",
     )  # fmt: skip
     parser.add_argument(
         "--grid", action="store_true",
@@ -547,7 +549,32 @@ def build_parser(prog: str = "rtf.py") -> argparse.ArgumentParser:
         "--from-json", type=Path, metavar="IN", help="measure nothing: render or check this report"
     )
     parser.add_argument("--cold", type=float, help=argparse.SUPPRESS)
+    _add_stream_options(parser)
     return parser
+
+
+def _add_stream_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "live mode", "one stream block by block; goes with --backend, --device, --threads, --steps, "
+        "--grid, --json, --markdown, --assert and --from-json",
+    )  # fmt: skip
+    group.add_argument("--stream", action="store_true", help="measure live mode instead of windows")
+    group.add_argument(
+        "--block-ms", type=_numbers(float, 1), default=[10.0, 32.0, 100.0], metavar="MS",
+        help="of a call, the first is the base case (default: 10,32,100)",
+    )  # fmt: skip
+    group.add_argument(
+        "--audio-seconds", type=_seconds, default=600.0, metavar="S",
+        help="audio of each case (default: 600)",
+    )  # fmt: skip
+    group.add_argument("--rate", type=_count, default=16000, metavar="HZ", help="default: 16000")
+    group.add_argument(
+        "--delay-rates", type=_numbers(int, 1000), default=[8000, 16000, 44100, 48000],
+        metavar="HZ", help="where the delay is measured (default: 8000,16000,44100,48000)",
+    )  # fmt: skip
+    group.add_argument(
+        "--real-time", action="store_true", help="wait for each block, as a microphone does"
+    )
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "rtf.py") -> int:
@@ -559,7 +586,7 @@ def _cold(args: argparse.Namespace) -> int:
     """What a fresh process answers to the one that started it: JSON, whatever happens."""
     try:
         print(json.dumps(
-            run_cold(Path(args.engines[0]), args.backend, args.device, args.threads, args.cold)
+            run_cold(Path(args.engines[0]), args.backend, args.device, args.threads[0], args.cold)
         ))  # fmt: skip
     except (DvpdError, OSError) as error:
         print(json.dumps({"error": str(error)}))
@@ -586,12 +613,11 @@ def _main(args: argparse.Namespace) -> int:
 
     if args.cold is not None:
         return _cold(args)
-    if args.compare:
+    if args.compare and not args.stream:
         a, b = (report.read(path) for path in args.compare)
         print(comparison.render_comparison(comparison.compare(a, b), *map(str, args.compare)))
         return 0
     args.engines = [_engine(text) for text in args.engines]
-    conditions = [comparison.parse_condition(text) for text in args.conditions]
     if args.report and args.from_json:
         raise InputError("--report measures; it cannot be made from --from-json")
     for path in (args.json, args.markdown, args.html, args.report):
@@ -600,6 +626,11 @@ def _main(args: argparse.Namespace) -> int:
     for path in (args.json, args.markdown, args.html):
         if path is not None and path.is_dir():  # before minutes are spent
             raise InputError(f"{path}: is a folder; give a file name")
+    if args.stream:
+        from dvpd.benchmarks import streaming
+
+        return streaming.main(args)
+    conditions = [comparison.parse_condition(text) for text in args.conditions]
     if args.from_json:
         result = report.read(args.from_json)
     else:

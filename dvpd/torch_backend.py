@@ -25,7 +25,14 @@ from .causal import advance
 from .layers import fold_batch_norms
 from .model import DVPD
 from .runtime.arrays import FloatArray
-from .runtime.backends.base import PREDICT_OUT, SCORE_OUT, check_output, check_predict, check_score
+from .runtime.backends.base import (
+    PREDICT_OUT,
+    SCORE_OUT,
+    Row,
+    check_output,
+    check_predict,
+    check_score,
+)
 from .runtime.engines import checkpoints_near, find_checkpoint
 from .runtime.errors import BackendError, InputError, ManifestError
 from .runtime.sampler import TINY
@@ -201,7 +208,8 @@ class TorchBackend:
         network = self._open_model().predictive
 
         def work() -> tuple[FloatArray, Sequence[Tensor], Tensor]:
-            (clean_ri, feats), after = advance(network, state, self._to(noisy))
+            before = None if state is None else self._to(state)
+            (clean_ri, feats), after = advance(network, before, self._to(noisy))
             return clean_ri.float().cpu().numpy(), feats, after
 
         clean_ri, feats, after = self._guarded(work)
@@ -223,11 +231,19 @@ class TorchBackend:
 
         def work() -> tuple[FloatArray, Tensor]:
             given = [self._to(array) for array in (xt, t, tlb_skip, tlb_backbone)]
-            sigma_z, after = advance(network, state, *given[:2], list(feats), *given[2:])
+            before = None if state is None else self._to(state)
+            sigma_z, after = advance(network, before, *given[:2], list(feats), *given[2:])
             return sigma_z.float().cpu().numpy(), after
 
         sigma_z, after = self._guarded(work)
         return check_output(SCORE_OUT, sigma_z, sizes, "the score branch (torch)"), after
+
+    def join_states(self, rows: Sequence[Row | None]) -> Tensor:
+        """See ``JoiningBackend.join_states``."""
+        parts = [None if row is None else row.stack[row.index] for row in rows]
+        some = next(part for part in parts if part is not None)
+        zeros = torch.zeros_like(some)
+        return torch.stack([zeros if part is None else part for part in parts])
 
     def _factors(self, *arrays: FloatArray) -> list[Tensor | None]:
         # Factors of one are the identity: None is the same, and faster.

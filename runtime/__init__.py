@@ -12,7 +12,9 @@ from .errors import BackendError, DvpdError, InputError, ManifestError, ParityEr
 
 if TYPE_CHECKING:
     from .enhancer import Enhanced, EnhancedFile, Enhancer
+    from .live import Stream, StreamStats
     from .manifest import Manifest
+    from .pool import StreamPool
     from .spec import TlbFactors
 
 __all__ = [
@@ -25,6 +27,9 @@ __all__ = [
     "Manifest",
     "ManifestError",
     "ParityError",
+    "Stream",
+    "StreamPool",
+    "StreamStats",
     "TlbFactors",
 ]
 
@@ -35,6 +40,10 @@ def __getattr__(name: str) -> Any:
         from . import enhancer
 
         return getattr(enhancer, name)
+    if name in ("Stream", "StreamPool", "StreamStats"):
+        from . import live, pool
+
+        return getattr(pool if name == "StreamPool" else live, name)
     if name in ("Manifest", "TlbFactors"):
         from . import spec
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from .arrays import FloatArray
-from .audio import Resampler
+from .audio import Resampler, check_finite
 from .backends.base import StreamBackend
+from .errors import InputError
+from .polyphase import MAX_RATE_HZ, MIN_RATE_HZ, Polyphase
 from .schedule import SamplerStep, initial_state
-from .spec import TlbFactors
+from .spec import CausalSpec, SignalSpec, TlbFactors
 from .stream import BlockSampler, CausalStream
-from .windows import Reminder, WindowedStream
+from .windows import LoudestStretch, Reminder, WindowedStream
 
 if TYPE_CHECKING:
     from .enhancer import Enhancer
+
+MAX_AMPLITUDE = 1e30  # with MAX_BIN it stays below float32's largest number
+OFFSET_SHARE = 0.02  # of the peak: a mean above it is an offset ...
+OFFSET_FROM_S = 1.0  # ... in a recording that is not too short to tell
 
 
 @dataclass(frozen=True)
@@ -67,16 +73,119 @@ def channel_stream(
     def draw(index: int, first: int, n_frames: int) -> FloatArray:
         return enhancer._noise(settings, index, first, n_frames)
 
-    sampler = BlockSampler(
+    sampler = block_sampler(enhancer, settings)
+    return CausalStream(sampler, draw, manifest.signal)
+
+
+def block_sampler(
+    enhancer: Enhancer,
+    settings: Settings,
+    fewer: Mapping[int, Sequence[SamplerStep]] | None = None,
+) -> BlockSampler:
+    """A causal model's networks and sampler.
+
+    Args:
+        enhancer: Gives model and backend.
+        settings: Of the sampler.
+        fewer: See ``BlockSampler``.
+    """
+    manifest = enhancer.manifest
+    return BlockSampler(
         cast(StreamBackend, enhancer.backend),
         start=initial_state(manifest.sde, manifest.sampler.t_rs),
         steps=settings.steps,
         alpha=settings.alpha,
         tlb=settings.tlb,
-        lookahead_frames=manifest.causal.lookahead_frames,
+        lookahead_frames=cast(CausalSpec, manifest.causal).lookahead_frames,
         lock=enhancer._lock,
+        fewer=fewer,
     )
-    return CausalStream(sampler, draw, manifest.signal)
+
+
+def check_noise(noise: object, settings: Settings, signal: SignalSpec, n_samples: int) -> None:
+    """Refuse given noise that does not fit.
+
+    Args:
+        noise: What was given.
+        settings: Whose steps it is for.
+        signal: The front end.
+        n_samples: Of the recording at the model's rate.
+
+    Raises:
+        InputError: It is not float32 [steps, n_frames or more, 257], or not finite.
+    """
+    n_frames = signal.n_frames(n_samples)
+    wanted = f"float32 [{len(settings.steps)}, {n_frames} or more, 257]"
+    if not isinstance(noise, np.ndarray) or noise.dtype != np.float32:
+        got = noise.dtype if isinstance(noise, np.ndarray) else type(noise).__name__
+        raise InputError(f"noise is {got}; expected {wanted}")
+    n_freqs = signal.n_freqs
+    if (
+        noise.ndim != 3
+        or noise.shape[0] < len(settings.steps)
+        or noise.shape[1] < n_frames
+        or noise.shape[2] != n_freqs
+    ):
+        raise InputError(f"noise has shape {list(noise.shape)}; expected {wanted}")
+    if not np.isfinite(noise).all():
+        raise InputError("noise holds NaN or infinity; expected finite values")
+
+
+def find_levels(
+    enhancer: Enhancer, blocks: Iterable[FloatArray], rate: int, n_channels: int, source: str
+) -> Levels:
+    """First pass: offset, largest magnitude and loudest stretch at the model's rate.
+
+    Args:
+        enhancer: Gives model and windows.
+        blocks: Of the recording, [n, n_channels].
+        rate: Its rate (Hz).
+        n_channels: Its channels.
+        source: Its name, for messages.
+
+    Raises:
+        InputError: It holds what is not finite, or too large.
+    """
+    plan, signal = enhancer.window_plan, enhancer.manifest.signal
+    rate_model, hop = signal.sample_rate, signal.hop_length
+    resampler = Resampler(rate, rate_model, n_channels)
+    n_remind = plan.reminder_samples
+    loudest = [LoudestStretch(n_remind, hop) for _ in range(n_channels if n_remind else 0)]
+    low, high = np.zeros((2, n_channels), np.float32)
+    total, done = np.zeros(n_channels), 0
+
+    def add(part: FloatArray) -> None:
+        nonlocal low, high
+        if len(part):
+            low, high = np.minimum(low, part.min(axis=0)), np.maximum(high, part.max(axis=0))
+            for channel, stretch in enumerate(loudest):
+                stretch.push(part[:, channel])
+
+    for block in blocks:
+        check_finite(block, done, source)
+        done += len(block)
+        total += block.sum(axis=0, dtype=np.float64)
+        add(resampler.push(block))
+    n_samples = n_model(done, rate, rate_model)
+    add(resampler.finish(n_samples))
+    peak = np.maximum(high, -low)
+    if peak.max() > MAX_AMPLITUDE:
+        raise InputError(
+            f"{source}: amplitude {peak.max():.3g}; expected at most {MAX_AMPLITUDE:g}: scale "
+            "the recording down"
+        )
+    mean = (total / max(done, 1)).astype(np.float32)
+    if enhancer.manifest.causal is not None:  # it knows neither the offset nor the peak beforehand
+        return Levels(np.zeros_like(peak), peak, (None,) * n_channels)
+    is_offset = (np.abs(mean) > OFFSET_SHARE * peak) & (done >= OFFSET_FROM_S * rate)
+    offsets = np.where(is_offset, mean, np.float32(0.0))
+    reminders: list[Reminder | None] = [None] * n_channels
+    if n_samples > plan.window_samples:
+        for channel, stretch in enumerate(loudest):
+            if stretch.found:
+                kept = stretch.found
+                reminders[channel] = replace(kept, wav=kept.wav - offsets[channel])
+    return Levels(offsets, np.maximum(high - offsets, offsets - low), tuple(reminders))
 
 
 class Chain:
@@ -95,8 +204,11 @@ class Chain:
         n_channels = len(levels.peaks)
         self._offsets = levels.offsets
         self._rates = (rate, signal.sample_rate)
-        self._down = Resampler(rate, signal.sample_rate, n_channels)
-        self._up = Resampler(signal.sample_rate, rate, n_channels)
+        # A causal model hears in a file what it hears in a stream.
+        short = enhancer.manifest.causal is not None and MIN_RATE_HZ <= rate <= MAX_RATE_HZ
+        resampler = Polyphase if short else Resampler
+        self._down = resampler(rate, signal.sample_rate, n_channels)
+        self._up = resampler(signal.sample_rate, rate, n_channels)
         self._streams = [
             channel_stream(enhancer, settings, float(peak), reminder)
             for peak, reminder in zip(levels.peaks, levels.reminders, strict=True)

@@ -1,4 +1,4 @@
-"""The command line: ``dvpd enhance``, ``build``, ``benchmark``, ``predict-device``, ``doctor``.
+"""The command line: ``dvpd enhance``, ``stream``, ``live``, ``build``, ``benchmark``, ``doctor`` and more.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 failed (some files,
 in a batch), 2 wrong usage, 130 and the like when a signal ended it.
@@ -10,13 +10,12 @@ import argparse
 import contextlib
 import importlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import command
-from .backends.choose import BACKENDS
+from . import cli_live, cli_stream, command
+from .cli_options import add_engine_options, decibels, fraction, whole
 from .command import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, say
 from .errors import InputError, raise_interrupt
 from .noise import SEED_MAX
@@ -36,39 +35,6 @@ _BENCHMARKS = {
         "estimate speed and memory on a device that is not available",
     ),
 }
-
-
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number in [{low}, {high}]")
-        return value
-
-    return parse
-
-
-def _fraction(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0.0 <= value <= 1.0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number in [0, 1]")
-    return value
-
-
-def _decibels(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not value >= 0.0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of dB >= 0")
-    return value
 
 
 def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
@@ -114,45 +80,27 @@ def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
     )
     enhance.add_argument(
         "--mix",
-        type=_fraction,
+        type=fraction,
         default=1.0,
         metavar="M",
         help="share of the enhanced sound, 0 to 1 (default: 1); the rest is the recording itself",
     )
     enhance.add_argument(
         "--max-attenuation",
-        type=_decibels,
+        type=decibels,
         metavar="DB",
         help="lower nothing by more than this (dB)",
     )
-    enhance.add_argument(
-        "--model",
-        metavar="NAME|DIR",
-        help="engine folder (default: $DVPD_ENGINE, else engines/dvpd-base or dvpd-tiny)",
-    )
-    enhance.add_argument(
-        "--backend", choices=["auto", *BACKENDS], default="auto", help="inference engine"
-    )
-    enhance.add_argument(
-        "--device",
-        default="auto",
-        help="cpu, cuda, cuda:N, tensorrt (ort's provider), gpu, npu (openvino) or auto",
-    )
-    enhance.add_argument("--threads", type=_whole(1, 4096), metavar="N", help="CPU threads")
-    enhance.add_argument(
-        "--tf32",
-        action="store_true",
-        help="let a GPU round the float32 products of an fp32 engine to TF32: faster",
-    )
+    add_engine_options(enhance)
     enhance.add_argument(
         "--steps",
-        type=_whole(0, 1000),
+        type=whole(0, 1000),
         metavar="N",
         help="diffusion steps; 0: predictive branch alone (default: the model's, 3)",
     )
     enhance.add_argument(
         "--alpha",
-        type=_fraction,
+        type=fraction,
         metavar="A",
         help="weight of the predictive magnitude, 0 to 1 (default: the model's; 0.7 in those that ship)",
     )
@@ -163,10 +111,13 @@ def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
         '{"skip": [[1, 1], [1, 1]], "backbone": [[1, 1], [1, 1]]}',
     )
     enhance.add_argument(
-        "--seed", type=_whole(0, SEED_MAX), default=0, metavar="N", help="noise seed (default: 0)"
+        "--seed", type=whole(0, SEED_MAX), default=0, metavar="N", help="noise seed (default: 0)"
     )
     enhance.add_argument("--json", action="store_true", help="print one JSON object")
     enhance.set_defaults(run=_enhance)
+
+    cli_stream.add_parser(commands)
+    cli_live.add_parser(commands)
 
     build = commands.add_parser(
         "build",

@@ -57,6 +57,7 @@ EXTRAS = {
     "ptflops": "bench",
     "rich": "bench",
     "shtab": "completion",
+    "sounddevice": "live",
 }
 _STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)

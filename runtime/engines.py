@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import ManifestError
@@ -15,6 +16,7 @@ from .manifest import MANIFEST_NAME, Manifest
 ENGINE_VARIABLE = "DVPD_ENGINE"
 DEFAULT_ENGINES = ("dvpd-base", "dvpd-tiny")
 SIZES = ("", "-base", "-tiny")  # a name without its size: the best that is there
+LIVE_ENGINES = ("dvpd-live", "dvpd-live-tiny")
 VERIFICATION_NAME = "verification.json"  # written by export/verify.py
 VERIFICATION_FORMAT = 1
 logger = logging.getLogger("dvpd")
@@ -96,23 +98,40 @@ def find_engine(model: str | Path | None = None) -> Path:
     )
 
 
-def default_engine() -> Path:
+def find_live_engine(model: str | Path | None = None) -> Path:
+    """As ``find_engine``, for sound that is still coming in: the causal models come first.
+
+    Args:
+        model: See ``find_engine``; None for ``default_engine`` of all names, the causal ones first.
+
+    Raises:
+        ManifestError: There is none.
+    """
+    if model is None:
+        return default_engine((*LIVE_ENGINES, *DEFAULT_ENGINES))
+    return find_engine(model)
+
+
+def default_engine(names: Sequence[str] = DEFAULT_ENGINES) -> Path:
     """The engine folder to use when none is named.
 
+    Args:
+        names: What is looked for under the roots, best first.
+
     Returns:
-        $DVPD_ENGINE if set, else engines/dvpd-base, else engines/dvpd-tiny.
+        $DVPD_ENGINE if set, else the first of ``names`` that is there.
 
     Raises:
         ManifestError: There is none.
     """
     if chosen := os.environ.get(ENGINE_VARIABLE):
         return Path(chosen)
-    for name in DEFAULT_ENGINES:
+    for name in names:
         for root in engine_roots():
             if (root / name / MANIFEST_NAME).is_file():
                 return root / name
     raise ManifestError(
-        f"no engine folder found (looked for {' and '.join(DEFAULT_ENGINES)} under engines/): give "
+        f"no engine folder found (looked for {' and '.join(names)} under engines/): give "
         f"--model FOLDER, set {ENGINE_VARIABLE}, or write one with python export/to_onnx.py"
     )
 

@@ -16,39 +16,36 @@ from numpy.typing import NDArray
 
 from .arrays import FloatArray
 from .audio import (
-    Resampler,
-    check_finite,
     check_rate,
     probe,
     read_blocks,
 )
 from .backends.base import Backend
 from .backends.choose import open_backend
-from .chain import Chain, Levels, Settings, mixed, n_model
+from .chain import Chain, Levels, Settings, check_noise, find_levels, mixed, n_model
 from .checks import check_whole, number
 from .containers import Raw
 from .engines import find_engine, warn_unverified
 from .errors import BackendError, InputError
+from .live import Stream
 from .manifest import Manifest
 from .noise import check_seed, frame_noise
 from .options import Tlb, as_columns, noisy_share, resolve_tlb, to_float
 from .pipes import open_output
+from .pool import Clock, StreamPool
 from .results import Enhanced, EnhancedFile
 from .schedule import SamplerStep, sampler_steps
 from .stft import compress, decompress, istft, stft
 from .stream import MAX_BIN
 from .window import denoise, pad
-from .windows import LoudestStretch, Reminder, WindowPlan
+from .windows import Reminder, WindowPlan
 
 __all__ = ["Enhanced", "EnhancedFile", "Enhancer", "Progress", "Tlb", "noisy_share", "resolve_tlb"]
 
 Progress = Callable[[float], None]
 
 MAX_STEPS = 1000
-MAX_AMPLITUDE = 1e30  # with MAX_BIN it stays below float32's largest number
 _ARRAY_BLOCK = 1 << 18  # samples pushed at a time
-OFFSET_SHARE = 0.02  # of the peak: a mean above it is an offset ...
-OFFSET_FROM_S = 1.0  # ... in a recording that is not too short to tell
 
 
 class Enhancer:
@@ -202,13 +199,14 @@ class Enhancer:
         columns = as_columns(wav)
         settings = self._settings(seed, steps, alpha, tlb, noise, mix, attenuation_limit_db)
         if noise is not None:
-            self._check_noise(noise, settings, n_model(len(columns), rate, self._rate))
+            signal = self.manifest.signal
+            check_noise(noise, settings, signal, n_model(len(columns), rate, self._rate))
 
         def blocks() -> Iterator[FloatArray]:
             for first in range(0, len(columns), _ARRAY_BLOCK):
                 yield to_float(columns[first : first + _ARRAY_BLOCK])
 
-        levels = self._levels(blocks(), rate, columns.shape[1], "wav")
+        levels = find_levels(self, blocks(), rate, columns.shape[1], "wav")
         out = np.empty(columns.shape, np.float32)
         done = 0
         enhanced = self._run(blocks(), rate, levels, settings, len(columns), progress)
@@ -270,7 +268,7 @@ class Enhancer:
         rate, n_channels, n_samples = info.sample_rate, info.n_channels, info.n_samples
         writer, left = open_output(info, target, raw, overwrite)
         with writer:
-            levels = self._levels(read_blocks(info), rate, n_channels, str(info.path))
+            levels = find_levels(self, read_blocks(info), rate, n_channels, str(info.path))
             blocks = read_blocks(info)
             enhanced = self._run(blocks, rate, levels, settings, n_samples, progress)
             for block in mixed(enhanced, read_blocks(info), settings.noisy_share):
@@ -289,6 +287,72 @@ class Enhancer:
             gaps=info.gaps,
             left=left,
         )
+
+    def stream(
+        self,
+        sample_rate: int,
+        channels: int = 1,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        alpha: float | None = None,
+        tlb: Tlb = None,
+        mix: float = 1.0,
+        attenuation_limit_db: float | None = None,
+        adapt: bool = True,
+        clock: Clock = time.perf_counter,
+    ) -> Stream:
+        """Begin a signal that comes in blocks of any size.
+
+        What comes back is late by exactly ``latency_samples``: with a causal model 56 ms, 32 ms for
+        each block of look-ahead and up to 8 ms for another rate than the model's; with the others a
+        window (``window_plan``), 8.2 s. Levels are absolute: full scale is 1.
+
+        Args:
+            sample_rate: Samples a second (Hz), 8000 to 192000.
+            channels: 1 to 64; they share the noise.
+            seed: See ``enhance``.
+            steps: Calls of the score network for a block, at most; see ``enhance``.
+            alpha: See ``enhance``.
+            tlb: See ``enhance``.
+            mix: See ``enhance``.
+            attenuation_limit_db: See ``enhance``.
+            adapt: Whether fewer steps are taken while computing falls behind: one, then none.
+            clock: Seconds, by which that is judged.
+
+        Raises:
+            InputError: An option is out of range.
+        """
+        pool = self.stream_pool(steps=steps, alpha=alpha, tlb=tlb, adapt=adapt, clock=clock)
+        return pool.open(
+            sample_rate, channels, seed=seed, mix=mix, attenuation_limit_db=attenuation_limit_db
+        )
+
+    def stream_pool(
+        self,
+        *,
+        steps: int | None = None,
+        alpha: float | None = None,
+        tlb: Tlb = None,
+        adapt: bool = True,
+        max_batch: int = 64,
+        clock: Clock = time.perf_counter,
+    ) -> StreamPool:
+        """Make a pool of streams whose blocks are computed together; ``open`` adds one.
+
+        Args:
+            steps: See ``stream``.
+            alpha: See ``enhance``.
+            tlb: See ``enhance``.
+            adapt: See ``stream``; the streams of a pool take as many steps.
+            max_batch: Channels computed at a time, at most.
+            clock: See ``stream``.
+
+        Raises:
+            InputError: An option is out of range.
+        """
+        settings = self._settings(0, steps, alpha, tlb, None, 1.0, None)
+        return StreamPool(self, settings, adapt=adapt, max_batch=max_batch, clock=clock)
 
     @property
     def _rate(self) -> int:
@@ -322,67 +386,6 @@ class Enhancer:
             noise=noise,
             noisy_share=noisy_share(mix, attenuation_limit_db),
         )
-
-    def _check_noise(self, noise: object, settings: Settings, n_samples: int) -> None:
-        n_frames = self.manifest.signal.n_frames(n_samples)
-        wanted = f"float32 [{len(settings.steps)}, {n_frames} or more, 257]"
-        if not isinstance(noise, np.ndarray) or noise.dtype != np.float32:
-            got = noise.dtype if isinstance(noise, np.ndarray) else type(noise).__name__
-            raise InputError(f"noise is {got}; expected {wanted}")
-        n_freqs = self.manifest.signal.n_freqs
-        if (
-            noise.ndim != 3
-            or noise.shape[0] < len(settings.steps)
-            or noise.shape[1] < n_frames
-            or noise.shape[2] != n_freqs
-        ):
-            raise InputError(f"noise has shape {list(noise.shape)}; expected {wanted}")
-        if not np.isfinite(noise).all():
-            raise InputError("noise holds NaN or infinity; expected finite values")
-
-    def _levels(
-        self, blocks: Iterable[FloatArray], rate: int, n_channels: int, source: str
-    ) -> Levels:
-        """First pass: offset, largest magnitude and loudest stretch at the model's rate."""
-        plan, hop = self.window_plan, self.manifest.signal.hop_length
-        resampler = Resampler(rate, self._rate, n_channels)
-        n_remind = plan.reminder_samples
-        loudest = [LoudestStretch(n_remind, hop) for _ in range(n_channels if n_remind else 0)]
-        low, high = np.zeros((2, n_channels), np.float32)
-        total, done = np.zeros(n_channels), 0
-
-        def add(part: FloatArray) -> None:
-            nonlocal low, high
-            if len(part):
-                low, high = np.minimum(low, part.min(axis=0)), np.maximum(high, part.max(axis=0))
-                for channel, stretch in enumerate(loudest):
-                    stretch.push(part[:, channel])
-
-        for block in blocks:
-            check_finite(block, done, source)
-            done += len(block)
-            total += block.sum(axis=0, dtype=np.float64)
-            add(resampler.push(block))
-        n_samples = n_model(done, rate, self._rate)
-        add(resampler.finish(n_samples))
-        peak = np.maximum(high, -low)
-        if peak.max() > MAX_AMPLITUDE:
-            raise InputError(
-                f"{source}: amplitude {peak.max():.3g}; expected at most {MAX_AMPLITUDE:g}: scale "
-                "the recording down"
-            )
-        mean = (total / max(done, 1)).astype(np.float32)
-        if self.manifest.causal is not None:  # it knows neither the offset nor the peak beforehand
-            return Levels(np.zeros_like(peak), peak, (None,) * n_channels)
-        is_offset = (np.abs(mean) > OFFSET_SHARE * peak) & (done >= OFFSET_FROM_S * rate)
-        offsets = np.where(is_offset, mean, np.float32(0.0))
-        reminders: list[Reminder | None] = [None] * n_channels
-        if n_samples > plan.window_samples:
-            for channel, stretch in enumerate(loudest):
-                if stretch.found:
-                    kept = stretch.found
-                    reminders[channel] = replace(kept, wav=kept.wav - offsets[channel])
-        return Levels(offsets, np.maximum(high - offsets, offsets - low), tuple(reminders))
 
     def _run(
         self,

@@ -19,6 +19,10 @@ class BackendError(DvpdError, RuntimeError):
     """An inference engine is missing, refuses the model, or returned something unusable."""
 
 
+class NonFiniteError(BackendError):
+    """An engine returned NaN, infinity, or values beyond any signal."""
+
+
 class ParityError(DvpdError):
     """Two forms of the same model disagree by more than the stated tolerance."""
 

@@ -75,25 +75,33 @@ def resolve_tlb(tlb: Tlb, presets: Mapping[str, TlbFactors]) -> TlbFactors:
     return TlbFactors.from_mapping(tlb)  # type: ignore[arg-type]  # refuses what is no mapping
 
 
-def as_columns(wav: object) -> NDArray[Any]:
-    """Check a waveform's type and shape; [L, n_channels], integers still as they are."""
+def as_columns(wav: object, name: str = "wav") -> NDArray[Any]:
+    """Check a waveform's type and shape; [L, n_channels], integers still as they are.
+
+    Args:
+        wav: What was given.
+        name: How the user calls it.
+
+    Raises:
+        InputError: It is no array [L] or [L, channels] of numbers.
+    """
     if not isinstance(wav, np.ndarray):
         raise InputError(
-            f"wav is {type(wav).__name__}; expected a NumPy array [L] or [L, channels]"
+            f"{name} is {type(wav).__name__}; expected a NumPy array [L] or [L, channels]"
         )
     if wav.ndim not in (1, 2):
-        raise InputError(f"wav has shape {list(wav.shape)}; expected [L] or [L, channels]")
+        raise InputError(f"{name} has shape {list(wav.shape)}; expected [L] or [L, channels]")
     columns: NDArray[Any] = wav.reshape(len(wav), -1) if wav.size else wav
     if not wav.size:
-        raise InputError(f"wav is empty, shape {list(wav.shape)}; expected at least one sample")
+        raise InputError(f"{name} is empty, shape {list(wav.shape)}; expected at least one sample")
     if columns.shape[1] > MAX_CHANNELS:
         raise InputError(
-            f"wav has shape {list(wav.shape)}: {columns.shape[1]} channels; expected [L, channels] "
+            f"{name} has shape {list(wav.shape)}: {columns.shape[1]} channels; expected [L, channels] "
             f"with at most {MAX_CHANNELS}: transpose it if channels come first"
         )
     if wav.dtype.kind != "f" and wav.dtype.name not in _INTEGERS:
         raise InputError(
-            f"wav has dtype {wav.dtype}; expected a float type, or {', '.join(_INTEGERS)}"
+            f"{name} has dtype {wav.dtype}; expected a float type, or {', '.join(_INTEGERS)}"
         )
     return columns
 

@@ -45,6 +45,7 @@ _FORMATS = {
     "u8": "PCM_U8", "s8": "PCM_S8", "s16": "PCM_16", "s24": "PCM_24", "s32": "PCM_32",
     "f32": "FLOAT", "f64": "DOUBLE", "ulaw": "ULAW", "mulaw": "ULAW", "alaw": "ALAW",
 }  # fmt: skip
+FORMATS = f"{', '.join(_FORMATS)}, with be for big-endian"
 _CODES = {"FLOAT": 3, "DOUBLE": 3, "ALAW": 6, "ULAW": 7}
 _COPY_BYTES = 1 << 20
 
@@ -60,23 +61,73 @@ def parse_raw(text: str) -> Raw:
         InputError: It is none.
     """
     parts = text.replace(" ", "").lower().split(",")
-    wanted = (
-        f"{text!r} is no RATE,CHANNELS,FORMAT, such as 48000,1,s16; formats: {', '.join(_FORMATS)}, "
-        "with be for big-endian"
-    )
     try:
         rate, channels = int(parts[0]), int(parts[1])
-        name = parts[2] if len(parts) == 3 else ""
-    except (ValueError, IndexError):
-        raise InputError(wanted) from None
-    base = name[:-2] if name.endswith(("le", "be")) else name
-    if base not in _FORMATS:
-        raise InputError(wanted)
+        subtype, endian = parse_format(parts[2] if len(parts) == 3 else "")
+    except (ValueError, IndexError):  # InputError is a ValueError
+        raise InputError(
+            f"{text!r} is no RATE,CHANNELS,FORMAT, such as 48000,1,s16; formats: {FORMATS}"
+        ) from None
     if not (MIN_RATE_HZ <= rate <= MAX_RATE_HZ and 1 <= channels <= MAX_CHANNELS):
         raise InputError(
             f"{text!r}: expected {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz and 1 to {MAX_CHANNELS} channels"
         )
-    return Raw(rate, channels, _FORMATS[base], "BIG" if name.endswith("be") else "LITTLE")
+    return Raw(rate, channels, subtype, endian)
+
+
+def parse_format(name: str) -> tuple[str, str]:
+    """How samples without a header are coded.
+
+    Args:
+        name: ffmpeg's name, such as "s16" or "f32be".
+
+    Returns:
+        libsndfile's encoding, and "LITTLE" or "BIG".
+
+    Raises:
+        InputError: It is none that is known.
+    """
+    base = name[:-2] if name.endswith(("le", "be")) else name
+    if base not in _FORMATS:
+        raise InputError(f"format is {name!r}; expected one of {FORMATS}")
+    return _FORMATS[base], "BIG" if name.endswith("be") else "LITTLE"
+
+
+def from_raw(data: bytes, raw: Raw) -> FloatArray:
+    """Samples of bytes without a header, float32 [n, n_channels]; integers within [-1, 1].
+
+    Args:
+        data: Whole frames.
+        raw: How they are coded.
+    """
+    wav: FloatArray
+    wav, _ = soundfile.read(
+        io.BytesIO(data),
+        dtype="float32",
+        always_2d=True,
+        samplerate=raw.sample_rate,
+        channels=raw.n_channels,
+        format="RAW",
+        subtype=raw.subtype,
+        endian=raw.endian,
+    )
+    return wav
+
+
+def to_raw(block: FloatArray, raw: Raw) -> tuple[memoryview, int]:
+    """Bytes of samples without a header, and how many values were beyond full scale.
+
+    Args:
+        block: float32 [n, n_channels].
+        raw: How they are to be coded.
+    """
+    beyond = 0
+    if raw.subtype not in ("FLOAT", "DOUBLE"):
+        block, beyond = limited(block)
+    data = io.BytesIO()
+    samples: NDArray[Any] = encode(block, raw.subtype)
+    soundfile.write(data, samples, raw.sample_rate, raw.subtype, endian=raw.endian, format="RAW")
+    return data.getbuffer(), beyond
 
 
 @contextlib.contextmanager
@@ -121,13 +172,14 @@ class PipeWriter:
         """
         self._owned = stream is None
         self._stream = _stdout() if stream is None else stream
-        self._rate = info.sample_rate
         self.n_clipped = 0
-        self._endian = "LITTLE"
         if raw is not None:
-            self.container, self.subtype, self._endian = "RAW", raw.subtype, raw.endian
+            self.container, self.subtype = "RAW", raw.subtype
         else:
             self.container, self.subtype = output_format(info, Path("stdout.wav"))
+        endian = "LITTLE" if raw is None else raw.endian
+        self._raw = Raw(info.sample_rate, info.n_channels, self.subtype, endian)
+        if raw is None:
             self._put(_wav_header(info, self.subtype))
 
     def __enter__(self) -> PipeWriter:
@@ -147,13 +199,9 @@ class PipeWriter:
 
     def write(self, block: FloatArray) -> None:
         """Append samples; see ``AudioWriter.write``."""
-        if self.subtype not in ("FLOAT", "DOUBLE"):
-            block, beyond = limited(block)
-            self.n_clipped += beyond
-        data = io.BytesIO()
-        samples: NDArray[Any] = encode(block, self.subtype)
-        soundfile.write(data, samples, self._rate, self.subtype, endian=self._endian, format="RAW")
-        self._put(data.getbuffer())
+        data, beyond = to_raw(block, self._raw)
+        self.n_clipped += beyond
+        self._put(data)
 
     def commit(self) -> None:
         """Nothing: what was written is with the reader already."""

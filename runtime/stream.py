@@ -6,15 +6,15 @@ signal alone, not of the pieces.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 
-from .arrays import DoubleArray, FloatArray
-from .backends.base import StreamBackend
-from .errors import BackendError
+from .arrays import ComplexArray, DoubleArray, FloatArray
+from .backends.base import Row, StreamBackend, join_rows
+from .errors import NonFiniteError
 from .level import LevelTracker
 from .sampler import TINY
 from .schedule import InitialState, SamplerStep
@@ -23,11 +23,83 @@ from .stft import compress, decompress, hann_periodic
 
 Draw = Callable[[int, int, int], FloatArray]  # (draw, first frame, frames) -> noise [T, F]
 FILE_FRAMES = 256  # frames that a file is processed in at a time: 2 s
+FADE_FRAMES = 16  # over which steps that return come in
 MAX_BIN = 1e8  # of an output spectrum; a full-scale sine has 128
 
 
+class Lane:
+    """What the networks keep of one channel of one stream.
+
+    Attributes:
+        draw: Noise by absolute frame of the output.
+        first_frame: Frames taken in.
+        predictive: State of the predictive branch; None at the start.
+        scores: State of each step; None where it begins.
+        waiting: Noisy spectra [3, T, F] that wait for the look-ahead.
+        n_steps: Steps of the last block; None before the first.
+        faded: Frames since steps returned, up to ``FADE_FRAMES``.
+        faded_from: Steps before they returned.
+    """
+
+    def __init__(self, draw: Draw, lookahead_frames: int, n_freqs: int) -> None:
+        """Start a stream."""
+        self.draw, self.first_frame = draw, 0
+        self.waiting = np.zeros((3, lookahead_frames, n_freqs), np.float32)
+        self.n_steps: int | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Let the states begin anew."""
+        self.predictive: Row | None = None
+        self.scores: list[Row | None] = []
+        self.faded, self.faded_from = FADE_FRAMES, 0
+
+    @property
+    def rows(self) -> list[Row]:
+        """The states that there are."""
+        return [row for row in (self.predictive, *self.scores) if row is not None]
+
+    def part_from(self, stacks: set[int], backend: StreamBackend) -> None:
+        """Copy this lane's part out of some states, so that those of others are let go.
+
+        Args:
+            stacks: Their ids.
+            backend: Whose they are.
+        """
+
+        def own(row: Row | None) -> Row | None:
+            if row is None or id(row.stack) not in stacks:
+                return row
+            return Row(join_rows(backend, [row]), 0, 1)
+
+        self.predictive, self.scores = own(self.predictive), [own(row) for row in self.scores]
+
+    def late(self, noisy: FloatArray) -> FloatArray:
+        """The frames [3, T, F] that belong to the output, when ``noisy`` [3, T, F] comes in."""
+        n_wait = self.waiting.shape[1]
+        return (
+            np.concatenate([self.waiting, noisy], axis=1)[:, : noisy.shape[1]] if n_wait else noisy
+        )
+
+    def take(self, noisy: FloatArray) -> None:
+        """Count frames [3, T, F] that were processed, or passed."""
+        n_wait = self.waiting.shape[1]
+        self.first_frame += noisy.shape[1]
+        if n_wait:
+            self.waiting = np.concatenate([self.waiting, noisy], axis=1)[:, -n_wait:].copy()
+
+    def noise(self, index: int, n_frames: int) -> FloatArray:
+        """Noise [T, F] of a draw for the next frames of the output; zeros before the first."""
+        first = self.first_frame - self.waiting.shape[1]
+        begun = max(0, min(-first, n_frames))
+        z = np.zeros((n_frames, self.waiting.shape[2]), np.float32)
+        if begun < n_frames:
+            z[begun:] = self.draw(index, first + begun, n_frames - begun)
+        return z
+
+
 class BlockSampler:
-    """Both networks and the sampler on the frames of one or several streams, states kept.
+    """Both networks and the sampler on the next frames of one or several streams.
 
     Of each network call its own state is kept: the predictive branch's and one for every step.
     """
@@ -42,8 +114,9 @@ class BlockSampler:
         tlb: TlbFactors,
         lookahead_frames: int = 0,
         lock: AbstractContextManager[Any] | None = None,
+        fewer: Mapping[int, Sequence[SamplerStep]] | None = None,
     ) -> None:
-        """Start streams.
+        """Wrap the networks.
 
         Args:
             backend: The two networks.
@@ -53,21 +126,26 @@ class BlockSampler:
             tlb: Factors of the score network.
             lookahead_frames: By how many frames what leaves is later than what enters.
             lock: Held while the networks run, where several streams share a backend.
+            fewer: Coefficients for smaller numbers of steps that a call may ask for.
         """
-        self.backend, self.start, self.steps, self.alpha = backend, start, tuple(steps), alpha
+        self.backend, self.start, self.alpha = backend, start, alpha
         self.tlb, self.lookahead_frames = tlb, lookahead_frames
+        self.n_steps = len(steps)
+        self._plans = {0: (), **(fewer or {}), self.n_steps: tuple(steps)}
         self._lock = lock or nullcontext()
-        self.first_frame = 0
-        self._predictive: Any = None
-        self._scores: list[Any] = [None] * len(self.steps)
-        self._late: FloatArray | None = None  # noisy magnitudes that wait
 
-    def push(self, noisy: FloatArray, draw: Draw) -> FloatArray:
-        """The next frames.
+    def push(
+        self, lanes: Sequence[Lane], noisy: FloatArray, n_steps: int | None = None
+    ) -> FloatArray:
+        """The next frames; nothing has changed if it fails.
+
+        Where more steps are taken than for a lane's block before, they come in over
+        ``FADE_FRAMES``, and the states of those that were left out begin anew.
 
         Args:
+            lanes: Of the B streams.
             noisy: float32 [B, 3, T, 257], T a multiple of 4.
-            draw: Noise by absolute frame of the output.
+            n_steps: Steps; None for all.
 
         Returns:
             float32 [B, 2, T, 257]: the estimate, ``lookahead_frames`` late; frames before the
@@ -77,46 +155,83 @@ class BlockSampler:
             BackendError: A network failed.
         """
         with self._lock:
-            return self._push(noisy, draw)
+            return self._push(lanes, noisy, self.n_steps if n_steps is None else n_steps)
 
-    def _push(self, noisy: FloatArray, draw: Draw) -> FloatArray:
-        n_frames, wait = noisy.shape[2], self.lookahead_frames
-        clean_ri, feats, self._predictive = self.backend.predict_next(noisy, self._predictive)
-        first = self.first_frame - wait
-        self.first_frame += n_frames
-        y = noisy[:, 2:3]
-        if wait:
-            if self._late is None:
-                self._late = np.zeros((*y.shape[:2], wait, y.shape[3]), np.float32)
-            y = np.concatenate([self._late, y], axis=2)
-            y, self._late = y[:, :, :n_frames], y[:, :, n_frames:].copy()
-        if not self.steps:
-            return clean_ri
-        f32 = np.float32
+    def _push(self, lanes: Sequence[Lane], noisy: FloatArray, n_steps: int) -> FloatArray:
+        n_frames, f32 = noisy.shape[2], np.float32
+        before = join_rows(self.backend, [lane.predictive for lane in lanes])
+        clean_ri, feats, predictive = self.backend.predict_next(noisy, before)
+        scores: list[Any] = []
+        fused = clean_ri
+        if n_steps:
+            steps, start = self._plans[n_steps], self.start
+            y = np.stack([lane.late(x)[2:] for lane, x in zip(lanes, noisy, strict=True)])
+            mag_p = np.sqrt(np.square(clean_ri).sum(axis=1, keepdims=True))  # [B, 1, T, F]
 
-        def noise(index: int) -> FloatArray:
-            begun = max(0, min(-first, n_frames))  # there is none before the first frame
-            z = np.zeros((n_frames, noisy.shape[3]), np.float32)
-            if begun < n_frames:
-                z[begun:] = draw(index, first + begun, n_frames - begun)
-            return z
+            def noise(index: int) -> FloatArray:
+                # Channels of a stream share it.
+                drawn: dict[tuple[Any, int], FloatArray] = {}
+                for lane in lanes:
+                    key = lane.draw, lane.first_frame
+                    if key not in drawn:
+                        drawn[key] = lane.noise(index, n_frames)
+                return np.stack([drawn[lane.draw, lane.first_frame] for lane in lanes])[:, None]
 
-        mag_p = np.sqrt(np.square(clean_ri).sum(axis=1, keepdims=True))  # [B, 1, T, F]
-        start = self.start
-        xt = f32(start.w_x0) * mag_p + f32(start.w_y) * y + f32(start.std) * noise(0)
-        mean = xt
-        factors = self.tlb.arrays()
-        for index, step in enumerate(self.steps):
-            t = np.full(noisy.shape[0], step.t, np.float32)
-            sigma_z, self._scores[index] = self.backend.score_next(
-                xt, t, feats, *factors, self._scores[index]
-            )
-            mean = f32(step.a) * xt + f32(step.b) * y + f32(step.e) * sigma_z
-            if index + 1 < len(self.steps):
-                xt = mean + f32(step.n) * noise(index + 1)
-        mag = f32(self.alpha) * mag_p + f32(1.0 - self.alpha) * np.maximum(mean, f32(0.0))
-        fused: FloatArray = clean_ri * (mag / np.maximum(mag_p, TINY))
+            fade = self._fade(lanes, n_steps, n_frames)
+            fewer: dict[int, FloatArray] = {0: mag_p}
+            xt = f32(start.w_x0) * mag_p + f32(start.w_y) * y + f32(start.std) * noise(0)
+            mean = xt
+            factors = self.tlb.arrays()
+            for index, step in enumerate(steps):
+                t = np.full(noisy.shape[0], step.t, np.float32)
+                rows = [self._score_row(lane, index) for lane in lanes]
+                sigma_z, after = self.backend.score_next(
+                    xt, t, feats, *factors, join_rows(self.backend, rows)
+                )
+                scores.append(after)
+                mean = f32(step.a) * xt + f32(step.b) * y + f32(step.e) * sigma_z
+                if index == 0 and fade is not None and n_steps > 1 and 1 in self._plans:
+                    (only,) = self._plans[1]  # the same call, the last of one
+                    fewer[1] = self._fusion(mag_p, only.a * xt + only.b * y + only.e * sigma_z)
+                if index + 1 < len(steps):
+                    xt = mean + f32(step.n) * noise(index + 1)
+            mag = self._fusion(mag_p, mean)
+            if fade is not None:
+                for i, lane in enumerate(lanes):
+                    came, low = fade[i], fewer.get(lane.faded_from, mag_p)[i]
+                    mag[i] = low + (mag[i] - low) * came[:, None]
+            fused = clean_ri * (mag / np.maximum(mag_p, TINY))
+        for i, lane in enumerate(lanes):
+            lane.predictive = Row(predictive, i, len(lanes))
+            lane.scores = [Row(state, i, len(lanes)) for state in scores]
+            lane.faded = min(lane.faded + n_frames, FADE_FRAMES) if n_steps else FADE_FRAMES
+            lane.n_steps = n_steps
+            lane.take(noisy[i])
         return fused
+
+    def _fusion(self, mag_p: FloatArray, mean: FloatArray) -> FloatArray:
+        f32 = np.float32
+        mag = f32(self.alpha) * mag_p + f32(1.0 - self.alpha) * np.maximum(mean, f32(0.0))
+        return mag.astype(np.float32, copy=False)
+
+    @staticmethod
+    def _score_row(lane: Lane, index: int) -> Row | None:
+        return lane.scores[index] if index < len(lane.scores) else None
+
+    @staticmethod
+    def _fade(lanes: Sequence[Lane], n_steps: int, n_frames: int) -> FloatArray | None:
+        """Share of the steps' result in each lane's frames [B, T]; None where it is all of it."""
+        for lane in lanes:
+            if lane.n_steps is not None and n_steps > lane.n_steps:
+                lane.faded, lane.faded_from = 0, lane.n_steps
+            elif lane.n_steps is not None and n_steps < lane.n_steps:
+                lane.faded = FADE_FRAMES
+        if all(lane.faded >= FADE_FRAMES for lane in lanes):
+            return None
+        place = np.arange(n_frames, dtype=np.float32) + np.float32(0.5)
+        begun = np.array([[lane.faded] for lane in lanes], np.float32)
+        share: FloatArray = np.minimum((begun + place) / np.float32(FADE_FRAMES), np.float32(1.0))
+        return share
 
 
 class SpectralStream:
@@ -212,6 +327,101 @@ class SpectralStream:
         return wav
 
 
+class Channel:
+    """One channel's way to the networks and back: samples, frames and their levels.
+
+    Attributes:
+        n_samples: Taken in.
+    """
+
+    def __init__(self, signal: SignalSpec, lookahead_frames: int) -> None:
+        """Start an empty signal."""
+        self._signal = signal
+        self._frames = SpectralStream(signal)
+        self._tracker = LevelTracker(signal)
+        self._levels = np.zeros(lookahead_frames, np.float32)  # of frames that wait
+        self._lookahead = lookahead_frames
+        self._next = -lookahead_frames  # the frame that is given next
+        self._total: int | None = None  # frames, once the signal has ended
+        self._after = 0  # frames of zeros behind it that are still to be taken
+        self._given = 0  # samples
+
+    @property
+    def n_samples(self) -> int:
+        """Samples taken in."""
+        return self._frames.n_samples
+
+    def push(self, wav: FloatArray) -> None:
+        """Add samples [n]."""
+        self._frames.push(wav)
+
+    def close(self) -> None:
+        """End the signal: zeros follow it, to whole blocks and for the look-ahead."""
+        if not self.n_samples:
+            return
+        self._total = self._frames.close()
+        left = self._total - self._frames.n_frames
+        self._after = -left % FRAME_MULTIPLE + self._lookahead
+
+    @property
+    def available(self) -> int:
+        """Frames that can be taken."""
+        if self._total is None:
+            return self._frames.available
+        return self._total - self._frames.n_frames + self._after
+
+    def take(self, n_frames: int) -> FloatArray:
+        """The next frames as the networks hear them, [3, n_frames, F]."""
+        own = n_frames
+        if self._total is not None:
+            own = min(n_frames, self._total - self._frames.n_frames)
+        noisy, peaks = self._frames.take(own)
+        if own < n_frames:
+            self._after -= n_frames - own
+            noisy = np.pad(noisy, ((0, 0), (0, n_frames - own), (0, 0)))
+            peaks = np.pad(peaks, (0, n_frames - own))
+        levels = self._tracker.push(peaks)
+        # Digital silence stays silence, whatever a network makes of it.
+        kept = np.where(peaks > 0.0, levels, np.float32(0.0))
+        self._levels = np.concatenate([self._levels, kept])
+        return noisy * (levels ** np.float32(-self._signal.compress_exponent))[:, None]
+
+    def spectrum(self, clean_ri: FloatArray, source: str) -> ComplexArray:
+        """The spectrum of the next frames of the estimate, without their level.
+
+        Args:
+            clean_ri: float32 [2, T, F].
+            source: Who made it, for the message.
+
+        Raises:
+            NonFiniteError: It is beyond any signal.
+        """
+        spec = decompress(clean_ri, self._signal)
+        if not np.abs(spec).max() <= MAX_BIN:
+            raise NonFiniteError(
+                f"{source} returned values beyond any signal near second "
+                f"{max(self._next, 0) / self._signal.frame_rate_hz:.1f}; nothing was written: try "
+                "another backend or the fp32 engine, and report the recording"
+            )
+        return spec
+
+    def give(self, spec: ComplexArray) -> FloatArray:
+        """Samples that are final after what ``spectrum`` returned, [T, F]."""
+        n_frames = len(spec)
+        levels, self._levels = self._levels[:n_frames], self._levels[n_frames:]
+        spec = spec * levels[:, None]
+        first, self._next = self._next, self._next + n_frames
+        if self._total is None:
+            wav = self._frames.give(spec[max(0, -first) :])
+        else:
+            wav = self._frames.give(spec[max(0, -first) : max(0, self._total - first)])
+            if self._next >= self._total:
+                wav = np.concatenate([wav, self._frames.rest()])
+            wav = wav[: self.n_samples - self._given]
+        self._given += wav.size
+        return wav
+
+
 class CausalStream:
     """Push a signal in pieces of any size, get the enhanced signal back in order.
 
@@ -225,17 +435,14 @@ class CausalStream:
         """Start an empty stream.
 
         Args:
-            sampler: Of this stream alone.
+            sampler: The networks.
             draw: Noise by absolute frame.
             signal: The front end.
             group: Frames at a time, a multiple of 4: 4 for the least delay, more for speed.
         """
-        self.group, self._sampler, self._draw, self._signal = group, sampler, draw, signal
-        self._frames = SpectralStream(signal)
-        self._tracker = LevelTracker(signal)
-        self._levels = np.zeros(sampler.lookahead_frames, np.float32)  # of frames that wait
-        self._left = sampler.lookahead_frames  # frames before the first that still leave
-        self._given = 0
+        self.group, self._sampler = group, sampler
+        self._channel = Channel(signal, sampler.lookahead_frames)
+        self._lane = Lane(draw, sampler.lookahead_frames, signal.n_freqs)
 
     def push(self, wav: FloatArray) -> list[FloatArray]:
         """Add samples.
@@ -246,58 +453,22 @@ class CausalStream:
         Returns:
             Enhanced pieces that are final now, in order.
         """
-        self._frames.push(wav)
+        self._channel.push(wav)
         pieces = []
-        while self._frames.available >= self.group:
-            pieces.append(self._process(*self._frames.take(self.group)))
-        return self._counted(pieces)
+        while self._channel.available >= self.group:
+            pieces.append(self._process(self.group))
+        return [piece for piece in pieces if piece.size]
 
     def finish(self) -> list[FloatArray]:
         """Process what is left; the stream is spent afterwards."""
-        if not self._frames.n_samples:
-            return []
-        total = self._frames.close()
-        left = total - self._frames.n_frames
-        noisy, peaks = self._frames.take(left)
-        extra = -left % FRAME_MULTIPLE + self._sampler.lookahead_frames
-        noisy = np.pad(noisy, ((0, 0), (0, extra), (0, 0)))
-        peaks = np.pad(peaks, (0, extra))
+        self._channel.close()
         pieces = []
-        for first in range(0, noisy.shape[1], self.group):
-            part = slice(first, min(first + self.group, noisy.shape[1]))
-            used = total + self._sampler.lookahead_frames - self._sampler.first_frame
-            pieces.append(self._process(noisy[:, part], peaks[part], used))
-        pieces.append(self._frames.rest())
-        return self._counted(pieces, last=True)
+        while left := self._channel.available:
+            pieces.append(self._process(min(self.group, left)))
+        return [piece for piece in pieces if piece.size]
 
-    def _counted(self, pieces: list[FloatArray], last: bool = False) -> list[FloatArray]:
-        """Pieces cut at the end of the signal."""
-        cut = []
-        for piece in pieces:
-            piece = piece[: self._frames.n_samples - self._given] if last else piece
-            self._given += piece.size
-            if piece.size:
-                cut.append(piece)
-        return cut
-
-    def _process(self, noisy: FloatArray, peaks: FloatArray, used: int | None = None) -> FloatArray:
-        """Enhance frames [3, T, F]; samples of the first ``used`` of those that leave."""
-        signal = self._signal
-        levels = self._tracker.push(peaks)
-        heard = noisy * (levels ** np.float32(-signal.compress_exponent))[:, None]
-        clean_ri = self._sampler.push(np.ascontiguousarray(heard[None]), self._draw)
-        # Digital silence stays silence, whatever a network makes of it.
-        waiting = np.concatenate([self._levels, np.where(peaks > 0.0, levels, np.float32(0.0))])
-        levels, self._levels = waiting[: len(peaks)], waiting[len(peaks) :]
-        spec = decompress(clean_ri[0], signal)
-        if not np.abs(spec).max() <= MAX_BIN:
-            second = self._sampler.first_frame / signal.frame_rate_hz
-            raise BackendError(
-                f"backend {self._sampler.backend.name} returned values beyond any signal near second "
-                f"{second:.1f}; nothing was written: try another backend or the fp32 engine, and "
-                "report the recording"
-            )
-        spec = spec * levels[:, None]
-        early = min(self._left, len(spec))
-        self._left -= early
-        return self._frames.give(spec[early:used])
+    def _process(self, n_frames: int) -> FloatArray:
+        heard = np.ascontiguousarray(self._channel.take(n_frames)[None])
+        clean_ri = self._sampler.push([self._lane], heard)
+        source = f"backend {self._sampler.backend.name}"
+        return self._channel.give(self._channel.spectrum(clean_ri[0], source))

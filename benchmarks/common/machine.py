@@ -93,6 +93,11 @@ def git_revision(folder: Path) -> dict[str, Any] | None:
     return {"revision": revision, "modified": changes is not None}
 
 
+def affinity() -> list[int] | None:
+    """Cores that this process may use; None where the system does not tell."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
 def load_average() -> list[float] | None:
     """1, 5 and 15 minute load; None where the system has none."""
     try:
@@ -171,6 +176,12 @@ def peak_rss_mib() -> float | None:
         return None
     # macOS counts bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def rss_mib() -> float | None:
+    """Resident memory of this process now (MiB); None where the system does not tell."""
+    match = re.search(r"^VmRSS:\s+(\d+) kB", _text(Path("/proc/self/status")) or "", re.MULTILINE)
+    return int(match[1]) / 1024 if match else None
 
 
 def measure_peak(threads: int) -> dict[str, float]:

@@ -22,29 +22,31 @@ Report = dict[str, Any]
 # Reading
 
 
-def validate(report: Any, source: str = "this report") -> None:
-    """Check a report against the published schema.
+def validate(
+    report: Any, source: str = "this report", schema: str = SCHEMA, file: Path = SCHEMA_FILE
+) -> None:
+    """Check a report against a published schema.
 
     Raises:
         InputError: It is of another version, or does not fit; the message says where.
     """
     version = report.get("schema") if isinstance(report, dict) else None
-    if version != SCHEMA:
+    if version != schema:
         raise InputError(
-            f"{source}: schema is {version!r}; this version reads {SCHEMA!r}: measure again, or "
+            f"{source}: schema is {version!r}; this version reads {schema!r}: measure again, or "
             "use the version of dvpd that wrote it"
         )
     try:
         from jsonschema import Draft202012Validator
     except ImportError:
         return  # the light install on a board: the writer is tested against the schema
-    schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
-    for error in Draft202012Validator(schema).iter_errors(report):
+    table = json.loads(file.read_text(encoding="utf-8"))
+    for error in Draft202012Validator(table).iter_errors(report):
         where = "/".join(map(str, error.absolute_path)) or "top level"
         raise InputError(f"{source}: does not fit the schema at {where}: {error.message[:200]}")
 
 
-def read(path: Path) -> Report:
+def read(path: Path, schema: str = SCHEMA, file: Path = SCHEMA_FILE) -> Report:
     """A validated report from a JSON file, or the one in a file of ``dvpd benchmark --report``.
 
     Raises:
@@ -56,7 +58,7 @@ def read(path: Path) -> Report:
         raise InputError(f"{path}: {error}") from None
     if isinstance(report, dict) and report.get("schema") == BOARD_SCHEMA:
         report = report.get("rtf") or {}
-    validate(report, str(path))
+    validate(report, str(path), schema, file)
     return report
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..arrays import FloatArray
-from ..errors import BackendError, InputError, ManifestError
+from ..errors import BackendError, InputError, ManifestError, NonFiniteError
 from ..manifest import Manifest
 from ..schedule import InitialState, SamplerStep
 from ..spec import (
@@ -295,7 +295,7 @@ def check_output(spec: TensorSpec, value: object, sizes: dict[str, int], source:
         raise BackendError(f"{source} returned a wrong tensor: {error}") from None
     array: FloatArray = value  # type: ignore[assignment]  # checked above
     if not bool(np.isfinite(array).all()):
-        raise BackendError(
+        raise NonFiniteError(
             f"{source} returned non-finite values in {spec.name}; nothing was written: try another "
             "backend or the fp32 engine, and report the recording"
         )
@@ -324,6 +324,63 @@ def stream_state(causal: CausalSpec | None, graph: str, batch: int, state: Any) 
     if isinstance(state, np.ndarray):
         check_array(TensorSpec(STATE, "float32", (batch, size)), state, {})
     return state
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stream's part of the state of several.
+
+    Attributes:
+        stack: What a backend returned for ``count`` streams.
+        index: Which of them.
+        count: How many.
+    """
+
+    stack: Any
+    index: int
+    count: int
+
+
+class JoiningBackend(StreamBackend, Protocol):
+    """A backend that joins the states of streams itself, where they lie."""
+
+    def join_states(self, rows: Sequence[Row | None]) -> Any:
+        """The state of streams that were apart; those that are None begin with zeros.
+
+        Args:
+            rows: One a stream; not all are None.
+        """
+
+
+def join_rows(backend: StreamBackend, rows: Sequence[Row | None]) -> Any:
+    """The state of several streams; not copied where they were together before.
+
+    Args:
+        backend: Whose they are.
+        rows: One a stream; None where it begins.
+
+    Returns:
+        What the backend takes; None if all begin.
+    """
+    known = [row for row in rows if row is not None]
+    if not known:
+        return None
+    first = known[0]
+    if len(known) == len(rows) == first.count and all(
+        row.stack is first.stack and row.index == i for i, row in enumerate(known)
+    ):
+        return first.stack
+    join: Any = getattr(backend, "join_states", None)  # see JoiningBackend
+    if join is not None:
+        return join(rows)
+    arrays = [None if row is None else _on_host(row.stack)[row.index] for row in rows]
+    some = next(array for array in arrays if array is not None)
+    return np.stack([np.zeros_like(some) if array is None else array for array in arrays])
+
+
+def _on_host(stack: Any) -> FloatArray:
+    host: FloatArray = stack if isinstance(stack, np.ndarray) else stack.numpy()
+    return host
 
 
 FEAT_NAMES = tuple(f"feat_{i}" for i in range(N_FEATS))

@@ -29,6 +29,15 @@ def tiny_engine(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def causal_engine(tmp_path_factory):
+    """The same for sound that is still coming in."""
+    pytest.importorskip("onnx")
+    graphs = _tiny_graphs()
+    folder = tmp_path_factory.mktemp("engines") / "causal"
+    return graphs.write_engine(folder, manifest=graphs.make_manifest(causal=graphs.CAUSAL))
+
+
+@pytest.fixture(scope="session")
 def tiny_engine_fp16(tmp_path_factory):
     """The same in half precision."""
     pytest.importorskip("onnx")

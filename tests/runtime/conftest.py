@@ -11,7 +11,7 @@ import soundfile
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # for tiny_graphs
 
-from tiny_graphs import write_engine
+from tiny_graphs import CAUSAL, make_manifest, write_engine
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
@@ -32,6 +32,14 @@ def engine(_engine_master, tmp_path):
 def engine_shared(_engine_master):
     """A valid fp32 engine folder; not to be changed."""
     return _engine_master
+
+
+@pytest.fixture(scope="session")
+def engine_causal(tmp_path_factory):
+    """A valid engine folder of a causal model; not to be changed."""
+    pytest.importorskip("onnx")
+    folder = tmp_path_factory.mktemp("engines") / "causal"
+    return write_engine(folder, manifest=make_manifest(causal=CAUSAL))
 
 
 @pytest.fixture(scope="session")

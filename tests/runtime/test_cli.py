@@ -94,6 +94,20 @@ def test_default_engine_prefers_base(engine_shared, tmp_path, monkeypatch):
     assert engines.find_engines() == [tmp_path / "dvpd-base", tmp_path / "dvpd-tiny"]
 
 
+def test_default_engine_of_live_commands_prefers_causal_models(
+    engine_shared, tmp_path, monkeypatch
+):
+    from dvpd.runtime import engines
+
+    monkeypatch.delenv("DVPD_ENGINE", raising=False)
+    monkeypatch.setattr(engines, "engine_roots", lambda: [tmp_path])
+    for name in ("dvpd-tiny", "dvpd-live-tiny", "dvpd-live"):
+        (tmp_path / name).symlink_to(engine_shared)
+        assert engines.find_live_engine() == tmp_path / name
+        assert engines.default_engine() == tmp_path / "dvpd-tiny"
+    assert engines.find_live_engine("dvpd-tiny") == tmp_path / "dvpd-tiny"
+
+
 def test_batch_into_a_folder(engine_shared, recording, tmp_path, capsys):
     folder = tmp_path / "out"
     bad = tmp_path / "bad.wav"

@@ -1,0 +1,138 @@
+"""Options that several commands have, and the numbers that options take."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+
+from .backends.choose import BACKENDS
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """A parser of whole numbers in [low, high].
+
+    Args:
+        low: Least.
+        high: Largest.
+    """
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number in [{low}, {high}]")
+        return value
+
+    return parse
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def fraction(text: str) -> float:
+    """A number in [0, 1].
+
+    Args:
+        text: What the user gave.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    if not 0.0 <= (value := _number(text)) <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number in [0, 1]")
+    return value
+
+
+def decibels(text: str) -> float:
+    """A number of dB >= 0, infinity included.
+
+    Args:
+        text: What the user gave.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    if not (value := _number(text)) >= 0.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of dB >= 0")
+    return value
+
+
+def between(low: float, high: float, unit: str) -> Callable[[str], float]:
+    """A parser of numbers in [low, high].
+
+    Args:
+        low: Least.
+        high: Largest.
+        unit: For the message.
+    """
+
+    def parse(text: str) -> float:
+        if not low <= (value := _number(text)) <= high:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a number of {unit} in [{low:g}, {high:g}]"
+            )
+        return value
+
+    return parse
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Which engine runs, where, and with how many threads.
+
+    Args:
+        parser: Of the command.
+    """
+    parser.add_argument(
+        "--model",
+        metavar="NAME|DIR",
+        help="engine folder (default: $DVPD_ENGINE, else engines/dvpd-base or dvpd-tiny)",
+    )
+    parser.add_argument(
+        "--backend", choices=["auto", *BACKENDS], default="auto", help="inference engine"
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="cpu, cuda, cuda:N, tensorrt (ort's provider), gpu, npu (openvino) or auto",
+    )
+    parser.add_argument("--threads", type=whole(1, 4096), metavar="N", help="CPU threads")
+    parser.add_argument(
+        "--tf32",
+        action="store_true",
+        help="let a GPU round the float32 products of an fp32 engine to TF32: faster",
+    )
+
+
+def add_stream_options(parser: argparse.ArgumentParser) -> None:
+    """What the two commands for sound that is still coming in have in common.
+
+    Args:
+        parser: Of the command.
+    """
+    add_engine_options(parser)
+    parser.add_argument(
+        "--steps",
+        type=whole(0, 1000),
+        metavar="N",
+        help="diffusion steps; 0: predictive branch alone (default: the model's)",
+    )
+    parser.add_argument(
+        "--fixed-steps",
+        action="store_true",
+        help="never take fewer while computing falls behind: the same output whatever the load, "
+        "perhaps late",
+    )
+    parser.add_argument(
+        "--max-attenuation",
+        type=decibels,
+        metavar="DB",
+        help="lower nothing by more than this (dB)",
+    )
+    parser.add_argument("--json", dest="json_line", action="store_true", help="also say it as JSON")
