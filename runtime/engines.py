@@ -14,6 +14,7 @@ from .manifest import MANIFEST_NAME, Manifest
 
 ENGINE_VARIABLE = "DVPD_ENGINE"
 DEFAULT_ENGINES = ("dvpd-base", "dvpd-tiny")
+SIZES = ("", "-base", "-tiny")  # a name without its size: the best that is there
 VERIFICATION_NAME = "verification.json"  # written by export/verify.py
 VERIFICATION_FORMAT = 1
 logger = logging.getLogger("dvpd")
@@ -42,7 +43,7 @@ def engine_roots() -> list[Path]:
     """Folders that may hold engine folders: of the installation and of the current folder.
 
     engines/ lies beside runtime/ in a checkout, and beside ``dvpd/runtime`` in an installed wheel,
-    which carries dvpd-tiny.
+    which carries dvpd-tiny and dvpd-live-tiny.
     """
     roots = [Path(__file__).resolve().parent.parent / "engines"]
     with contextlib.suppress(FileNotFoundError):  # the working folder was deleted
@@ -66,8 +67,9 @@ def find_engine(model: str | Path | None = None) -> Path:
     """The engine folder that a user means.
 
     Args:
-        model: A folder; or the name of an engine folder under the roots, such as "dvpd-tiny"; or
-            None for ``default_engine``.
+        model: A folder; or the name of an engine folder under the roots, such as "dvpd-tiny",
+            without its size for the best that is there ("dvpd-live"); or None for
+            ``default_engine``.
 
     Returns:
         A folder. One that was given with its path is returned as it is, whether it exists or not.
@@ -81,15 +83,15 @@ def find_engine(model: str | Path | None = None) -> Path:
     # A word is a name, unless the current folder has such a folder.
     if folder.name != str(model) or folder.is_dir():
         return folder
-    roots = engine_roots()
-    for root in roots:
-        if (root / folder.name / MANIFEST_NAME).is_file():
-            return root / folder.name
+    for size in SIZES:
+        for root in engine_roots():
+            if (root / (folder.name + size) / MANIFEST_NAME).is_file():
+                return root / (folder.name + size)
     known = sorted({path.name for path in find_engines()})
     raise ManifestError(
         f"no engine is called {folder.name!r}; here are: {', '.join(known) or 'none'}. An installed "
-        "wheel carries dvpd-tiny alone: `pip install ./engines` in the source tree adds dvpd-base "
-        f"and dvpd-base-fp16. For another give its folder's path, set {ENGINE_VARIABLE} to it, or "
+        "wheel carries dvpd-tiny and dvpd-live-tiny: `pip install ./engines` in the source tree adds "
+        f"dvpd-base and dvpd-base-fp16. For another give its folder's path, set {ENGINE_VARIABLE} to it, or "
         "put it into ./engines"
     )
 

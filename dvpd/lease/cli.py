@@ -25,7 +25,7 @@ from .work import LEASE_NAME, Work
 
 WORK = "/tmp/dvpd-lease"
 ASSUMED_S = 120.0  # since the ask, where the clocks of both machines do not agree
-SOURCES = ("dvpd", "runtime", "export", "benchmarks", "engines", "pyproject.toml")
+SOURCES = ("dvpd", "runtime", "export", "benchmarks", "engines", "tests", "pyproject.toml")
 STOP_WAIT_S = 30.0
 FREE_WAIT_S = 3.0  # a supervisor that was killed may still be on its way out
 

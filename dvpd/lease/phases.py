@@ -39,6 +39,7 @@ from .work import Work
 
 PROBE_STEPS = 3  # compared between the ways to make a step
 PROBE_SHARE = 1 / 75  # of the probes' limit: timed steps behind them (2 of 150 s)
+CACHE_PIECES = 4  # that a model's compile cache may come back in: base's has 33 MB
 NEEDED = ("numpy", "scipy", "soundfile", "soxr", "safetensors")
 
 
@@ -134,9 +135,9 @@ def probe(work: Work, plan: Plan, out: str, model: int, rung: int) -> None:
     chosen = plan.models[model]
     config = _config(work, plan, chosen, rung)
     team = Team(find_device(work.lease["device"]))
-    scratch = work.root / "probe"
+    scratch = work.root / "probe" / out
     _load_compiled(work, config)
-    with _same_forms(work) as forms:
+    with _same_forms(work, chosen) as forms:
         trainer = Trainer(config, _Nothing(), scratch, team=team)
     begin = time.perf_counter()
     _init(work, chosen, trainer)
@@ -186,7 +187,14 @@ class _Nothing:
 
 
 def train(
-    work: Work, plan: Plan, out: str, model: int, rung: int, begin: float, end: float
+    work: Work,
+    plan: Plan,
+    out: str,
+    model: int,
+    rung: int,
+    begin: float,
+    end: float,
+    share: float = 0.0,
 ) -> None:
     """Train a model to its deadline; goes on from the state that an earlier attempt left.
 
@@ -198,27 +206,50 @@ def train(
         rung: How to make a step.
         begin: When its time began (s since 1970).
         end: When it ends.
+        share: Above 0 it begins before the data are there: the step is made ready, and of the time
+            between the data and the end the model has this part, the last one.
     """
     chosen = plan.models[model]
     config = _config(work, plan, chosen, rung)
     team = Team(find_device(work.lease["device"]))
     rows = Rows(work.rows, work.lease["started"])
-    config = _limit_rooms(work, rows, chosen, config)
-    source = open_source(config, work.data, work.cache / "audio")
-    folder = work.model(chosen.name)
     _load_compiled(work, config)
-    with _same_forms(work):
-        trainer = LeasedTrainer(config, source, folder, team=team)
+    with _same_forms(work, chosen):
+        trainer = LeasedTrainer(config, _Nothing(), work.model(chosen.name), team=team)
     trainer.say = lambda event, **more: rows.add("train", event, model=chosen.name, **more)
     trainer.saved = lambda: _keep_compiled(work, plan, chosen, config)
+    _start(work, chosen, trainer)
+    if share > 0.0:
+        _make_ready(trainer, plan.seconds.probe)
+        while (found := work.begin_of(share, end)) is None or time.time() < found:
+            time.sleep(0.05)
+        begin = found
+    config = _limit_rooms(work, rows, chosen, config)
+    trainer.source = open_source(config, work.data, work.cache / "audio")
     signal.signal(signal.SIGTERM, lambda *_: trainer.stop())
     try:
-        _start(work, chosen, trainer)
         trainer.say("starts", step=trainer.step, settings=plan.rungs[rung].name)
         trainer.run(clock=(begin, end))
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _leave(work, out, {"step": trainer.step})
+
+
+def _make_ready(trainer: LeasedTrainer, limit_s: float) -> None:
+    """Compile and capture the step; a compiler that does not end, ends the process."""
+    began = time.monotonic()
+    signal.setitimer(signal.ITIMER_REAL, limit_s)  # its signal kills: the next rung is taken
+    trainer.warm_up()
+    signal.setitimer(signal.ITIMER_REAL, 0.0)
+    fast, facts = trainer.fast, {}
+    if trainer.team.device.type == "cuda":
+        facts["gpu_gb"] = round(torch.cuda.max_memory_reserved() / 1e9, 2)
+    if trainer.config.train.compile:
+        facts |= count_hits()
+    trainer.say(
+        "ready", seconds=round(time.monotonic() - began, 2), step_as=str(fast.rung),
+        left={str(rung): why for rung, why in fast.reasons}, **facts,
+    )  # fmt: skip
 
 
 def _limit_rooms(work: Work, rows: Rows, model: Model, config: Config) -> Config:
@@ -297,9 +328,9 @@ def _config(work: Work, plan: Plan, model: Model, rung: int | None = None) -> Co
 
 
 @contextmanager
-def _same_forms(work: Work) -> Iterator[dict[str, str]]:
-    """The layers' fast forms are measured once in a lease: what is compiled for them fits later."""
-    path = work.out / "forms.json"
+def _same_forms(work: Work, model: Model) -> Iterator[dict[str, str]]:
+    """A model's fast forms are measured once in a lease: what is compiled for them fits later."""
+    path = work.out / f"forms-{model.name}.json"
     try:
         before = dict(json.loads(path.read_text()))
     except (OSError, ValueError):
@@ -331,7 +362,7 @@ def _keep_compiled(work: Work, plan: Plan, model: Model, config: Config) -> None
     rows, begin = Rows(work.rows, work.lease["started"]), time.monotonic()
     try:
         mark.touch()
-        size = keep_compiled(path, int(2 * plan.piece_mib * MIB))
+        size = keep_compiled(path, int(CACHE_PIECES * plan.piece_mib * MIB))
     except Exception as error:  # the next lease compiles, this one goes on
         rows.add("compiled", "not kept", model=model.name, why=str(error) or type(error).__name__)
         return

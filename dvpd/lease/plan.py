@@ -109,8 +109,10 @@ class Plan:
         tolerance: A fast step whose losses differ by more than this share from those of the last
             rung, on the same three batches, is not used.
         rungs: Ways to make a step, fastest first; the last must always work.
+        together: Train the models side by side, all until the deadline: one with half the largest
+            share begins when half of the time is over. False trains one after the other.
         models: Trained in this order.
-        commands: Run in this order before the training.
+        commands: Run in this order, beside the probes.
     """
 
     data: str
@@ -123,6 +125,7 @@ class Plan:
     seconds: Seconds = field(default_factory=Seconds)
     tolerance: float = 0.05
     rungs: tuple[Rung, ...] = field(default_factory=_ladder)
+    together: bool = False
     models: tuple[Model, ...] = ()
     commands: tuple[Command, ...] = ()
 
@@ -145,6 +148,11 @@ class Plan:
                 raise InputError(f"share of {model.name} is {model.share}; expected more than 0")
             if model.init.startswith("@") and model.init[1:] not in before:
                 raise InputError(f"init of {model.name} is {model.init!r}; no earlier model is it")
+            if model.init.startswith("@") and self.together:
+                raise InputError(
+                    f"init of {model.name} is {model.init!r}, but together = true trains it beside "
+                    "that model; name a checkpoint"
+                )
             before.append(model.name)
         positive = {"minutes": self.minutes, "part_mib": self.part_mib, "piece_mib": self.piece_mib}
         positive |= {f"seconds.{f.name}": getattr(self.seconds, f.name) for f in fields(Seconds)}

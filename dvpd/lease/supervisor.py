@@ -25,7 +25,7 @@ ATTEMPTS = 3  # of a phase that failed, at one rung without progress
 LOG_BYTES = 200_000  # of each log that come back, from its end
 FILE_BYTES = 8 << 20  # of a command's result that comes back
 MIB = 1 << 20
-Lane = Generator[Job, str, None]
+Lane = Generator[Job | None, str, None]  # None waits for something else: asked again in a moment
 
 
 class Supervisor:
@@ -87,7 +87,7 @@ class Supervisor:
 
     def drive(self, *lanes: Lane) -> None:
         """Run lanes of jobs side by side until all have ended; publishes meanwhile."""
-        running: list[tuple[Lane, Job]] = []
+        running: list[tuple[Lane, Job | None]] = []
 
         def advance(lane: Lane, how: str | None) -> None:
             try:
@@ -99,6 +99,10 @@ class Supervisor:
             advance(lane, None)
         while running:
             for lane, job in list(running):
+                if job is None:
+                    running.remove((lane, job))
+                    advance(lane, "")
+                    continue
                 # A training ends on its own clock, and saves.
                 if self.work.stop.exists() or (self._over() and not job.name.startswith("train-")):
                     job.ask_to_end(self._grace())
@@ -129,8 +133,13 @@ class Supervisor:
                 self.drive(self._smoke())
             else:
                 self.forked = bool((last_of(before, "smoke", "begin") or {}).get("forked", True))
-            self.drive(self._data(), self._commands(before), self._probes(before))
-            self.drive(self._train_all(before))
+            others = self._data(), self._commands(before)
+            if self.plan.together:
+                models = range(len(self.plan.models))
+                self.drive(*others, *(self._side_by_side(m) for m in models))
+            else:
+                self.drive(*others, self._probes(before))
+                self.drive(self._train_all(before))
         finally:
             for job in self._jobs:
                 job.kill()
@@ -155,6 +164,10 @@ class Supervisor:
                 return
 
     def _data(self) -> Lane:
+        yield from self._decode()
+        self.work.mark_data_over()
+
+    def _decode(self) -> Lane:
         seconds = self.plan.seconds
         until, failures = self.begun + seconds.parts, 0
         while not self._over():
@@ -178,25 +191,27 @@ class Supervisor:
                 yield self._job(name, call, command.seconds)
 
     def _probes(self, before: list[dict[str, Any]]) -> Lane:
-        """The last rung first: it is the reference; then from the fastest down to one that works."""
         end = time.monotonic() + self.plan.seconds.probe
-        last = len(self.plan.rungs) - 1
-        for m, model in enumerate(self.plan.models):
-            if last_of(before, "choice", "made", model=model.name):
-                continue
-            figures: dict[int, dict[str, Any]] = {}
-            for rung in [last, *range(last)] if last else []:
-                left = end - time.monotonic()
-                if left <= 0.0 or self._over():
-                    break
-                out = f"probe-{model.name}-{rung}"
-                yield self._phase("probe", left, out, model=m, rung=rung)
-                if found := self._result(out):  # a kill behind it costs no more than the caches
-                    figures[rung] = found
-                    if rung != last and self._agrees(figures[rung], figures.get(last)):
-                        break  # slower ones need no time
-            if self._over():
-                return
+        for m in range(len(self.plan.models)):
+            yield from self._probe(m, before, end)
+
+    def _probe(self, m: int, before: list[dict[str, Any]], end: float) -> Lane:
+        """The last rung first: it is the reference; then from the fastest down to one that works."""
+        model, last = self.plan.models[m], len(self.plan.rungs) - 1
+        if last_of(before, "choice", "made", model=model.name):
+            return
+        figures: dict[int, dict[str, Any]] = {}
+        for rung in [last, *range(last)] if last else []:
+            left = end - time.monotonic()
+            if left <= 0.0 or self._over():
+                break
+            out = f"probe-{model.name}-{rung}"
+            yield self._phase("probe", left, out, model=m, rung=rung)
+            if found := self._result(out):  # a kill behind it costs no more than the caches
+                figures[rung] = found
+                if rung != last and self._agrees(figures[rung], figures.get(last)):
+                    break  # slower ones need no time
+        if not self._over():
             self._choose(model, figures)
 
     def _agrees(self, found: dict[str, Any], reference: dict[str, Any] | None) -> bool:
@@ -220,32 +235,49 @@ class Supervisor:
     def _train_all(self, before: list[dict[str, Any]]) -> Lane:
         models = self.plan.models
         for m, model in enumerate(models):
-            old = last_of(before, "train", "span", model=model.name)
-            if last_of(before, "train", "done", model=model.name):
-                continue
-            if self._over():
-                return
             begin = time.time()
             share = model.share / sum(later.share for later in models[m:])
-            end = begin + (self.train_end - begin) * share
-            if old is not None:  # a supervisor before this one had begun
-                begin, end = old["begin"], min(old["until"], self.train_end)
-            self.rows.add("train", "span", model=model.name, begin=begin, until=end)
-            yield from self._train(m, model, begin, end)
-            if self.work.stop.exists():
-                return
+            yield from self._span(m, before, begin, begin + (self.train_end - begin) * share)
+
+    def _side_by_side(self, m: int) -> Lane:
+        """Train a model beside the others; it is compiled while the data come."""
+        model, limit = self.plan.models[m], self.plan.seconds.probe
+        share = model.share / max(other.share for other in self.plan.models)
+        while share < 1.0 and not self._over():  # the others' memory is needed until then
+            begin = self.work.begin_of(share, self.train_end)
+            if begin is not None and time.time() >= begin - limit:
+                break
+            yield None
+        yield from self._train(m, model, time.time(), self.train_end, rung=0, share=share)
+
+    def _span(self, m: int, before: list[dict[str, Any]], begin: float, end: float) -> Lane:
+        """Train a model from begin to end, or as a supervisor before this one had begun."""
+        model = self.plan.models[m]
+        if last_of(before, "train", "done", model=model.name) or self._over():
+            return
+        if (old := last_of(before, "train", "span", model=model.name)) is not None:
+            begin, end = old["begin"], min(old["until"], self.train_end)
+        self.rows.add("train", "span", model=model.name, begin=begin, until=end)
+        yield from self._train(m, model, begin, end)
+        if not self.work.stop.exists():
             self.rows.add("train", "done", model=model.name)
 
-    def _train(self, m: int, model: Model, begin: float, end: float) -> Lane:
+    def _train(
+        self, m: int, model: Model, begin: float, end: float, rung: int | None = None, **more: Any
+    ) -> Lane:
         choice = last_of(self.rows.read(), "choice", "made", model=model.name)
         last = len(self.plan.rungs) - 1
-        rung = choice["rung"] if choice else last
+        if rung is None:
+            rung = last
+        if choice:
+            rung = choice["rung"]
         failures = 0
         while time.time() < end and not self._over():
             steps = self._steps(model)
             limit = end - time.time() + self._grace()
             out = f"train-{model.name}"
-            how = yield self._phase("train", limit, out, model=m, rung=rung, begin=begin, end=end)
+            words = {"model": m, "rung": rung, "begin": begin, "end": end, **more}
+            how = yield self._phase("train", limit, out, **words)
             if how == "ok" or self._over():
                 return
             failures = 1 if self._steps(model) > steps else failures + 1

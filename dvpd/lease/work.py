@@ -15,6 +15,7 @@ from .plan import Plan, from_json
 from .rows import ROWS_NAME
 
 LEASE_NAME = "lease.json"
+DATA_OVER = "data-over"
 
 
 class Work:
@@ -115,6 +116,18 @@ class Work:
     def out(self) -> Path:
         """What the phases found."""
         return self._folder("out")
+
+    def mark_data_over(self) -> None:
+        """Say that the data are there, or given up."""
+        (self.out / DATA_OVER).touch()
+
+    def begin_of(self, share: float, end: float) -> float | None:
+        """When a model's part of the time until ``end`` begins; None before the data are there."""
+        try:
+            there = (self.out / DATA_OVER).stat().st_mtime
+        except FileNotFoundError:
+            return None
+        return end - share * (end - there)
 
     @property
     def logs(self) -> Path:

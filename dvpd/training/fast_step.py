@@ -219,6 +219,7 @@ def capture_cuda(function: Callable[[], None]) -> Callable[[], None]:
     Args:
         function: Reads and writes tensors that stay where they are.
     """
+    torch.cuda.empty_cache()  # of the steps before, on another stream
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
@@ -286,13 +287,7 @@ class FastStep:
         """
         device = self.step.team.device
         self.step.lr.fill_(lr)
-        if self.rung is None:
-            with warnings.catch_warnings():
-                # the compiler looks at every input, at the output of the block before it, too
-                warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor")
-                # The tracer makes an instance of every autograd function that it meets.
-                warnings.filterwarnings("ignore", message=".*should not be instantiated")
-                self._climb(noisy.to(device), clean.to(device), draws)
+        self.prepare(noisy, clean, draws)
         self._limit_ahead()
         if self._run is None:
             noisy, clean = (x.to(device, non_blocking=True) for x in (noisy, clean))
@@ -305,6 +300,24 @@ class FastStep:
             event = torch.cuda.Event()
             event.record()
             self._waiting.append(event)
+
+    def prepare(self, noisy: Tensor, clean: Tensor, draws: Draws) -> None:
+        """Find the rung, compiling and capturing, with steps that change nothing.
+
+        Args:
+            noisy: Any waveforms of a step's shape [B, L].
+            clean: Likewise.
+            draws: From `Objective.draw`.
+        """
+        if self.rung is not None:
+            return
+        device = self.step.team.device
+        with warnings.catch_warnings():
+            # the compiler looks at every input, at the output of the block before it, too
+            warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor")
+            # The tracer makes an instance of every autograd function that it meets.
+            warnings.filterwarnings("ignore", message=".*should not be instantiated")
+            self._climb(noisy.to(device), clean.to(device), draws)
 
     def _limit_ahead(self) -> None:
         """Wait until few steps are left: each that waits keeps its batch in pinned memory."""

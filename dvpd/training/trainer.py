@@ -224,6 +224,14 @@ class Trainer:
         self._start(noisy, clean)
         return self._read()[-1][1]
 
+    def warm_up(self) -> None:
+        """Compile and capture the step on noise, as far as the config asks for it; nothing changes."""
+        draw = torch.Generator().manual_seed(0)
+        crops = self.config.train.batch_size // self.team.size
+        clean = 0.1 * torch.randn(crops, self.config.data.crop_samples, generator=draw)
+        noisy = clean + 0.05 * torch.randn(clean.shape, generator=draw)
+        self.fast.prepare(noisy, clean, self._draw(noisy))
+
     def _start(self, noisy: Tensor, clean: Tensor) -> None:
         """Start a step; on a GPU it may still run when this returns."""
         lr = learning_rate(self.config.train, self.step, self.seconds / 60.0, self.part)

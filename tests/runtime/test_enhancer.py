@@ -373,6 +373,18 @@ def test_open_takes_a_name_a_folder_or_nothing(engine_shared, tmp_path, monkeypa
         Enhancer.open(tmp_path / "dvpd-huge")
 
 
+def test_a_name_without_its_size_is_the_best_that_is_there(tmp_path, monkeypatch):
+    root = tmp_path / "engines"
+    monkeypatch.setattr(engines, "engine_roots", lambda: [root])
+    monkeypatch.chdir(tmp_path)
+    found = []
+    for name in ("live-tiny", "live", "other-tiny", "other-base"):
+        (root / name).mkdir(parents=True)
+        (root / name / "manifest.json").touch()
+        found.append(engines.find_engine(name.partition("-")[0]).name)
+    assert found == ["live-tiny", "live", "other-tiny", "other-base"]
+
+
 def test_a_folder_here_comes_before_a_name(tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "engine_roots", lambda: [tmp_path / "engines"])
     monkeypatch.chdir(tmp_path)

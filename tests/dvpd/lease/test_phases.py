@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -130,6 +132,53 @@ def test_training_ends_on_its_deadline_and_the_next_model_starts_from_it(work, c
     assert all(torch.equal(after[k], one[k]) for k in one)
 
 
+def test_a_training_that_shares_the_machine_is_ready_before_the_data_are_there(
+    work, clock, monkeypatch
+):
+    plan = work.plan()
+    phases.data(work, plan, "data", until=time.time())
+    rows = Rows(work.rows, 0.0)
+    ready: list[bool] = []
+
+    def make_ready(trainer, limit_s):
+        assert limit_s == plan.seconds.probe
+        with pytest.raises(AssertionError):  # no data yet
+            trainer.source.pair(0, 0, 0)
+        original(trainer, limit_s)
+        ready.append(trainer.step == 0)
+        os.utime(work.out / "data-over", (996.0, 996.0))
+
+    original = phases._make_ready
+    monkeypatch.setattr(phases, "_make_ready", make_ready)
+    work.mark_data_over()
+    clock()
+    phases.train(work, plan, "t", model=0, rung=1, begin=0.0, end=1004.0, share=0.75)
+    assert ready == [True]
+    assert last_of(rows.read(), "train", "ready", model="one")["step_as"] == "call by call"
+    log = [json.loads(line) for line in (work.model("one") / "log.jsonl").read_text().splitlines()]
+    # Three quarters of 996 to 1004 begin at 998.
+    parts = [2 / np.pi * np.arcsin(np.sqrt(1 - r["lr"] / 1e-3)) for r in log]
+    assert np.diff(parts) == pytest.approx(np.full(len(parts) - 1, 1 / 6), rel=1e-3)
+    assert parts[-1] < 1.0
+
+
+def test_a_compiler_that_does_not_end_ends_the_process(work, monkeypatch):
+    plan = work.plan()
+
+    def hang(self):
+        time.sleep(60.0)
+
+    monkeypatch.setattr(phases.LeasedTrainer, "warm_up", hang)
+    pid = os.fork()
+    if not pid:
+        try:
+            phases.train(work, replace(plan, seconds=replace(plan.seconds, probe=0.2)), "t",
+                         model=0, rung=1, begin=0.0, end=1e12, share=1.0)  # fmt: skip
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGALRM
+
+
 def test_training_simulates_no_room_that_the_data_phase_had_no_time_for(work, monkeypatch):
     plan = work.plan()
     config = load_toml(work.setup / plan.models[0].config)
@@ -161,8 +210,9 @@ def test_fast_forms_are_measured_once_in_a_lease(work, monkeypatch):
         fast_kernels, "fastest", lambda forms, *_: measured.append(1) or "shifted sums"
     )
     measured: list[int] = []
+    model = work.plan().models[0]
     for _ in range(2):  # two processes
-        with phases._same_forms(work) as forms:
+        with phases._same_forms(work, model) as forms:
             use_fast_kernels(torch.nn.Sequential(), torch.device("cpu"), TrainConfig())
         assert forms == dict.fromkeys(("depthwise", "stripes"), "shifted sums")
     assert len(measured) == 2
@@ -175,7 +225,7 @@ def test_compile_caches_that_cannot_be_kept_are_a_row_and_no_second_try(work, mo
     config = replace(config, train=replace(config.train, compile=True))
 
     def refuse(path, limit):
-        assert limit == 2 * 0.125 * 2**20  # two pieces
+        assert limit == phases.CACHE_PIECES * 0.125 * 2**20
         raise InputError("too large")
 
     monkeypatch.setattr(phases, "keep_compiled", refuse)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,7 @@ def test_settings_of_plan_model_and_rung_in_this_order(tmp_path, lease_data):
         (MODEL + "share = 0\n", "share of one is 0"),
         (MODEL + 'init = "@two"\n', "no earlier model is it"),
         (MODEL + 'init = "none.safetensors"\n', "no such file"),
+        ("together = true\n" + MODEL + MODEL.replace("one", "two") + 'init = "@one"\n', "beside"),
         (MODEL + 'set = ["train.lrr=1"]\n', "did you mean lr"),
         ("minutes = 0\n" + MODEL, "minutes is 0"),
         ("seconds = {last=0}\n" + MODEL, "seconds.last is 0"),
@@ -74,8 +76,8 @@ def test_the_shipped_plan_fits_the_shipped_models(tmp_path):
     plan = load_plan(path, {"data": "elsewhere", "wheels": str(tmp_path / "wheels")})
     assert (plan.data, plan.wheels) == ("elsewhere", str(tmp_path / "wheels"))
     for model in plan.models:
-        given = load_checkpoint(model.init)[0].model
-        assert load_toml(model.config).model == given
+        wanted, given = load_toml(model.config).model, load_checkpoint(model.init)[0].model
+        assert replace(given, name=wanted.name, causal=wanted.causal) == wanted
 
 
 def test_a_plan_that_is_not_there(tmp_path):

@@ -54,12 +54,18 @@ class Recorder:
 
     def __init__(self, supervisor: Supervisor, ends) -> None:
         self.supervisor, self.ends, self.calls = supervisor, list(ends), []
+        self.waits = 0
 
-    def run(self, lane) -> None:
+    def run(self, lane, wait=lambda: None) -> None:
         self.supervisor._phase = lambda name, limit_s, out="", **more: (out or name, more)
         try:
             call = next(lane)
             while True:
+                if call is None:
+                    self.waits += 1
+                    wait()
+                    call = lane.send("")
+                    continue
                 self.calls.append(call)
                 how, act = self.ends.pop(0)
                 act()
@@ -125,6 +131,26 @@ def test_models_share_what_time_there_is(supervisor):
     assert again == spans
     recorder.ends = []
     recorder.run(supervisor._train_all(supervisor.rows.read()))  # all is done
+
+
+def test_models_side_by_side_end_together(supervisor):
+    clock = [time.time()]
+    assert supervisor.plan.models[0].share == 3
+
+    def lane(m: int):
+        recorder = Recorder(supervisor, [("ok", nothing)])
+        recorder.run(supervisor._side_by_side(m), wait=supervisor.work.mark_data_over)
+        return recorder.calls[0][1], recorder.waits
+
+    first, waits = lane(0)  # its share is the largest: it makes ready at once
+    assert (first["rung"], first["share"], first["end"], waits) == (
+        0, 1.0, supervisor.train_end, 0,
+    )  # fmt: skip
+    second, waits = lane(1)
+    assert second["share"] == pytest.approx(1 / 3)
+    assert waits == 1  # until the data are there; then its time is nearer than its limit
+    begin = supervisor.work.begin_of(second["share"], second["end"])
+    assert begin == pytest.approx(clock[0] + 2 / 3 * (second["end"] - clock[0]), abs=5.0)
 
 
 def test_publications_follow_new_weights_and_states(supervisor):

@@ -337,6 +337,21 @@ def test_a_compiler_that_fails_in_the_middle_leaves_no_trace(tmp_path, caplog):
     assert all(torch.equal(v, theirs[k]) for k, v in mine.items())
 
 
+def test_warming_up_changes_nothing_and_captures_once(tmp_path):
+    recorder = Recorder()
+    trainer = on_ladder(make_trainer(tmp_path), recorder)
+    data = replace(trainer.config.data, crop_samples=SAMPLES)
+    trainer.config = replace(trainer.config, data=data)
+    trainer.train_step(*batch(0))
+    trainer.fast.reset()
+    before = all_state(trainer)
+    trainer.warm_up()
+    assert all(torch.equal(v, before[k]) for k, v in all_state(trainer).items())
+    trainer.train_step(*batch(1))
+    assert recorder.captured == 2
+    assert (trainer.step, trainer.fast.rung) == (2, Rung(False, True))
+
+
 def test_a_captured_step_that_computes_something_else_is_left(tmp_path, caplog):
     trainer = make_trainer(tmp_path)
 
