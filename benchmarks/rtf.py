@@ -564,10 +564,12 @@ def _add_stream_options(parser: argparse.ArgumentParser) -> None:
         help="of a call, the first is the base case (default: 10,32,100)",
     )  # fmt: skip
     group.add_argument(
-        "--audio-seconds", type=_seconds, default=600.0, metavar="S",
+        "--audio-seconds", type=command.number(), default=600.0, metavar="S",
         help="audio of each case (default: 600)",
     )  # fmt: skip
-    group.add_argument("--rate", type=_count, default=16000, metavar="HZ", help="default: 16000")
+    group.add_argument(
+        "--rate", type=command.whole(1), default=16000, metavar="HZ", help="default: 16000"
+    )
     group.add_argument(
         "--delay-rates", type=_numbers(int, 1000), default=[8000, 16000, 44100, 48000],
         metavar="HZ", help="where the delay is measured (default: 8000,16000,44100,48000)",
