@@ -357,7 +357,9 @@ def read_blocks(info: AudioInfo) -> Iterator[FloatArray]:
     Raises:
         InputError: The file cannot be decoded, or ends before it should.
     """
-    yield from _whole_blocks(info) if info.part is None else part_of(_whole_blocks(info), *info.part)
+    yield from (
+        _whole_blocks(info) if info.part is None else part_of(_whole_blocks(info), *info.part)
+    )
 
 
 def _whole_blocks(info: AudioInfo) -> Iterator[FloatArray]:

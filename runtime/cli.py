@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import command
 from .backends.choose import BACKENDS
+from .bulk.options import add_bulk_options, is_bulk
 from .command import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, say
 from .errors import InputError, raise_interrupt
 from .noise import SEED_MAX
@@ -85,14 +86,15 @@ def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
         "enhance",
         help="enhance a recording",
         description="Enhance a recording; rate, channels, length and encoding come back as they "
-        "were. Several inputs go to an output folder. Nothing is replaced without --overwrite.",
+        "were. Several inputs, or those of a folder, go to an output folder. Nothing is replaced "
+        "without --overwrite.",
     )
     enhance.add_argument(
         "input",
         nargs="+",
         metavar="IN",
         help="recording: WAV, FLAC, OGG, MP3, AIFF and more, with PyAV also m4a, webm, aac; "
-        "-: standard input",
+        "-: standard input; or a folder of recordings",
     )
     enhance.add_argument(
         "output",
@@ -166,6 +168,7 @@ def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
         "--seed", type=_whole(0, SEED_MAX), default=0, metavar="N", help="noise seed (default: 0)"
     )
     enhance.add_argument("--json", action="store_true", help="print one JSON object")
+    add_bulk_options(enhance, _whole(1, 1024))
     enhance.set_defaults(run=_enhance)
 
     build = commands.add_parser(
@@ -241,6 +244,10 @@ def _refusal(source: str, target: str, overwrite: bool) -> InputError | None:
 
 
 def _enhance(args: argparse.Namespace) -> int:
+    if is_bulk(args):
+        from .bulk.command import enhance_many
+
+        return enhance_many(args)
     from .engines import find_engine
     from .enhancer import Enhancer, resolve_tlb
     from .manifest import Manifest

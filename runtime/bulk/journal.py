@@ -20,12 +20,12 @@ import socket
 import sqlite3
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import DvpdError, InputError
 from .plan import Job
+from .rows import Made, Row, is_there
 
 FOLDER = ".dvpd"
 NAME = "journal.sqlite"
@@ -47,46 +47,6 @@ CREATE TABLE IF NOT EXISTS jobs(
 
 class JournalError(DvpdError):
     """The journal is damaged, of another version, or cannot be written."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """What the journal knows of an output; the columns of its table, without the target.
-
-    ``key`` is ``Job.key``; ``content`` the SHA-256 of the recording, ``n_bytes`` and ``mtime_ns``
-    its size and time when it was read; ``out_*`` the same of the output. ``attempts`` counts
-    processes that died with it, ``times`` how often it was finished.
-    """
-
-    state: str
-    run: int
-    key: str
-    n_bytes: int
-    mtime_ns: int
-    content: str | None
-    attempts: int
-    out_bytes: int | None
-    out_mtime_ns: int | None
-    out_sha256: str | None
-    times: int
-    result: str | None
-
-
-@dataclass(frozen=True)
-class Made:
-    """An output that waits for its name.
-
-    Attributes:
-        content: SHA-256 of the recording that it was made from.
-        n_bytes: Its size.
-        mtime_ns: When it was last changed; its name does not change that.
-        sha256: Its hash.
-    """
-
-    content: str
-    n_bytes: int
-    mtime_ns: int
-    sha256: str
 
 
 _COLUMNS = ", ".join(Row.__dataclass_fields__)
@@ -124,10 +84,11 @@ class Journal:
             self._db = sqlite3.connect(self._path, timeout=_WAIT_S, isolation_level=None)
             try:
                 self._prepare()
-                self.run = self._write(
+                cursor = self._write(
                     "INSERT INTO runs(pid, host, beat) VALUES(?, ?, ?)",
                     (os.getpid(), self._host, time.time()),
-                ).lastrowid
+                )
+                self.run: int = cursor.lastrowid or 0
             except BaseException:
                 self._db.close()
                 raise
@@ -204,7 +165,7 @@ class Journal:
         for run, pid, host, beat in rows:
             if run == self.run:
                 continue
-            gone = host == self._host and not _is_there(pid)
+            gone = host == self._host and not is_there(pid)
             if gone or time.time() - beat > LEASE_S:
                 self._write("DELETE FROM runs WHERE id=?", (run,))
             else:
@@ -265,8 +226,15 @@ class Journal:
             done = self._write(
                 "UPDATE jobs SET state='placing', content=?, out_bytes=?, out_mtime_ns=?, "
                 "out_sha256=?, result=? WHERE target=? AND state='claimed' AND run=?",
-                (made.content, made.n_bytes, made.mtime_ns, made.sha256, json.dumps(result),
-                 self._name(job.target), self.run),
+                (
+                    made.content,
+                    made.n_bytes,
+                    made.mtime_ns,
+                    made.sha256,
+                    json.dumps(result),
+                    self._name(job.target),
+                    self.run,
+                ),
             )
         finally:
             self._db.execute("PRAGMA synchronous=NORMAL")
@@ -314,15 +282,3 @@ class Journal:
         )
         row = self.row(job.target)
         return row.attempts if row else 0
-
-
-def _is_there(pid: int) -> bool:
-    if os.name != "posix":  # elsewhere os.kill is no question; the lease decides
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True

@@ -27,8 +27,8 @@ from ..cut import cut
 from ..enhancer import EnhancedFile, Enhancer
 from ..errors import InputError
 from ..files import sha256_file
-from .journal import Made
 from .plan import Job
+from .rows import Made
 
 PART_EVERY_S = 0.5
 _FREE_BYTES = 1 << 20  # left to the journal
@@ -115,9 +115,7 @@ def serve(pipe: Connection, engine: Engine) -> None:
         pipe.send(("broken", explain(error)))
         return
     with enhancer, contextlib.suppress(EOFError, BrokenPipeError):
-        pipe.send(
-            ("ready", {"backend": enhancer.backend.name, "device": enhancer.backend.device})
-        )
+        pipe.send(("ready", {"backend": enhancer.backend.name, "device": enhancer.backend.device}))
         while True:
             task: Task = pipe.recv()
             pipe.send(answer(task, enhancer, engine.options, pipe))
@@ -144,14 +142,13 @@ def answer(
 
     job = task.job
     try:
-        state = os.stat(job.source)
         _check_space(task, options.get("raw"), options["salvage"])
         content = sha256_file(job.source)
         done = enhancer.enhance_file(
             job.source, task.staged, part=job.part, progress=progress, **options
         )
         now = os.stat(job.source)
-        if (now.st_size, now.st_mtime_ns) != (state.st_size, state.st_mtime_ns):
+        if (now.st_size, now.st_mtime_ns) != (job.n_bytes, job.mtime_ns):
             raise InputError(
                 f"{job.source}: was changed while it was read; nothing was written: run again with "
                 "--resume when it is complete"
@@ -176,7 +173,7 @@ def _check_space(task: Task, raw: Raw | None, salvage: bool) -> None:
     if task.staged.suffix.lower() != ".wav":
         return
     if task.job.n_bytes < shutil.disk_usage(task.staged.parent).free // 64:
-        return  # no codec is that small
+        return  # not worth a look: the disk may still turn out to be full later
     info = cut(probe(task.job.source, raw=raw, salvage=salvage), task.job.part)
     needed = info.n_samples * info.n_channels * SAMPLE_BYTES.get(info.subtype, 2)
     free = shutil.disk_usage(task.staged.parent).free - _FREE_BYTES
