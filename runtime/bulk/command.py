@@ -22,19 +22,18 @@ from ..progress import Progress
 from .journal import FOLDER, Journal
 from .lines import manifest_plan
 from .plan import Plan, check_targets, folder_plan
-from .pool import Pool, Serve
+from .pool import Pool
 from .run import Rules, Run
 from .worker import Engine, serve
 
 RESULTS = "dvpd-results.jsonl"
 
 
-def enhance_many(args: argparse.Namespace, serve: Serve = serve) -> int:
+def enhance_many(args: argparse.Namespace) -> int:
     """Run ``dvpd enhance`` for a folder or a manifest.
 
     Args:
         args: What was parsed.
-        serve: What the worker processes run.
 
     Returns:
         The exit code.

@@ -16,7 +16,7 @@ from ..command import explain
 from ..errors import InputError
 from ..files import give_name
 from ..progress import Progress
-from .journal import POISON_ATTEMPTS, Journal, Row
+from .journal import POISON_ATTEMPTS, Journal
 from .plan import Job
 from .pool import Pool, Worker
 from .rows import Row, fresh, held, named, same_output, same_source
