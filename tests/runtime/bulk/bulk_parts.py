@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,6 +34,8 @@ class FakeEnhancer:
         data = Path(source).read_bytes()
         if data == b"deadly":
             raise SystemExit
+        if data == b"killing":
+            os.kill(os.getpid(), signal.SIGKILL)
         if data == b"bad":
             raise InputError(f"{source}: no recording; {target} was not written")
         if data == b"growing":
