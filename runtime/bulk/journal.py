@@ -270,15 +270,19 @@ class Journal:
             (state, json.dumps(result), self._name(job.target), self.run),
         )
 
-    def died(self, job: Job) -> int:
+    def died(self, job: Job, *, asked: bool = False) -> int:
         """Note that the process that worked on a job has died, and free the job.
+
+        Args:
+            job: The job.
+            asked: Whether somebody asked the process to end, so that the job is not to blame.
 
         Returns:
             How many have died with it.
         """
         self._write(
-            "UPDATE jobs SET state='failed', attempts=attempts+1 WHERE target=? AND run=?",
-            (self._name(job.target), self.run),
+            "UPDATE jobs SET state='failed', attempts=attempts+? WHERE target=? AND run=?",
+            (0 if asked else 1, self._name(job.target), self.run),
         )
         row = self.row(job.target)
         return row.attempts if row else 0

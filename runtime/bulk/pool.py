@@ -104,7 +104,8 @@ class Pool:
             timeout_s: How long to wait for the first word.
 
         Returns:
-            Their messages; ("died", reason) of one that died with its task.
+            Their messages; ("died", reason, whether it was asked to end) of one that died with its
+            task.
 
         Raises:
             BackendError: No worker can open its engine.
@@ -138,7 +139,10 @@ class Pool:
             return []
         self._remove(worker)
         self.workers.append(Worker(worker.index, self._serve, self._engine))
-        return [(worker, ("died", reason))] if worker.task is not None else []
+        if worker.task is None:
+            return []
+        asked = worker.process.exitcode == -signal.SIGTERM  # by a service that stops, say
+        return [(worker, ("died", reason, asked))]
 
     def _drop(self, worker: Worker, reason: str) -> None:
         self._remove(worker)

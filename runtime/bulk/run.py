@@ -198,7 +198,7 @@ class Run:
         job, staged = worker.task.job, worker.task.staged
         worker.task = None
         if kind == "died":
-            if (count := self.journal.died(job)) < POISON_ATTEMPTS:
+            if (count := self.journal.died(job, asked=message[2])) < POISON_ATTEMPTS:
                 waiting.append(job)
                 return
             self._failed(job, f"{job.source}: {message[1]}, {count} times", "poison")

@@ -3,7 +3,7 @@ import os
 import sqlite3
 
 import pytest
-from bulk_parts import do, turned, use_threads
+from bulk_parts import ThreadContext, do, turned, use_threads
 
 from dvpd.runtime.bulk import run as run_module
 from dvpd.runtime.bulk.journal import Journal
@@ -131,6 +131,40 @@ def test_a_file_that_kills_its_process_is_set_aside(root, out, n):
     (root / "a.wav").write_bytes(b"mended")
     done, _ = do(root, out, {"resume": True})
     assert done.counts.done == 1
+
+
+def test_a_process_that_was_asked_to_end_does_not_blame_its_file(root, out, monkeypatch):
+    (root / "a.wav").write_bytes(b"deadly")
+    codes = iter([-15, -15, -15])
+
+    def exitcode(process):
+        if (code := next(codes, None)) is None:
+            (root / "a.wav").write_bytes(b"harmless")
+            return -15
+        return code
+
+    monkeypatch.setattr(ThreadContext.Process, "exitcode", property(exitcode))
+    done, _ = do(root, out, {})
+    assert (done.counts.done, done.counts.failed) == (3, 0)
+
+
+def test_progress_is_that_of_the_whole(root, out, monkeypatch):
+    shown = []
+
+    class Shown:
+        def __init__(self, label):
+            pass
+
+        def __call__(self, fraction, note=""):
+            shown.append((fraction, note))
+
+    monkeypatch.setattr("bulk_parts.Progress", Shown)
+    (root / "b.wav").write_bytes(b"x" * 95)
+    do(root, out, {})
+    fractions = [fraction for fraction, _ in shown]
+    assert fractions == sorted(fractions)
+    assert shown[-1] == (1.0, "3 of 3 files, 0.00 h of audio")
+    assert 0.04 < fractions[0] < 0.06  # by size: the first of the three is short
 
 
 def test_a_file_that_grows_is_not_done(root, out):
