@@ -20,6 +20,7 @@ import soundfile
 
 from . import media
 from .arrays import FloatArray
+from .blocks import part_of
 from .containers import Layout, Raw, Segment, examine, raw_layout
 from .errors import InputError, raise_interrupt
 
@@ -45,6 +46,7 @@ class AudioInfo:
         layout: Where the recording lies in the file; None if PyAV decodes it.
         salvaged: Whether damage is to be read over.
         gaps: What is missing of a damaged recording, in words.
+        part: First sample and number of samples, if not all of it is read (``cut``).
     """
 
     path: Path
@@ -56,6 +58,7 @@ class AudioInfo:
     layout: Layout | None = None
     salvaged: bool = False
     gaps: tuple[str, ...] = ()
+    part: tuple[int, int] | None = None
 
     @property
     def duration_s(self) -> float:
@@ -354,6 +357,12 @@ def read_blocks(info: AudioInfo) -> Iterator[FloatArray]:
     Raises:
         InputError: The file cannot be decoded, or ends before it should.
     """
+    yield from (
+        _whole_blocks(info) if info.part is None else part_of(_whole_blocks(info), *info.part)
+    )
+
+
+def _whole_blocks(info: AudioInfo) -> Iterator[FloatArray]:
     if info.layout is None:
         yield from media.read_blocks(info.path, [], info.salvaged)
         return

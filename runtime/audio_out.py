@@ -187,7 +187,11 @@ def collect_extras(info: AudioInfo, container: str) -> tags.Extras:
     """
     try:
         layout = info.layout or Layout("MEDIA", ())
-        return tags.collect(info.path, layout, read_texts(info), container)
+        found = tags.collect(info.path, layout, read_texts(info), container)
+        if info.part is None or not (found.chunks or found.blocks):
+            return found
+        # marks are counted from the recording's beginning, which the part lacks
+        return tags.Extras(info.path, read_texts(info), left=("what is more than a text tag",))
     except OSError as error:
         raise InputError(f"{info.path}: {reason_of(error)}") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,24 @@ def check_finite(block: FloatArray, first_sample: int, source: str) -> None:
         f"{source}: sample {first_sample + row} of channel {channel} is {value}; expected finite "
         "values: repair or cut the recording"
     )
+
+
+def part_of(blocks: Iterable[FloatArray], first: int, count: int) -> Iterator[FloatArray]:
+    """Yield the samples from ``first`` on, ``count`` in all; what follows is not asked for.
+
+    Args:
+        blocks: [n, n_channels] each.
+        first: Of the samples that are wanted.
+        count: How many are wanted.
+    """
+    place = 0
+    for block in blocks:
+        low, high = max(first - place, 0), min(first + count - place, len(block))
+        if low < high:
+            yield block[low:high]
+        place += len(block)
+        if place >= first + count:
+            return
 
 
 class Resampler:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import cli_live, cli_stream, command
+from .bulk.options import add_bulk_options, is_bulk
 from .cli_options import add_engine_options, decibels, fraction, whole
 from .command import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, say
 from .errors import InputError, raise_interrupt
@@ -51,14 +52,15 @@ def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
         "enhance",
         help="enhance a recording",
         description="Enhance a recording; rate, channels, length and encoding come back as they "
-        "were. Several inputs go to an output folder. Nothing is replaced without --overwrite.",
+        "were. Several inputs, or those of a folder, go to an output folder. Nothing is replaced "
+        "without --overwrite.",
     )
     enhance.add_argument(
         "input",
         nargs="+",
         metavar="IN",
         help="recording: WAV, FLAC, OGG, MP3, AIFF and more, with PyAV also m4a, webm, aac; "
-        "-: standard input",
+        "-: standard input; or a folder of recordings",
     )
     enhance.add_argument(
         "output",
@@ -114,6 +116,7 @@ def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
         "--seed", type=whole(0, SEED_MAX), default=0, metavar="N", help="noise seed (default: 0)"
     )
     enhance.add_argument("--json", action="store_true", help="print one JSON object")
+    add_bulk_options(enhance, whole(1, 1024))
     enhance.set_defaults(run=_enhance)
 
     cli_stream.add_parser(commands)
@@ -192,6 +195,10 @@ def _refusal(source: str, target: str, overwrite: bool) -> InputError | None:
 
 
 def _enhance(args: argparse.Namespace) -> int:
+    if is_bulk(args):
+        from .bulk.command import enhance_many
+
+        return enhance_many(args)
     from .engines import find_engine
     from .enhancer import Enhancer, resolve_tlb
     from .manifest import Manifest

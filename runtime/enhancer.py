@@ -25,6 +25,7 @@ from .backends.choose import open_backend
 from .chain import Chain, Levels, Settings, check_noise, find_levels, mixed, n_model
 from .checks import check_whole, number
 from .containers import Raw
+from .cut import cut
 from .engines import find_engine, warn_unverified
 from .errors import BackendError, InputError
 from .live import Stream
@@ -235,6 +236,7 @@ class Enhancer:
         overwrite: bool = False,
         salvage: bool = False,
         raw: Raw | None = None,
+        part: tuple[float, float | None] | None = None,
         progress: Progress | None = None,
     ) -> EnhancedFile:
         """Enhance a recording on disk; memory does not grow with its length.
@@ -256,6 +258,7 @@ class Enhancer:
             overwrite: Whether a file that is there may be replaced.
             salvage: Whether a damaged recording is read as far as it goes; see ``gaps``.
             raw: How the source's samples are coded if it has no header (``pipes.parse_raw``).
+            part: Where to begin and how much to take (s; None: to its end); None for all of it.
             progress: Called with the fraction done, 0 to 1.
 
         Raises:
@@ -264,7 +267,7 @@ class Enhancer:
         """
         started = time.perf_counter()
         settings = self._settings(seed, steps, alpha, tlb, None, mix, attenuation_limit_db)
-        info = probe(source, raw=raw, salvage=salvage)
+        info = cut(probe(source, raw=raw, salvage=salvage), part)
         rate, n_channels, n_samples = info.sample_rate, info.n_channels, info.n_samples
         writer, left = open_output(info, target, raw, overwrite)
         with writer:
@@ -286,6 +289,7 @@ class Enhancer:
             seconds=time.perf_counter() - started,
             gaps=info.gaps,
             left=left,
+            peaks=tuple(levels.peaks.tolist()),
         )
 
     def stream(

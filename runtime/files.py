@@ -51,6 +51,45 @@ def check_free(target: str | Path, *, overwrite: bool = False) -> None:
         )
 
 
+def give_name(
+    path: Path, target: Path, *, overwrite: bool = False, previous: Path | None = None
+) -> None:
+    """Rename a file that is safe on the disk; its new name appears at once.
+
+    Args:
+        path: The file.
+        target: Its new name, on the same file system.
+        overwrite: Whether a file of that name may be replaced.
+        previous: What ``target`` was until now is kept under this name.
+
+    Raises:
+        InputError: There is a file of that name, which may not be replaced.
+        OSError: It cannot be renamed; what ``target`` was is still there.
+    """
+    if overwrite:
+        if target.exists():  # an overwritten file keeps its permissions
+            os.chmod(path, stat.S_IMODE(target.stat().st_mode))
+            if previous is not None:
+                target.replace(previous)
+        path.replace(target)
+    else:
+        _rename_to_free(path, target)
+    _sync_folder(target.parent)
+
+
+def _rename_to_free(path: Path, target: Path) -> None:
+    try:
+        os.link(path, target)  # unlike a rename, it never replaces anything
+    except FileExistsError:
+        check_free(target)
+        raise
+    except (OSError, NotImplementedError):  # a file system without links, such as FAT
+        check_free(target)
+        os.replace(path, target)
+    else:
+        os.unlink(path)
+
+
 class WholeFile:
     """A file that gets its name when it is finished.
 
@@ -112,28 +151,8 @@ class WholeFile:
             os.fsync(fd)
         finally:
             os.close(fd)
-        if self._overwrite:
-            if self.target.exists():  # an overwritten file keeps its permissions
-                os.chmod(self.path, stat.S_IMODE(self.target.stat().st_mode))
-                if previous is not None:
-                    self.target.replace(previous)
-            self.path.replace(self.target)
-        else:
-            self._rename_to_free()
+        give_name(self.path, self.target, overwrite=self._overwrite, previous=previous)
         _unfinished.discard(self.path)
-        _sync_folder(self.target.parent)
-
-    def _rename_to_free(self) -> None:
-        try:
-            os.link(self.path, self.target)  # unlike a rename, it never replaces anything
-        except FileExistsError:
-            check_free(self.target)
-            raise
-        except (OSError, NotImplementedError):  # a file system without links, such as FAT
-            check_free(self.target)
-            os.replace(self.path, self.target)
-        else:
-            os.unlink(self.path)
 
     def discard(self) -> None:
         """Remove the temporary file, if there is one."""

@@ -88,6 +88,7 @@ class EnhancedFile:
         seconds: Wall-clock time, reading and writing included (s).
         gaps: What is missing of a damaged recording that was salvaged, in words.
         left: What the output cannot carry of the input's tags and marks, in words.
+        peaks: Largest magnitude of each channel, by which it was scaled for the model.
     """
 
     path: Path
@@ -101,6 +102,7 @@ class EnhancedFile:
     seconds: float
     gaps: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
+    peaks: tuple[float, ...] = ()
 
     @property
     def duration_s(self) -> float:

@@ -1,0 +1,1 @@
+"""Many recordings: folders and manifests, in several processes, each file exactly once."""

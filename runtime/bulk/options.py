@@ -1,0 +1,52 @@
+"""The options of ``dvpd enhance`` for folders and manifests; nothing heavy is imported for them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+
+def add_bulk_options(parser: argparse.ArgumentParser, jobs: Callable[[str], int]) -> None:
+    """Add the options of folders and manifests to ``dvpd enhance``.
+
+    Args:
+        parser: Its parser.
+        jobs: Reads the number of processes.
+    """
+    many = parser.add_argument_group("a folder IN, its tree kept in the folder OUT")
+    many.add_argument("--recursive", action="store_true", help="look into its folders, too")
+    many.add_argument(
+        "--glob",
+        action="append",
+        metavar="PATTERN",
+        help="file names to take, such as '*.wav'; may be repeated (default: audio suffixes)",
+    )
+    many.add_argument(
+        "--manifest",
+        metavar="FILE",
+        help='recordings to take, a line of JSON each, {"path": ..., "start": s, "duration": s, '
+        '"output": ...}; paths begin in IN, outputs in OUT',
+    )
+    many.add_argument(
+        "--jobs", type=jobs, metavar="N", help="processes, with an engine each (default: 1)"
+    )
+    many.add_argument(
+        "--skip-existing", action="store_true", help="leave outputs that are there already"
+    )
+    many.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the job whose journal is in OUT, or share it with another run",
+    )
+
+
+def is_bulk(args: argparse.Namespace) -> bool:
+    """Whether ``dvpd enhance`` was given a folder, or an option for one.
+
+    Args:
+        args: What was parsed.
+    """
+    asked = args.recursive or args.glob or args.manifest or args.jobs
+    asked = asked or args.skip_existing or args.resume
+    return bool(asked) or (len(args.input) == 1 and Path(args.input[0]).is_dir())

@@ -1,0 +1,226 @@
+import json
+import os
+
+import numpy as np
+import pytest
+import soundfile
+from bulk_parts import use_threads
+
+from dvpd.runtime import cli
+from dvpd.runtime.bulk import command, pool, worker
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture
+def root(tmp_path, speech):
+    folder = tmp_path / "in"
+    (folder / "s").mkdir(parents=True)
+    soundfile.write(folder / "a.wav", speech[:16000], 16000, "PCM_16")
+    soundfile.write(folder / "s" / "b.flac", speech[:16000], 16000, "PCM_24")
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def run(engine_shared, enhancer, monkeypatch):
+    """``run(*words)``: the command, with a thread that shares an open engine as its worker."""
+    use_threads(monkeypatch)
+
+    def serve(pipe, engine):
+        pipe.send(("ready", {"backend": "ort", "device": "cpu"}))
+        try:
+            while True:
+                pipe.send(worker.answer(pipe.recv(), enhancer, engine.options, pipe))
+        except (EOFError, OSError):
+            pipe.close()
+
+    monkeypatch.setattr(command, "serve", serve)
+
+    def call(*words):
+        extra = ["--model", str(engine_shared), "--steps", "0"]
+        return cli.main(["enhance", *map(str, words), *extra])
+
+    return call
+
+
+def results(out):
+    return [json.loads(line) for line in (out / command.RESULTS).read_text().splitlines()]
+
+
+def test_a_folder(run, root, out, capsys):
+    assert run(root, out, "--recursive") == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("files:   2 done\naudio:   0.00 h in 0.00 h (real-time factor ")
+    assert "ort on cpu\nresults: " in printed.out
+    assert soundfile.info(out / "s" / "b.flac").subtype == "PCM_24"
+    first, second = results(out)
+    assert (first["path"], first["output"]) == (str(root / "a.wav"), str(out / "a.wav"))
+    assert (first["state"], first["duration_s"], second["container"]) == ("done", 1.0, "FLAC")
+    assert first["rtf"] == pytest.approx(first["seconds"])
+    peak = np.abs(soundfile.read(root / "a.wav")[0]).max()
+    assert first["peak_dbfs"] == pytest.approx([20 * np.log10(peak)], abs=0.01)
+    assert run(root, out, "--recursive") == 2
+    assert "--resume goes on with it" in capsys.readouterr().err
+    assert run(root, out, "--recursive", "--resume", "--json") == 0
+    table = json.loads(capsys.readouterr().out)
+    assert (table["done"], table["done_before"], table["failed"]) == (0, 2, 0)
+
+
+def test_a_manifest_with_parts(run, root, out, tmp_path, capsys):
+    lines = tmp_path / "in.jsonl"
+    table = [
+        {"path": "a.wav", "start": 0.25, "duration": 0.5, "output": "cut.wav"},
+        {"path": "a.wav", "start": 0.75, "output": "end.wav"},
+        {"path": "a.wav", "start": 0.75, "duration": 1, "output": "long.wav"},
+        {"path": "s/b.flac", "speed": 2},
+        {"path": "none.wav"},
+        {"path": "s/b.flac"},
+    ]
+    lines.write_text("\n".join(map(json.dumps, table)))
+    assert run(root, out, "--manifest", lines, "--mix", 0) == 1
+    err = capsys.readouterr().err
+    assert f"{lines} line 4: has the unknown key 'speed'" in err
+    assert "none.wav: No such file" in err
+    assert "the part ends at 0.75 + 1 s; the recording has 1 s" in err
+    noisy = soundfile.read(root / "a.wav", dtype="int16")[0]
+    np.testing.assert_array_equal(
+        soundfile.read(out / "cut.wav", dtype="int16")[0], noisy[4000:12000]
+    )
+    np.testing.assert_array_equal(soundfile.read(out / "end.wav", dtype="int16")[0], noisy[12000:])
+    assert (out / "s" / "b.flac").is_file()
+    found = {r.get("output", "").rpartition("/")[2]: r for r in results(out)}
+    assert (found["cut.wav"]["start"], found["cut.wav"]["duration_s"]) == (0.25, 0.5)
+    assert found["long.wav"]["state"] == "failed"
+    assert len(results(out)) == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["IN", "IN"], "is the folder of the recordings"),
+        (["IN", "IN/a.wav"], "is no folder"),
+        (["IN", "-"], "not to standard output"),
+        (["IN/a.wav", "OUT", "--jobs", "2"], "need one folder as IN"),
+        (["IN/a.wav", "IN/s/b.flac", "OUT", "--resume"], "need one folder as IN"),
+        (["IN", "OUT", "--overwrite", "--skip-existing"], "exclude each other"),
+        (["IN", "OUT", "--manifest", "x", "--glob", "*"], "choose nothing"),
+        (["IN", "OUT", "--manifest", "none.jsonl"], "none.jsonl: No such file"),
+        (["IN", "OUT", "--glob", "*.ogg"], "no recordings that match"),
+        (["IN", "OUT", "--tlb", "loud"], "tlb is 'loud'"),
+        (["IN", "OUT", "--jobs", "0"], "usage: dvpd"),
+    ],
+)  # fmt: skip
+def test_wrong_usage(run, root, out, words, said, capsys):
+    words = [w.replace("IN", str(root)).replace("OUT", str(out)) for w in words]
+    assert run(*words) == 2
+    assert said in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_nothing_is_opened_before_the_inputs_are_checked(run, root, out, monkeypatch, capsys):
+    monkeypatch.setattr(pool, "Worker", lambda *a: pytest.fail("an engine was opened"))
+    (root / "a.aiff").write_bytes(b"x")
+    assert run(root, out) == 2
+    assert "would share the output" in capsys.readouterr().err
+    (root / "a.aiff").write_bytes(b"")
+    (root / "a.wav").unlink()
+    assert run(root, out) == 1
+    assert "is an empty file" in capsys.readouterr().err
+    assert results(out)[0]["kind"] == "InputError"
+
+
+def test_an_output_folder_that_cannot_be_written(run, root, out, monkeypatch, capsys):
+    real = os.mkdir
+
+    def mkdir(path, *args):
+        if str(path).startswith(str(out)):
+            raise OSError(30, "Read-only file system", str(path))
+        return real(path, *args)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    assert run(root, out) == 1
+    assert f"{out}: cannot be made (Read-only file system)" in capsys.readouterr().err
+    monkeypatch.setattr(os, "mkdir", real)
+    out.mkdir()
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    assert run(root, out) == 1
+    assert f"{out}: cannot write here (Read-only file system)" in capsys.readouterr().err
+
+
+def test_a_sparse_terabyte_is_refused_at_once(run, root, out, capsys):
+    """A header that promises a terabyte of samples, and a hole where they should be."""
+    path = root / "a.wav"
+    size = 1 << 40
+    with open(path, "wb") as stream:
+        wide = b"\xff" * 4
+        stream.write(b"RF64" + wide + b"WAVEds64" + (28).to_bytes(4, "little"))
+        stream.write(
+            b"".join(n.to_bytes(8, "little") for n in (size - 8, size - 80, size // 2 - 40))
+        )
+        stream.write(bytes(4) + b"fmt " + (16).to_bytes(4, "little"))
+        stream.write(bytes([1, 0, 1, 0]) + (16000).to_bytes(4, "little"))
+        stream.write((32000).to_bytes(4, "little") + bytes([2, 0, 16, 0]) + b"data" + wide)
+        assert stream.tell() == 80
+        try:
+            stream.truncate(size)
+        except OSError:
+            pytest.skip("this file system holds no file of a terabyte")
+    (root / "b.wav").write_bytes((root / "s" / "b.flac").read_bytes())
+    assert run(root, out, "--glob", "[ab].wav") == 1
+    assert "its output takes 1099511627696 bytes" in capsys.readouterr().err
+    assert [r["state"] for r in results(out)] == ["failed", "done"]
+    path.unlink()
+
+
+def test_an_engine_that_does_not_open_ends_the_run(run, root, out, monkeypatch, capsys):
+    def serve(pipe, engine):
+        pipe.send(("broken", "the device is not there"))
+        pipe.close()
+
+    monkeypatch.setattr(command, "serve", serve)
+    assert run(root, out, "--jobs", 2, "--recursive") == 1
+    assert capsys.readouterr().err.count("the device is not there") == 1
+    monkeypatch.setattr(command, "serve", lambda pipe, engine: pipe.close())
+    assert run(root, out, "--resume") == 1
+    assert "as it opened the engine" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_a_job_that_can_be_resumed(run, root, out, monkeypatch, capsys):
+    real = pool.Pool.wait
+
+    def wait(self, timeout_s):
+        said = real(self, timeout_s)
+        if any(message[0] == "done" for _, message in said):
+            raise KeyboardInterrupt
+        return said
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool.Pool, "wait", wait)
+        assert run(root, out, "--recursive") == 130
+    assert [path.name for path in out.iterdir()] == [".dvpd"]
+    assert run(root, out, "--recursive", "--resume") == 0
+    assert len(results(out)) == 2
+
+
+def test_processes_share_the_processors(monkeypatch):
+    from argparse import Namespace
+
+    monkeypatch.setattr(command, "cpu_quota", lambda: 8)
+    threads = {n: command._threads(Namespace(threads=None, jobs=n)) for n in (None, 1, 3, 16)}
+    assert threads == {None: None, 1: None, 3: 2, 16: 1}
+    assert command._threads(Namespace(threads=5, jobs=4)) == 5
+
+
+def test_another_live_run_is_named(run, root, out, capsys):
+    from dvpd.runtime.bulk.journal import Journal
+
+    out.mkdir()
+    with Journal(out):
+        assert run(root, out, "--overwrite") == 2
+        assert f"process {os.getpid()} on" in capsys.readouterr().err
+        assert run(root, out, "--resume") == 0
