@@ -325,4 +325,4 @@ def test_memory_does_not_grow_with_what_passes():
             peaks.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()
-    assert peaks[1] < peaks[0] + 30_000  # of 6 MB that passed
+    assert peaks[1] < peaks[0] + 200_000  # the fake notes lengths; 6 MB passed
