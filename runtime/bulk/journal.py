@@ -57,7 +57,7 @@ class Journal:
 
     Attributes:
         folder: ``OUT/.dvpd``.
-        existed: Whether there was a journal before.
+        begun: Whether an earlier run has begun with its outputs.
         run: Number of this run.
     """
 
@@ -77,7 +77,6 @@ class Journal:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
             raise InputError(f"{out}: cannot write here ({error.strerror or error})") from None
-        self.existed = self._path.exists()
         self._host = socket.gethostname()
         self._beaten = time.monotonic()
         with self._told():
@@ -111,6 +110,7 @@ class Journal:
             self._db.execute(f"PRAGMA application_id={_APPLICATION}")
             self._db.execute(f"PRAGMA user_version={_FORMAT}")
         self._db.execute("COMMIT")
+        self.begun = bool(self._db.execute("SELECT EXISTS(SELECT 1 FROM jobs)").fetchone()[0])
         if (said := self._db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             raise sqlite3.DatabaseError(said.replace("\n", " "))
 

@@ -51,8 +51,7 @@ def test_who_is_alive(tmp_path):
 
 def test_a_claim_has_one_owner(tmp_path, job):
     with Journal(tmp_path) as one, Journal(tmp_path) as two:
-        assert not one.existed
-        assert two.existed
+        assert not two.begun
         assert one.claim(job, "key", None)
         assert not two.claim(job, "key", None)
         row = two.row(job.target)
@@ -67,6 +66,8 @@ def test_a_claim_has_one_owner(tmp_path, job):
         assert two.done(job.target, two.run)
         row = one.row(job.target)
         assert (row.state, row.times, row.out_sha256, row.content) == ("done", 1, "s", "c")
+    with Journal(tmp_path) as three:
+        assert three.begun
 
 
 def test_signs_of_life(tmp_path, monkeypatch):
