@@ -124,3 +124,21 @@ def test_a_journal_that_cannot_be_written(tmp_path, job):
         with pytest.raises(JournalError, match="run again with --resume"):
             journal.claim(job, "key", None)
         journal._db.execute("PRAGMA query_only=0")
+
+
+def test_two_that_begin_at_the_same_moment(tmp_path, monkeypatch):
+    """SQLite refuses the switch to WAL at once while another process makes it."""
+    refusals = [1, 2]
+
+    class Busy(sqlite3.Connection):
+        def execute(self, statement, *values):
+            if "journal_mode" in statement and refusals:
+                refusals.pop()
+                raise sqlite3.OperationalError("database is locked")
+            return super().execute(statement, *values)
+
+    real = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: real(*a, **k, factory=Busy))
+    with Journal(tmp_path) as journal:
+        assert journal.others() == {}
+    assert refusals == []
