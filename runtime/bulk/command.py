@@ -103,7 +103,7 @@ def _check_rules(rules: Rules, journal: Journal, out: Path) -> None:
         raise InputError(
             f"{out}: {' and '.join(others.values())} is at work here: --resume shares the job"
         )
-    if journal.existed and not (rules.overwrite or rules.skip_existing):
+    if journal.begun and not (rules.overwrite or rules.skip_existing):
         raise InputError(
             f"{out}: has the journal of an earlier job: --resume goes on with it, --overwrite does "
             f"all again (the journal is {out / FOLDER})"

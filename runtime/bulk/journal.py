@@ -27,10 +27,8 @@ from ..errors import DvpdError, InputError
 from .plan import Job
 from .rows import Made, Row, is_there
 
-FOLDER = ".dvpd"
-NAME = "journal.sqlite"
-LEASE_S = 60.0
-BEAT_EVERY_S = 5.0
+FOLDER, NAME = ".dvpd", "journal.sqlite"
+LEASE_S, BEAT_EVERY_S = 60.0, 5.0
 POISON_ATTEMPTS = 2
 _APPLICATION, _FORMAT = 0x44565044, 1  # "DVPD"
 _WAIT_S = 30.0  # for another process's write
@@ -57,7 +55,7 @@ class Journal:
 
     Attributes:
         folder: ``OUT/.dvpd``.
-        existed: Whether there was a journal before.
+        begun: Whether an earlier run has begun with its outputs.
         run: Number of this run.
     """
 
@@ -77,7 +75,6 @@ class Journal:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
             raise InputError(f"{out}: cannot write here ({error.strerror or error})") from None
-        self.existed = self._path.exists()
         self._host = socket.gethostname()
         self._beaten = time.monotonic()
         with self._told():
@@ -94,7 +91,7 @@ class Journal:
                 raise
 
     def _prepare(self) -> None:
-        self._db.execute("PRAGMA journal_mode=WAL")
+        self._switch_to_wal()
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute("BEGIN IMMEDIATE")  # two runs that begin at the same time
         application = self._db.execute("PRAGMA application_id").fetchone()[0]
@@ -111,8 +108,21 @@ class Journal:
             self._db.execute(f"PRAGMA application_id={_APPLICATION}")
             self._db.execute(f"PRAGMA user_version={_FORMAT}")
         self._db.execute("COMMIT")
+        self.begun = bool(self._db.execute("SELECT EXISTS(SELECT 1 FROM jobs)").fetchone()[0])
         if (said := self._db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             raise sqlite3.DatabaseError(said.replace("\n", " "))
+
+    def _switch_to_wal(self) -> None:
+        """SQLite does not wait by itself for another process that makes the same switch."""
+        limit = time.monotonic() + _WAIT_S
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > limit:
+                    raise
+            time.sleep(0.02)
 
     def _way_out(self) -> str:
         return (

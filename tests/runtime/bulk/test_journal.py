@@ -51,8 +51,7 @@ def test_who_is_alive(tmp_path):
 
 def test_a_claim_has_one_owner(tmp_path, job):
     with Journal(tmp_path) as one, Journal(tmp_path) as two:
-        assert not one.existed
-        assert two.existed
+        assert not two.begun
         assert one.claim(job, "key", None)
         assert not two.claim(job, "key", None)
         row = two.row(job.target)
@@ -67,6 +66,8 @@ def test_a_claim_has_one_owner(tmp_path, job):
         assert two.done(job.target, two.run)
         row = one.row(job.target)
         assert (row.state, row.times, row.out_sha256, row.content) == ("done", 1, "s", "c")
+    with Journal(tmp_path) as three:
+        assert three.begun
 
 
 def test_signs_of_life(tmp_path, monkeypatch):
@@ -123,3 +124,21 @@ def test_a_journal_that_cannot_be_written(tmp_path, job):
         with pytest.raises(JournalError, match="run again with --resume"):
             journal.claim(job, "key", None)
         journal._db.execute("PRAGMA query_only=0")
+
+
+def test_two_that_begin_at_the_same_moment(tmp_path, monkeypatch):
+    """SQLite refuses the switch to WAL at once while another process makes it."""
+    refusals = [1, 2]
+
+    class Busy(sqlite3.Connection):
+        def execute(self, statement, *values):
+            if "journal_mode" in statement and refusals:
+                refusals.pop()
+                raise sqlite3.OperationalError("database is locked")
+            return super().execute(statement, *values)
+
+    real = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: real(*a, **k, factory=Busy))
+    with Journal(tmp_path) as journal:
+        assert journal.others() == {}
+    assert refusals == []

@@ -33,6 +33,7 @@ def quick_folder(tmp_path):
         yield Path(folder)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_at_each_of_its_steps(quick_folder):
     done = subprocess.run(
         [sys.executable, HERE / "crash_points.py", quick_folder], capture_output=True, text=True
@@ -59,6 +60,7 @@ def test_a_file_that_kills_a_real_process_is_set_aside(tmp_path):
     assert "was ended by SIGKILL; often memory that ran out, 2 times" in results["b.wav"]["error"]
 
 
+@pytest.mark.slow
 def test_kill_loop_of_the_command(engine_shared, speech, tmp_path, capsys):
     """The real command with its worker processes, killed as soon as it has got somewhere."""
     pytest.importorskip("onnxruntime")
