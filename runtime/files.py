@@ -90,6 +90,11 @@ def _rename_to_free(path: Path, target: Path) -> None:
         os.unlink(path)
 
 
+def is_special(path: str | Path) -> bool:
+    """Whether there is something under a name that is neither a file nor a folder."""
+    return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
+
+
 class WholeFile:
     """A file that gets its name when it is finished.
 
@@ -115,9 +120,13 @@ class WholeFile:
                 the name is given: another process may have been faster.
 
         Raises:
-            InputError: The file exists and may not be replaced.
+            InputError: The file exists and may not be replaced, or it is a device or a pipe.
         """
         self.target = Path(os.path.realpath(target))
+        if is_special(self.target):
+            raise InputError(
+                f"{target}: is a device or a pipe, whose place a file must not take; give a file name"
+            )
         self.path = temporary_path(self.target)
         self._overwrite = overwrite
         check_free(self.target, overwrite=overwrite)
@@ -179,6 +188,8 @@ def write_whole(
 ) -> None:
     """Write a file so that it is whole or not there, whatever happens in between.
 
+    What goes to a device or a pipe (``/dev/stdout``) is written into it.
+
     Args:
         path: File to write; its folder must exist.
         data: Its bytes, or its text, which becomes UTF-8.
@@ -191,8 +202,13 @@ def write_whole(
     """
     if Path(path).is_dir():
         raise InputError(f"{path}: is a folder; give a file name")
+    content = data.encode() if isinstance(data, str) else data
+    if is_special(path):
+        with open(path, "wb") as stream:
+            stream.write(content)
+        return
     with WholeFile(path, overwrite=overwrite) as whole:
-        whole.path.write_bytes(data.encode() if isinstance(data, str) else data)
+        whole.path.write_bytes(content)
         whole.commit(previous)
 
 

@@ -87,3 +87,19 @@ def test_what_an_interrupted_context_left_is_removed_at_the_end(tmp_path):
     whole.path.write_bytes(b"half")
     assert files.remove_unfinished() == 1
     assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_pipe_keeps_its_place_and_gets_what_is_written(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        files.write_whole(pipe, b"figures")
+        assert os.read(reader, 100) == b"figures"
+    finally:
+        os.close(reader)
+    with pytest.raises(InputError, match="is a device or a pipe"):
+        files.WholeFile(pipe)
+    assert pipe.is_fifo()
+    assert names(tmp_path) == ["pipe"]
