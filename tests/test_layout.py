@@ -20,6 +20,7 @@ LONG_FILES = {
     "benchmarks/guard.py": "each pinned figure: how it is measured, and how it is compared",
     "benchmarks/quality.py": "one result shown as Markdown, JSON, a page and a picture",
     "benchmarks/gpu_quick.py": "one run against the clock",
+    "runtime/audio_in.py": "every way in which a recording is opened, checked and read",
     "benchmarks/rtf.py": "the options of the command that users know best",
 }
 LONG_FUNCTIONS = {
