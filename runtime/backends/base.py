@@ -305,7 +305,8 @@ def check_output(spec: TensorSpec, value: object, sizes: dict[str, int], source:
 def check_whole(causal: CausalSpec | None) -> None:
     """Refuse ``predict`` and ``score`` of a causal model, whose graphs need the state of a stream.
 
-    Engines would fail inside, or (OpenVINO) take an empty tensor in its place.
+    ONNX Runtime would miss an input; OpenVINO takes an empty tensor in its place, and fails inside or
+    ends the process.
 
     Args:
         causal: The manifest's.
