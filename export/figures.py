@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dvpd.runtime.arrays import FloatArray
-from dvpd.runtime.backends.base import Backend
+from dvpd.runtime.backends.base import Backend, StreamBackend
 from dvpd.runtime.errors import InputError
-from dvpd.runtime.spec import TlbFactors
+from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.schedule import initial_state, sampler_steps
+from dvpd.runtime.spec import CausalSpec, TlbFactors
+from dvpd.runtime.stream import BlockSampler, Lane
 from dvpd.runtime.window import ModelSpec, decode, denoise, encode
 
 MAX_VERIFY_S = 30.0  # read from a recording at most (s)
+CALLS = (4, 32, 8, 4)  # frames of a causal model's calls: one block, many, and back
 
 
 def snr_db(reference: NDArray[Any], estimate: NDArray[Any]) -> float:
@@ -103,4 +108,56 @@ def runtime_waveform(
     noisy, n_frames = encode(wav[None], spec.signal)
     ri = denoise(backend, spec, noisy, lambda i: noise[i], tlb=tlb)
     out: FloatArray = decode(ri, n_frames, len(wav), spec.signal)[0]
+    return out
+
+
+def calls(n_frames: int) -> Iterator[slice]:
+    """The frames of a causal model's calls, as long as ``CALLS`` over and over, the last one cut.
+
+    Args:
+        n_frames: In all, a multiple of 4.
+    """
+    first = 0
+    for length in cycle(CALLS):
+        if first >= n_frames:
+            return
+        yield slice(first, min(first + length, n_frames))
+        first += length
+
+
+def stream_waveform(
+    backend: Backend,
+    manifest: Manifest,
+    wav: FloatArray,
+    noise: Sequence[FloatArray],
+    tlb: TlbFactors,
+) -> FloatArray:
+    """As ``runtime_waveform`` for a causal model: call after call, with the states of the calls before.
+
+    Args:
+        backend: The graphs, as a ``StreamBackend``.
+        manifest: Of the causal model.
+        wav: [L] at the model's rate; the runtime itself would bring it to one level.
+        noise: As there.
+        tlb: Factors of the score network.
+
+    Returns:
+        float32 [L], the delay of the look-ahead taken out.
+    """
+    sampler, signal = manifest.sampler, manifest.signal
+    late = cast(CausalSpec, manifest.causal).lookahead_frames
+    noisy, n_frames = encode(wav[None], signal)
+    noisy = np.pad(noisy, ((0, 0), (0, 0), (0, late), (0, 0)))
+    lane = Lane(lambda i, first, n: noise[i][0, 0, first : first + n], late, signal.n_freqs)
+    networks = BlockSampler(
+        cast(StreamBackend, backend),
+        start=initial_state(manifest.sde, sampler.t_rs),
+        steps=sampler_steps(manifest.sde, sampler.t_rs, sampler.n_steps, sampler.last_step),
+        alpha=sampler.alpha,
+        tlb=tlb,
+        lookahead_frames=late,
+    )
+    parts = [networks.push([lane], noisy[:, :, part]) for part in calls(noisy.shape[2])]
+    ri = np.concatenate(parts, axis=2)[:, :, late:]
+    out: FloatArray = decode(ri, n_frames, len(wav), signal)[0]
     return out

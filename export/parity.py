@@ -20,12 +20,18 @@ from dvpd.quality.models import torch_enhancer
 from dvpd.runtime import stft
 from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.backends.base import Backend, StreamBackend
-from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.errors import ParityError
-from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.spec import TLB_PRESETS, TlbFactors, padded_frames
 
-from .figures import error_of_range, runtime_waveform, snr_db, speech, synthetic_speech
+from .figures import (
+    CALLS,
+    error_of_range,
+    runtime_waveform,
+    snr_db,
+    speech,
+    stream_waveform,
+    synthetic_speech,
+)
 
 __all__ = [
     "Report",
@@ -42,7 +48,6 @@ MAX_ERROR_OF_RANGE = 1e-4
 MIN_SNR_DB = {"fp32": 80.0, "fp16": 35.0}
 LENGTHS = (32, 76, 128)  # frames; three different quarters, the first the smallest allowed
 BATCHES = (1, 2)
-CALLS = (4, 32, 8, 4)  # frames of a causal model's calls
 HARDEST = "severe"  # the TLB preset with the largest gains: the hardest case for half
 WAV_S = 1.5  # speech for the whole chain (s)
 
@@ -209,15 +214,6 @@ def _compare_stream(
                 report.errors[name] = max(report.errors.get(name, 0.0), error)
 
 
-def _stream_waveform(
-    backend: Backend, manifest: Manifest, wav: FloatArray, noise: FloatArray
-) -> FloatArray:
-    """A causal model's output through the runtime's stream."""
-    enhancer = Enhancer(manifest, backend)
-    rate = manifest.signal.sample_rate
-    return enhancer.enhance(wav, rate, noise=noise, tlb=HARDEST).wav
-
-
 def verify(
     model: DVPD,
     config: Config,
@@ -260,14 +256,13 @@ def verify(
         if not config.model.causal:
             return _torch_waveform(torch_model, config, short, noise, tlb)
         wrapped = torch_enhancer(torch_model, config)
-        return _stream_waveform(wrapped.backend, wrapped.manifest, short, draws)
+        return stream_waveform(wrapped.backend, wrapped.manifest, short, noise, tlb)
 
-    draws = np.stack(noise)[:, 0, 0]  # [steps, T, F]
     want = reference(model)
     lowest = MIN_SNR_DB[precision]
     if config.model.causal:
         manifest = torch_enhancer(model, config).manifest
-        got = _stream_waveform(backend, manifest, short, draws)
+        got = stream_waveform(backend, manifest, short, noise, tlb)
     else:
         got = runtime_waveform(backend, config, short, noise, tlb)
     report.waveform_snr_db = snr_db(want, got)

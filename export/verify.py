@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +26,18 @@ from numpy.typing import NDArray
 if not __package__:  # run as a plain script: the checkout is not installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from dvpd.export.figures import error_of_range, runtime_waveform, snr_db, speech, synthetic_speech
+from dvpd.export.figures import (
+    calls,
+    error_of_range,
+    runtime_waveform,
+    snr_db,
+    speech,
+    stream_waveform,
+    synthetic_speech,
+)
 from dvpd.runtime import command, stft
 from dvpd.runtime.arrays import FloatArray
-from dvpd.runtime.backends.base import Backend, LoadOptions
+from dvpd.runtime.backends.base import Backend, LoadOptions, StreamBackend
 from dvpd.runtime.backends.choose import BACKENDS, installed, open_backend
 from dvpd.runtime.doctor import processor_name
 from dvpd.runtime.engines import VERIFICATION_FORMAT, VERIFICATION_NAME, find_checkpoint
@@ -162,10 +170,13 @@ def available(folder: Path, manifest: Manifest) -> dict[str, str | None]:
         if importlib.util.find_spec(module) is None:
             torch_missing = f"{module} is not installed: dvpd[export]"
     half = None if manifest.precision == "fp16" else "the engine is fp32"
+    carried = None if manifest.causal is None else "it does not carry a causal model's state"
     table: dict[str, str | None] = {
         "torch": torch_missing,
         "torch-half": half or torch_missing,
-        "onnx": half or (torch_missing if torch_missing and "installed" in torch_missing else None),
+        "onnx": half
+        or carried
+        or (torch_missing if torch_missing and "installed" in torch_missing else None),
     }
     for name in BACKENDS:
         table[name] = None if installed(name) else f"not installed: {BACKENDS[name][1]}"
@@ -223,11 +234,28 @@ def _case(manifest: Manifest, wav: FloatArray) -> _Case:
 
 def _outputs(backend: Backend, manifest: Manifest, case: _Case) -> dict[str, NDArray[Any]]:
     """Every output of both graphs; the score graph on this backend's own feats."""
-    clean_ri, feats = backend.predict(case.noisy)
-    tlb = TLB_PRESETS["severe"]  # the largest gains
+    tlb = TLB_PRESETS["severe"].arrays()  # the largest gains
     xt = case.noisy[:, 2:3] + np.float32(0.2) * case.noise[0]
     t = np.array([manifest.sampler.t_rs / 2], np.float32)
-    table = {"clean_ri": clean_ri, "sigma_z": backend.score(xt, t, feats, *tlb.arrays())}
+    if manifest.causal is None:
+        clean_ri, feats = backend.predict(case.noisy)
+        return _named(clean_ri, backend.score(xt, t, feats, *tlb), feats)
+    live = cast(StreamBackend, backend)
+    heard: Any = None
+    diffused: Any = None
+    tables = []
+    for part in calls(case.noisy.shape[2]):
+        clean_ri, feats, heard = live.predict_next(case.noisy[:, :, part], heard)
+        sigma_z, diffused = live.score_next(xt[:, :, part], t, feats, *tlb, diffused)
+        tables.append(_named(clean_ri, sigma_z, feats))
+    return {name: np.concatenate([table[name] for table in tables], axis=2) for name in tables[0]}
+
+
+def _named(
+    clean_ri: FloatArray, sigma_z: FloatArray, feats: Sequence[Any]
+) -> dict[str, NDArray[Any]]:
+    """Outputs of a call by name."""
+    table = {"clean_ri": clean_ri, "sigma_z": sigma_z}
     return table | {f"feat_{i}": _array(feats[i]) for i in range(N_FEATS)}
 
 
@@ -252,9 +280,10 @@ def _run(
         result.outputs = _outputs(backend, manifest, cases["speech"])
     except BackendError as error:
         result.errors.append(f"outputs: {error}")
+    waveform = runtime_waveform if manifest.causal is None else stream_waveform
     for name, case in cases.items():
         try:
-            wave = runtime_waveform(backend, manifest, case.wav, case.noise, TLB_PRESETS["severe"])
+            wave = waveform(backend, manifest, case.wav, case.noise, TLB_PRESETS["severe"])
             result.waveforms[name] = wave
         except BackendError as error:
             result.waveforms[name] = None

@@ -302,6 +302,25 @@ def check_output(spec: TensorSpec, value: object, sizes: dict[str, int], source:
     return array
 
 
+def check_whole(causal: CausalSpec | None) -> None:
+    """Refuse ``predict`` and ``score`` of a causal model, whose graphs need the state of a stream.
+
+    ONNX Runtime would miss an input; OpenVINO takes an empty tensor in its place, and fails inside or
+    ends the process.
+
+    Args:
+        causal: The manifest's.
+
+    Raises:
+        InputError: The model is causal.
+    """
+    if causal is not None:
+        raise InputError(
+            "this model is causal: predict and score were called, which hand on no state; use "
+            "predict_next and score_next"
+        )
+
+
 def stream_state(causal: CausalSpec | None, graph: str, batch: int, state: Any) -> Any:
     """The state to go on with: what was given, or zeros at the start of the streams.
 

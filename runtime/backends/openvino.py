@@ -22,6 +22,7 @@ from .base import (
     check_output,
     check_predict,
     check_signature,
+    check_whole,
     score_feeds,
     stream_state,
 )
@@ -154,6 +155,7 @@ class OpenVinoBackend:
 
     def predict(self, noisy: FloatArray) -> tuple[FloatArray, Sequence[Any]]:
         """Run the predictive graph; see ``Backend.predict``."""
+        check_whole(self._causal)
         sizes = check_predict(noisy)
         results = self._run("predictive", {"noisy": np.ascontiguousarray(noisy)})
         source = "the predictive graph (openvino)"
@@ -169,6 +171,7 @@ class OpenVinoBackend:
         tlb_backbone: FloatArray,
     ) -> FloatArray:
         """Run the score graph; see ``Backend.score``."""
+        check_whole(self._causal)
         sizes, inputs = score_feeds(xt, t, feats, tlb_skip, tlb_backbone)
         results = self._run("score", inputs)
         return check_output(SCORE_OUT, results["sigma_z"], sizes, "the score graph (openvino)")

@@ -28,6 +28,7 @@ from .base import (
     check_output,
     check_predict,
     check_signature,
+    check_whole,
     score_feeds,
     stream_state,
 )
@@ -317,6 +318,7 @@ class OrtBackend:
 
     def predict(self, noisy: FloatArray) -> tuple[FloatArray, Sequence[Any]]:
         """Run the predictive graph; see ``Backend.predict``."""
+        check_whole(self._causal)
         sizes = check_predict(noisy)
         if self._profile is not None and not self._profile.holds(sizes["T"], sizes["B"]):
             raise InputError(
@@ -337,6 +339,7 @@ class OrtBackend:
         tlb_backbone: FloatArray,
     ) -> FloatArray:
         """Run the score graph; see ``Backend.score``."""
+        check_whole(self._causal)
         sizes, inputs = score_feeds(xt, t, feats, tlb_skip, tlb_backbone)
         (sigma_z,) = self._run("score", ["sigma_z"], inputs, frozenset())
         return check_output(SCORE_OUT, sigma_z, sizes, "the score graph (ort)")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import onnx
 import pytest
 
+from dvpd.export import verify
 from dvpd.export.build_engine import build_engines
+from dvpd.export.figures import calls, runtime_waveform, stream_waveform
 from dvpd.quality.models import open_model
 from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.errors import BackendError, InputError
 from dvpd.runtime.manifest import Manifest
-from dvpd.runtime.spec import GRAPH_NAMES, graph_io
+from dvpd.runtime.spec import GRAPH_NAMES, TLB_PRESETS, graph_io, padded_frames
 from dvpd.runtime.tensorrt.onnx_inputs import graph_inputs
 
 # Beside those of the other graphs: the tables of a call, whose length is read at run time.
@@ -21,6 +25,14 @@ TABLES = {"Shape", "Range", "GreaterOrEqual", "Greater", "Exp", "Neg"}
 def speech() -> np.ndarray:
     rng = np.random.default_rng(0)
     return (0.1 * rng.standard_normal(20_000) * np.sin(np.arange(20_000) * 3e-4)).astype(np.float32)
+
+
+@pytest.fixture
+def whole(live, tmp_path):
+    """A copy of the engine folder with its checkpoint in it."""
+    folder = shutil.copytree(live, tmp_path / "live")
+    shutil.copy(live.parent / "live.safetensors", folder)
+    return folder
 
 
 def test_manifest_and_signature_tell_blocks_states_and_latency(live):
@@ -73,6 +85,53 @@ def test_calls_of_any_length_and_several_streams_agree(live):
         alone, _, _ = backend.predict_next(noisy[1:], None)
     assert np.abs(np.concatenate(parts, axis=2) - whole).max() <= 1e-5 * np.abs(whole).max()
     assert np.abs(alone[0] - whole[1]).max() <= 1e-5 * np.abs(whole).max()
+
+
+def test_verification_carries_the_state_on_every_backend(whole, monkeypatch):
+    monkeypatch.setattr(verify, "ROOT", whole.parent)  # without the example: synthetic speech
+    names = [name for name in ("ort", "openvino") if verify.installed(name)]
+    report = verify.verify_engine(whole, names, seconds=0.25, quality=False)
+    assert report.failures == []
+    assert report.reference == "torch, float32"
+    for name in names:
+        assert set(report.waveform_snr_db[name]) == {"speech", "loud", "quiet", "clipped"}
+        assert len(report.outputs[name]) == 8
+
+
+def test_verification_finds_a_backend_that_loses_the_state(whole, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    real = verify.open_backend
+
+    def forgetful(*args):
+        backend = real(*args)
+        predict_next = backend.predict_next
+        backend.predict_next = lambda noisy, state: predict_next(noisy, None)
+        return backend
+
+    monkeypatch.setattr(verify, "open_backend", forgetful)
+    every = verify.recordings
+    monkeypatch.setattr(verify, "recordings", lambda *a: {"speech": every(*a)["speech"]})
+    report = verify.verify_engine(whole, ["ort"], seconds=0.25, quality=False)
+    assert any("ort: clean_ri differs by" in text for text in report.failures)
+    assert any("ort: speech has a waveform SNR of" in text for text in report.failures)
+
+
+def test_call_after_call_gives_the_waveform_of_the_whole(live):
+    manifest, wav = Manifest.load(live), speech()[:8000]
+    n_frames = padded_frames(manifest.signal.n_frames(len(wav)))
+    parts = [np.arange(n_frames)[part] for part in calls(n_frames)]
+    assert len(parts) > 2
+    assert np.array_equal(np.concatenate(parts), np.arange(n_frames))
+    rng = np.random.default_rng(2)
+    noise = [
+        rng.standard_normal((1, 1, n_frames, 257), np.float32)
+        for _ in range(manifest.sampler.n_steps)
+    ]
+    with open_model(live.parent / "live.safetensors") as reference:
+        tlb = TLB_PRESETS["severe"]
+        wanted = runtime_waveform(reference.backend, manifest, wav, noise, tlb)
+        split = stream_waveform(reference.backend, manifest, wav, noise, tlb)
+    assert np.abs(split - wanted).max() <= 1e-4 * np.abs(wanted).max()
 
 
 def test_tensorrt_rtx_reads_the_graphs(live):

@@ -99,6 +99,18 @@ def test_feats_outlive_the_next_call(engine_shared, name):
 
 
 @pytest.mark.parametrize("name", BACKENDS)
+def test_a_causal_model_is_not_run_without_its_state(engine_causal, name):
+    x = inputs()
+    engine = load(engine_causal, name)
+    with pytest.raises(InputError, match="use predict_next and score_next"):
+        engine.predict(x["noisy"])
+    _, feats, _ = engine.predict_next(x["noisy"], None)
+    with pytest.raises(InputError, match="use predict_next and score_next"):
+        run_score(engine, feats, x)
+    engine.close()
+
+
+@pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
