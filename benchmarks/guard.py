@@ -153,7 +153,9 @@ def measure_costs(folders: Sequence[Path]) -> dict[str, Any]:
         manifest = Manifest.load(folder)
         table = result.setdefault(folder.name, {})
         if manifest.causal is not None:
-            table.update({graph: _stateful_costs(folder, manifest, graph) for graph in manifest.graphs})
+            table.update(
+                {graph: _stateful_costs(folder, manifest, graph) for graph in manifest.graphs}
+            )
             continue
         for graph, costs in engine_costs(folder, N_FRAMES).items():
             table[graph] = {

@@ -28,7 +28,7 @@ if __package__ in (None, ""):
 from dvpd.benchmarks.common.graph_costs import GraphCosts, engine_costs
 from dvpd.benchmarks.common.tables import markdown
 from dvpd.runtime import command
-from dvpd.runtime.engines import find_checkpoint, find_engines
+from dvpd.runtime.engines import find_checkpoint, find_window_engines
 from dvpd.runtime.errors import InputError, ParityError
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import MANIFEST_NAME, Manifest
@@ -466,7 +466,7 @@ def _count(args: argparse.Namespace) -> int:
             f"--frames is {args.frames}, --depth {args.depth}; expected a multiple of 4, at "
             "least 32, and a depth of at least 1"
         )
-    paths = args.models or [p for p in find_engines() if (p / MANIFEST_NAME).is_file()]
+    paths = args.models or [p for p in find_window_engines() if (p / MANIFEST_NAME).is_file()]
     if not paths:
         raise InputError("no engine folder is found; give a checkpoint or a config")
     models = [count(path, args.frames) for path in paths]

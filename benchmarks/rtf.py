@@ -52,7 +52,7 @@ from dvpd.benchmarks.common.timing import (
 )
 from dvpd.runtime import command
 from dvpd.runtime.backends.choose import BACKENDS, cpu_quota, installed
-from dvpd.runtime.engines import find_engine, find_engines
+from dvpd.runtime.engines import find_engine, find_window_engines
 from dvpd.runtime.errors import DvpdError, InputError, one_line
 from dvpd.runtime.files import sha256_file, write_whole
 from dvpd.runtime.progress import show_status
@@ -310,7 +310,7 @@ def run(args: argparse.Namespace, say: Say = lambda _: None) -> dict[str, Any]:
     """
     threads = args.threads[0] if args.threads else cpu_quota()
     load_before = machine.load_average()
-    paths = [Path(p) for p in args.engines] or find_engines()
+    paths = [Path(p) for p in args.engines] or find_window_engines()
     if not paths:
         raise InputError("no engine folder found: give one, or python export/to_onnx.py writes one")
     items, not_run = _open_all(paths, args.backend, args.device, threads, say)
@@ -649,7 +649,7 @@ def _main(args: argparse.Namespace) -> int:
         from dvpd.benchmarks import board
 
         show_status("parity with the CPU's waveform")
-        table = board.make(result, args.engines or find_engines())
+        table = board.make(result, args.engines or find_window_engines())
         print(f"\n{board.write(args.report, table)}: send this file; nothing in it is private")
     missed = [line for condition in conditions for line in comparison.check(condition, result)]
     for line in missed:

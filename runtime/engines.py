@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import ManifestError
+from .errors import DvpdError, ManifestError
 from .files import sha256_file
 from .manifest import MANIFEST_NAME, Manifest
 
@@ -63,6 +63,18 @@ def find_engines() -> list[Path]:
         for folder in root.iterdir()
         if (folder / MANIFEST_NAME).is_file() and folder not in chosen
     )
+
+
+def find_window_engines() -> list[Path]:
+    """As ``find_engines``, without the causal models, which run block by block."""
+
+    def causal(folder: Path) -> bool:
+        try:
+            return Manifest.load(folder).causal is not None
+        except DvpdError:  # whoever opens it says why
+            return False
+
+    return [folder for folder in find_engines() if not causal(folder)]
 
 
 def find_engine(model: str | Path | None = None) -> Path:

@@ -234,6 +234,10 @@ def load(path: Path, backend: str, device: str, threads: int) -> Loaded:
             loaded.manifest, loaded.backend = _open_torch(path, device, threads)
         else:
             loaded.manifest = Manifest.load(path)
+            if loaded.manifest.causal is not None:
+                raise InputError(
+                    "a causal model, whose graphs hand on a state: benchmarks/rtf.py --stream measures it"
+                )
             loaded.backend = open_backend(path, loaded.manifest, backend, device, threads)
     except Exception as error:  # engines raise types of their own: a row, never a crash
         loaded.error = one_line(error)

@@ -208,3 +208,9 @@ def test_peers_of_another_version_are_refused(tmp_path):
     path.write_text('{"format": "x"}')
     with pytest.raises(InputError, match=r"not a result of this version's peers\.py"):
         quality.read_peers(path)
+
+
+def test_a_causal_model_is_timed_with_its_state(causal_engine):
+    found = quality.measure_rtf(causal_engine, "ort", [0, 1])
+    assert set(found) == {"1", "2"}
+    assert all(value > 0.0 for value in found.values())

@@ -19,6 +19,7 @@ import pytest
 from dvpd.benchmarks import rtf
 from dvpd.benchmarks.common import comparison, machine, meters, report, report_html, tables
 from dvpd.benchmarks.common import timing as time_cases
+from dvpd.runtime import engines
 from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.errors import BackendError, InputError
 
@@ -624,3 +625,16 @@ def test_measuring_needs_neither_torch_nor_a_plotting_library(tmp_path):
         "rtf.build_parser()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def test_a_causal_model_is_sent_to_its_own_mode(causal_engine):
+    loaded = time_cases.load(causal_engine, "ort", "cpu", 1)
+    assert loaded.backend is None
+    assert "rtf.py --stream measures it" in loaded.error
+
+
+def test_causal_models_are_not_among_those_that_are_measured_unasked(causal_engine, monkeypatch):
+    monkeypatch.setattr(engines, "engine_roots", lambda: [causal_engine.parent])
+    monkeypatch.delenv("DVPD_ENGINE", raising=False)
+    assert causal_engine in engines.find_engines()
+    assert engines.find_window_engines() == []

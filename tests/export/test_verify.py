@@ -188,7 +188,9 @@ def test_the_reference_alone_proves_nothing(tmp_path, few, capsys):
 def test_quality_is_compared(tmp_path, few, monkeypatch):
     pytest.importorskip("pesq", reason="pesq is not installed: dvpd[bench]")
     example = verify._example(16000)
-    short = tuple(signal[40000:64000] for signal in example)  # somebody speaks: PESQ means something
+    short = tuple(
+        signal[40000:64000] for signal in example
+    )  # somebody speaks: PESQ means something
     monkeypatch.setattr(verify, "_example", lambda rate: short)
     folder = copies(tmp_path, "dvpd-tiny")
     report = verify.verify_engine(folder, ["ort"], seconds=SHORT_S)
