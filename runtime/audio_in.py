@@ -23,10 +23,10 @@ from .arrays import FloatArray
 from .blocks import part_of
 from .containers import Layout, Raw, Segment, examine, raw_layout
 from .errors import InputError, raise_interrupt
+from .spec import MAX_CHANNELS
 
 logger = logging.getLogger("dvpd")
 
-MAX_CHANNELS = 64
 MIN_RATE_HZ = 1000
 MAX_RATE_HZ = 768000
 BLOCK_SAMPLES = 1 << 16  # values of all channels together: 256 KiB of float32

@@ -18,12 +18,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .arrays import FloatArray
-from .audio import MAX_CHANNELS
 from .cli_options import add_stream_options, between, whole
 from .command import EXIT_DONE, EXIT_SIGNAL, say
-from .containers import Raw
+from .containers import FORMATS, Raw
 from .errors import InputError
-from .pipes import FORMATS, from_raw, parse_format, to_raw
+from .spec import MAX_CHANNELS
 
 if TYPE_CHECKING:
     from .enhancer import Enhancer
@@ -113,6 +112,8 @@ def pump(
         block: Frames that are read at a time, at most.
         compensate: Whether the output begins where the input began, and ends where it ended.
     """
+    from .pipes import from_raw, to_raw  # soundfile; the parser needs none
+
     size, rest = raw.frame_bytes, b""
     late = stream.latency_samples if compensate else 0
 
@@ -250,6 +251,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from .engines import find_live_engine
     from .enhancer import Enhancer
+    from .pipes import parse_format
 
     subtype, endian = parse_format(args.format.lower())
     raw = Raw(args.rate, args.channels, subtype, endian)

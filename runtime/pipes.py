@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from .arrays import FloatArray
 from .audio import (
-    MAX_CHANNELS,
     MAX_RATE_HZ,
     MIN_RATE_HZ,
     OUTPUT_FORMATS,
@@ -37,15 +36,11 @@ from .audio import (
     limited,
     output_format,
 )
-from .containers import SAMPLE_BYTES, Raw
+from .containers import FORMATS, RAW_FORMATS, SAMPLE_BYTES, Raw
 from .errors import InputError
+from .spec import MAX_CHANNELS
 
 PIPE = "-"
-_FORMATS = {
-    "u8": "PCM_U8", "s8": "PCM_S8", "s16": "PCM_16", "s24": "PCM_24", "s32": "PCM_32",
-    "f32": "FLOAT", "f64": "DOUBLE", "ulaw": "ULAW", "mulaw": "ULAW", "alaw": "ALAW",
-}  # fmt: skip
-FORMATS = f"{', '.join(_FORMATS)}, with be for big-endian"
 _CODES = {"FLOAT": 3, "DOUBLE": 3, "ALAW": 6, "ULAW": 7}
 _COPY_BYTES = 1 << 20
 
@@ -88,9 +83,9 @@ def parse_format(name: str) -> tuple[str, str]:
         InputError: It is none that is known.
     """
     base = name[:-2] if name.endswith(("le", "be")) else name
-    if base not in _FORMATS:
+    if base not in RAW_FORMATS:
         raise InputError(f"format is {name!r}; expected one of {FORMATS}")
-    return _FORMATS[base], "BIG" if name.endswith("be") else "LITTLE"
+    return RAW_FORMATS[base], "BIG" if name.endswith("be") else "LITTLE"
 
 
 def from_raw(data: bytes, raw: Raw) -> FloatArray:

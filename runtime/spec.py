@@ -21,6 +21,7 @@ GRAPH_NAMES = ("predictive", "score")
 PRECISIONS = ("fp32", "fp16")
 
 SAMPLE_RATE = 16000  # Hz, of every model and of every measure
+MAX_CHANNELS = 64  # of a recording
 FRAME_MULTIPLE = 4  # two unshuffles by 2 along time
 MIN_FRAMES = 32
 N_FEATS = 6

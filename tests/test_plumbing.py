@@ -18,6 +18,7 @@ FILES = {
 STDERR = {
     "runtime/command.py": "the one place for messages",
     "runtime/progress.py": "the one place for progress",
+    "runtime/cli_stream.py": "the JSON object: stdout has the samples",
     "dvpd/training/log.py": "records of a training, which tools read",
     "dvpd/lease/rows.py": "a row that no disk takes: stderr is what is left of it",
 }

@@ -21,9 +21,30 @@ from .flac import read_flac
 from .headers import read_au, read_avr, read_lengthless, read_nist, read_voc, read_wve
 from .mpeg import id3_bytes, mpeg_frame, read_mpeg
 from .ogg import read_ogg
-from .view import MAX_SEGMENTS, SAMPLE_BYTES, TAGS, Layout, Part, Raw, Segment, View
+from .view import (
+    FORMATS,
+    MAX_SEGMENTS,
+    RAW_FORMATS,
+    SAMPLE_BYTES,
+    TAGS,
+    Layout,
+    Part,
+    Raw,
+    Segment,
+    View,
+)
 
-__all__ = ["SAMPLE_BYTES", "Layout", "Raw", "Segment", "View", "examine", "raw_layout"]
+__all__ = [
+    "FORMATS",
+    "RAW_FORMATS",
+    "SAMPLE_BYTES",
+    "Layout",
+    "Raw",
+    "Segment",
+    "View",
+    "examine",
+    "raw_layout",
+]
 
 
 def examine(stream: BinaryIO, size: int) -> Layout | None:

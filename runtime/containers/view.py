@@ -15,6 +15,13 @@ STREAMED_64 = 1 << 62
 # Tags that may follow any recording.
 TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN", b"3DI")
 
+# Samples without a header: ffmpeg's name -> libsndfile's encoding.
+RAW_FORMATS = {
+    "u8": "PCM_U8", "s8": "PCM_S8", "s16": "PCM_16", "s24": "PCM_24", "s32": "PCM_32",
+    "f32": "FLOAT", "f64": "DOUBLE", "ulaw": "ULAW", "mulaw": "ULAW", "alaw": "ALAW",
+}  # fmt: skip
+FORMATS = f"{', '.join(RAW_FORMATS)}, with be for big-endian"
+
 
 @dataclass(frozen=True)
 class Raw:

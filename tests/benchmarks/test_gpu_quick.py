@@ -222,7 +222,7 @@ def test_a_missing_engine_is_a_row_and_the_next_one_is_measured(quick, tmp_path)
 
 def test_wrong_usage(capsys):
     assert gpu_check.main(["--quick", "--seconds", "nan"]) == 2
-    assert "expected a number > 0" in capsys.readouterr().err
+    assert "is not a number above 0" in capsys.readouterr().err
     assert gpu_check.main([str(TINY), str(HALF)]) == 2
 
 

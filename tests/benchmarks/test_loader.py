@@ -67,9 +67,16 @@ def test_command_line(tmp_path, capsys):
     assert "1 threads, 2 crops of 0.26 s a step, data: examples" in out
 
 
-@pytest.mark.parametrize("bad", [["--steps", "0"], ["--workers", "-1"], ["--data", "nowhere"]])
-def test_bad_options(tmp_path, capsys, bad):
+@pytest.mark.parametrize(
+    ("bad", "code", "why"),
+    [
+        (["--steps", "0"], 2, "'0' is not a whole number from 1"),
+        (["--workers", "-1"], 2, "'-1' is not a whole number from 0"),
+        (["--data", "nowhere"], 1, "dvpd: "),
+    ],
+)
+def test_bad_options(tmp_path, capsys, bad, code, why):
     config = tmp_path / "config.toml"
     config.write_text(MODEL)
-    assert main([str(config), *bad]) == 1
-    assert capsys.readouterr().err.startswith("dvpd: ")
+    assert main([str(config), *bad]) == code
+    assert why in capsys.readouterr().err

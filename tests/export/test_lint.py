@@ -51,6 +51,8 @@ def test_shipped_engines_are_clean(folder):
         half = "half" in found.counts["Conv"]
         assert half == folder.name.endswith("-fp16")
         kinds = {"float32", "half"} if half else {"float32"}
+        if folder.name.startswith("dvpd-live"):
+            kinds.add("integer")  # a causal graph reads its number of blocks at run time
         assert {k for row in found.counts.values() for k in row if "->" not in k} <= kinds
         assert bool(found.islands) == half
         if found.trt is not None:
