@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from dvpd.runtime import cli, cli_stream
+from dvpd.runtime import cli, cli_stream, pipes
 from dvpd.runtime.containers import Raw
 from dvpd.runtime.enhancer import Enhancer
 
@@ -91,7 +91,7 @@ def test_compensated_it_is_as_long_as_the_input_and_in_step(opened, monkeypatch,
     "name", ["u8", "s8", "s16be", "s24", "s32", "f32", "f64be", "ulaw", "alaw"]
 )
 def test_every_format_goes_out_as_it_came_in(opened, monkeypatch, name):
-    subtype, endian = cli_stream.parse_format(name)
+    subtype, endian = pipes.parse_format(name)
     wav = np.linspace(-0.5, 0.5, 1000, dtype=np.float32)
     data = io.BytesIO()
     soundfile.write(data, wav, RATE, subtype, endian=endian, format="RAW")
