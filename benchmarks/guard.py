@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -34,6 +34,7 @@ from dvpd.benchmarks.common.graph_costs import engine_costs
 from dvpd.benchmarks.common.tables import markdown
 from dvpd.quality.pauses import BANDS_KHZ
 from dvpd.runtime import command
+from dvpd.runtime.backends.base import StreamBackend
 from dvpd.runtime.backends.choose import BACKENDS, installed
 from dvpd.runtime.errors import InputError
 from dvpd.runtime.files import write_whole
@@ -384,11 +385,12 @@ def _run_rounds(folder: Path, rounds: int) -> None:
     noisy = np.full((1, 3, INSTRUCTION_FRAMES, N_FREQS), 0.1, np.float32)
     t = np.full(1, 0.12, np.float32)
     if manifest.causal is not None:
+        live = cast(StreamBackend, backend)
         states: list[Any] = [None, None]
         for _ in range(rounds):
-            _, feats, states[0] = backend.predict_next(noisy, states[0])
+            _, feats, states[0] = live.predict_next(noisy, states[0])
             factors = TlbFactors().arrays()
-            _, states[1] = backend.score_next(noisy[:, :1], t, feats, *factors, states[1])
+            _, states[1] = live.score_next(noisy[:, :1], t, feats, *factors, states[1])
         return
     for _ in range(rounds):
         _, feats = backend.predict(noisy)

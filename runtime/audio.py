@@ -2,7 +2,6 @@
 
 from .audio_in import (
     BLOCK_SAMPLES,
-    MAX_CHANNELS,
     MAX_RATE_HZ,
     MIN_RATE_HZ,
     AudioInfo,
@@ -29,7 +28,6 @@ from .blocks import Resampler, check_finite
 
 __all__ = [
     "BLOCK_SAMPLES",
-    "MAX_CHANNELS",
     "MAX_RATE_HZ",
     "MIN_RATE_HZ",
     "OUTPUT_FORMATS",

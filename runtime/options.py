@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import FloatArray
-from .audio import MAX_CHANNELS
 from .checks import number
 from .errors import InputError
-from .spec import TlbFactors
+from .spec import MAX_CHANNELS, TlbFactors
 
 Tlb = str | Mapping[str, Any] | TlbFactors | None
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import FloatArray
-from .audio import MAX_CHANNELS, check_rate
+from .audio import check_rate
 from .chain import Settings, block_sampler
 from .checks import check_whole
 from .cores import CausalCore, WindowCore
@@ -31,7 +31,7 @@ from .noise import check_seed
 from .options import noisy_share
 from .polyphase import MAX_RATE_HZ, MIN_RATE_HZ
 from .schedule import SamplerStep, sampler_steps
-from .spec import FRAME_MULTIPLE
+from .spec import FRAME_MULTIPLE, MAX_CHANNELS
 from .stream import Lane
 
 if TYPE_CHECKING:
