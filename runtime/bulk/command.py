@@ -182,8 +182,13 @@ def _summary(
         parts = {"done": counts.done, "done before": counts.before, "skipped": counts.skipped}
         parts |= {"failed": failed, "left": counts.left}
         print("files:   " + ", ".join(f"{n} {name}" for name, n in parts.items() if n))
-        print(f"audio:   {counts.seconds / 3600:.2f} h in {elapsed_s / 3600:.2f} h{speed}{where}")
+        print(f"audio:   {_long(counts.seconds)} in {_long(elapsed_s)}{speed}{where}")
         print(f"results: {results}")
     if run.stopped:
         command.say(run.stopped)
     return command.EXIT_FAILED if failed or counts.left else command.EXIT_DONE
+
+
+def _long(seconds: float) -> str:
+    """A length in words: seconds, or hours from one on."""
+    return f"{seconds:.1f} s" if seconds < 3600.0 else f"{seconds / 3600.0:.2f} h"

@@ -55,7 +55,9 @@ def results(out):
 def test_a_folder(run, root, out, capsys):
     assert run(root, out, "--recursive") == 0
     printed = capsys.readouterr()
-    assert printed.out.startswith("files:   2 done\naudio:   0.00 h in 0.00 h (real-time factor ")
+    audio_s = sum(row["duration_s"] for row in results(out))
+    assert printed.out.startswith(f"files:   2 done\naudio:   {audio_s:.1f} s in ")
+    assert " s (real-time factor " in printed.out
     assert "ort on cpu\nresults: " in printed.out
     assert soundfile.info(out / "s" / "b.flac").subtype == "PCM_24"
     first, second = results(out)
@@ -224,3 +226,7 @@ def test_another_live_run_is_named(run, root, out, capsys):
         assert run(root, out, "--overwrite") == 2
         assert f"process {os.getpid()} on" in capsys.readouterr().err
         assert run(root, out, "--resume") == 0
+
+
+def test_lengths_are_seconds_until_they_are_hours():
+    assert [command._long(s) for s in (45.66, 3599.0, 5400.0)] == ["45.7 s", "3599.0 s", "1.50 h"]
