@@ -146,8 +146,12 @@ class Journal:
 def heard_warnings() -> Iterator[list[str]]:
     """What the package warns of inside, such as a capture that failed or a batch that was halved."""
     said: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]  # a handler of one line
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    handler = Listener(logging.WARNING)
     log = logging.getLogger("dvpd")
     log.addHandler(handler)
     try:

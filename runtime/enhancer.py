@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from .backends.base import Backend
 from .backends.choose import open_backend
 from .chain import Chain, Levels, Settings, check_noise, find_levels, mixed, n_model
 from .checks import check_whole, number
+from .closing import Closing
 from .containers import Raw
 from .cut import cut
 from .engines import find_engine, warn_unverified
@@ -49,7 +49,7 @@ MAX_STEPS = 1000
 _ARRAY_BLOCK = 1 << 18  # samples pushed at a time
 
 
-class Enhancer:
+class Enhancer(Closing):
     """A loaded model.
 
     Use as a context manager, or call ``close``. Threads that share one take turns, window by
@@ -139,19 +139,6 @@ class Enhancer:
         """Model, backend and device."""
         m, b = self.manifest, self.backend
         return f"Enhancer({m.name} {m.version} {m.precision}, {b.name} on {b.device})"
-
-    def __enter__(self) -> Enhancer:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Release the engine."""
-        self.close()
 
     def enhance(
         self,

@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from .arrays import FloatArray
 from .chain import MAX_AMPLITUDE, n_model
+from .closing import Closing
 from .errors import DvpdError, InputError, NonFiniteError
 from .options import as_columns, to_float
 from .polyphase import Polyphase, reach
@@ -93,7 +93,7 @@ class _Fifo:
         return np.concatenate(taken)
 
 
-class Stream:
+class Stream(Closing):
     """One signal, block by block. Made by ``Enhancer.stream`` or ``StreamPool.open``.
 
     Attributes:
@@ -148,19 +148,6 @@ class Stream:
             f"Stream({self.sample_rate} Hz, {self.channels} channel{'s' * (self.channels > 1)}, "
             f"{self.latency_ms:.1f} ms late)"
         )
-
-    def __enter__(self) -> Stream:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close it."""
-        self.close()
 
     def close(self) -> None:
         """Give up the stream's memory; other streams of its pool go on."""

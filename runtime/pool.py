@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from .arrays import FloatArray
 from .audio import check_rate
 from .chain import Settings, block_sampler
 from .checks import check_whole
+from .closing import Closing
 from .cores import CausalCore, WindowCore
 from .errors import (
     BackendError,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 Clock = Callable[[], float]
 
 
-class StreamPool:
+class StreamPool(Closing):
     """Streams that share an engine. Made by ``Enhancer.stream_pool``.
 
     Blocks that are ready at the same time are computed in one batch. Streams come and go at any time;
@@ -90,19 +90,6 @@ class StreamPool:
     def streams(self) -> tuple[Stream, ...]:
         """Those that are open."""
         return tuple(self._streams)
-
-    def __enter__(self) -> StreamPool:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close all streams."""
-        self.close()
 
     def close(self) -> None:
         """Close all streams; the Enhancer stays open."""

@@ -6,8 +6,9 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from types import TracebackType
 from typing import TextIO, TypeVar
+
+from .closing import Closing
 
 T = TypeVar("T")
 
@@ -25,7 +26,7 @@ def is_terminal(stream: TextIO | None) -> bool:
         return False
 
 
-class Progress:
+class Progress(Closing):
     """How far a piece of work is.
 
     Use as a context manager, or call ``close``. It never fails: a stream that is closed, full or
@@ -87,19 +88,6 @@ class Progress:
         """Remove the bar."""
         if self._drawn:
             _print("\r\033[K", end="")
-
-    def __enter__(self) -> Progress:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Remove the bar."""
-        self.close()
 
 
 class Steps:
