@@ -298,26 +298,26 @@ class Supervisor:
         due = time.monotonic() >= self._next_publication
         for model in self.plan.models:
             folder = self.work.root / "models" / model.name
-            state, weights = folder / "state.pt", folder / "last.safetensors"
-            if self._is_new(weights):
-                self._published[str(weights)] = _stamp(weights)
+            if new := self._new([folder / "last.safetensors"]):
+                self._published |= new
                 due = True
-            if self._is_new(state) and self.publisher.publish(
-                f"state-{model.name}", {"state.pt": state}
-            ):
-                self._published[str(state)] = _stamp(state)
+            state = folder / "state.pt"
+            if new := self._new([state]):
+                # Stamped before it is read: one that is replaced meanwhile is published again.
+                if self.publisher.publish(f"state-{model.name}", {"state.pt": state}):
+                    self._published |= new
         kept = sorted(self.work.kept.glob("[!.]*"))
-        if any(map(self._is_new, kept)) and self.publisher.publish(
-            CACHE, {p.name: p for p in kept}
-        ):
-            self._published |= {str(path): _stamp(path) for path in kept}
+        if new := self._new(kept):
+            if self.publisher.publish(CACHE, {p.name: p for p in kept}):
+                self._published |= new
         if due:
             self._next_publication = time.monotonic() + self.plan.seconds.publish
             self.publisher.publish(RESULT, self._results())
 
-    def _is_new(self, path: Path) -> bool:
-        stamp = _stamp(path)
-        return stamp is not None and self._published.get(str(path)) != stamp
+    def _new(self, paths: list[Path]) -> dict[str, tuple[int, int]]:
+        """Stamps of the files that were not published as they are."""
+        stamps = {str(path): stamp for path in paths if (stamp := _stamp(path)) is not None}
+        return {name: s for name, s in stamps.items() if self._published.get(name) != s}
 
     def _results(self) -> dict[str, bytes | Path]:
         root = self.work.root

@@ -201,3 +201,22 @@ def test_whoever_stops_it_stops_everything(supervisor):
     recorder.run(supervisor._train_all([]))
     assert [name for name, _ in recorder.calls] == ["smoke"]
     assert last_of(supervisor.rows.read(), "choice", "made") is None
+
+
+def test_a_state_that_is_replaced_while_it_is_read_is_published_again(supervisor, monkeypatch):
+    state = supervisor.work.model("one") / "state.pt"
+    state.write_bytes(b"first")
+    publish = supervisor.publisher.publish
+
+    def and_replace(stream, members):
+        done = publish(stream, members)
+        if stream == "state-one" and state.read_bytes() == b"first":
+            state.unlink()
+            state.write_bytes(b"the last")
+        return done
+
+    monkeypatch.setattr(supervisor.publisher, "publish", and_replace)
+    supervisor._publish()
+    supervisor._publish()
+    numbers = {p.number for p in find_pieces(supervisor.work.published) if p.stream == "state-one"}
+    assert max(numbers) == 2
