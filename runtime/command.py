@@ -58,6 +58,9 @@ EXTRAS = {
     "rich": "bench",
     "shtab": "completion",
     "sounddevice": "live",
+    "ray": "ray",
+    "upath": "cloud",
+    "fsspec": "cloud",
 }
 _STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)

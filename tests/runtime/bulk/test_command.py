@@ -35,7 +35,7 @@ def run(engine_shared, enhancer, monkeypatch):
         pipe.send(("ready", {"backend": "ort", "device": "cpu"}))
         try:
             while True:
-                pipe.send(worker.answer(pipe.recv(), enhancer, engine.options, pipe))
+                pipe.send(worker.answer(pipe.recv(), enhancer, engine, pipe.send))
         except (EOFError, OSError):
             pipe.close()
 
