@@ -62,7 +62,7 @@ def _default_target(out: Path, source: str) -> Path:
     parent = os.path.normpath(os.path.dirname(source) or ".")
     if os.path.isabs(parent) or parent.split(os.sep)[0] == "..":
         parent = "."
-    return target_in(out / parent, source)
+    return target_in(out if parent == "." else out / parent, source)
 
 
 def _read(line: str) -> tuple[str, str | None, tuple[float, float | None] | None]:

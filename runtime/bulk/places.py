@@ -71,7 +71,7 @@ def _as_os_error(path: Path) -> Iterator[None]:
     """Storage has exceptions of its own; callers know those of files."""
     try:
         yield
-    except OSError:
+    except (OSError, InputError):
         raise
     except Exception as error:
         raise OSError(f"{path}: {one_line(error)}") from None

@@ -240,7 +240,10 @@ def folder_plan(root: Path, out: Path, globs: Sequence[str], recursive: bool) ->
     )
     for relative in found:
         if _wanted(relative.name, globs):
-            plan.add(root / relative, target_in(out / relative.parent, relative.name))
+            parent = relative.parent
+            # a URL would keep the dot
+            folder = out if parent == Path() else out / parent
+            plan.add(root / relative, target_in(folder, relative.name))
     if plan.is_empty:
         what = f"that match {' or '.join(globs)}" if globs else "(by their suffixes)"
         hint = "choose others with --glob" if recursive else "--recursive looks into its folders"

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +38,8 @@ class FakeEnhancer:
             raise SystemExit
         if data == b"killing":
             os.kill(os.getpid(), signal.SIGKILL)
+        if data == b"hanging":
+            time.sleep(600)
         if data == b"bad":
             raise InputError(f"{source}: no recording; {target} was not written")
         if data == b"growing":

@@ -228,5 +228,19 @@ def test_another_live_run_is_named(run, root, out, capsys):
         assert run(root, out, "--resume") == 0
 
 
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:1", "nothing answers there (Connection refused)"),
+        ("ray://head:10001", "expected local, auto or HOST:PORT"),
+        ("head", "expected local, auto or HOST:PORT"),
+    ],
+)
+def test_a_cluster_that_is_not_there(run, root, out, address, said, capsys):
+    assert run(root, out, "--ray", address) == 1
+    assert said in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_lengths_are_seconds_until_they_are_hours():
     assert [command._long(s) for s in (45.66, 3599.0, 5400.0)] == ["45.7 s", "3599.0 s", "1.50 h"]
