@@ -158,11 +158,14 @@ def identity(path: Path) -> bytes:
     return hashlib.blake2b(os.fsencode(text), digest_size=16).digest()
 
 
-def check(path: Path) -> None:
+def check(path: Path) -> tuple[int, int]:
     """Check that a recording is a file that can be read, and not empty.
 
     Args:
         path: The recording.
+
+    Returns:
+        What ``state`` says; for a URL it may come from a listing that was made a moment ago.
 
     Raises:
         InputError: It is not.
@@ -170,7 +173,7 @@ def check(path: Path) -> None:
     """
     if not is_remote(path):
         check_file(path)
-        return
+        return state(path)
     with _as_os_error(path):
         remote: Any = path
         try:
@@ -181,6 +184,7 @@ def check(path: Path) -> None:
             raise InputError(f"{path}: is a directory; give a recording (WAV, FLAC or OGG)")
         if not info.get("size"):
             raise InputError(f"{path}: is an empty file (0 bytes)")
+        return of_info(info)
 
 
 def bring(path: Path, folder: Path, step: Callable[[], None] = lambda: None) -> Path:

@@ -110,8 +110,7 @@ class Plan:
             place = os.fsencode(str(source))
         try:
             check_suffix(target)
-            places.check(source)
-            n_bytes, mtime_ns = places.state(source)
+            n_bytes, mtime_ns = places.check(source)
         except (InputError, OSError) as error:
             self.refuse(error, place, path=str(source), output=str(target))
             return

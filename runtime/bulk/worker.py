@@ -148,7 +148,9 @@ def hung(trace: Path) -> str | None:
         return None
     if not text.startswith("Timeout"):
         return None
-    where = _FRAME.search(text.rpartition("Thread ")[2])  # the first thread stands last
+    threads = text.split("Thread ")[1:]
+    ours = next((part for part in threads if " in answer\n" in part), "")
+    where = _FRAME.search(ours)  # the innermost frame stands first
     place = f" (in {where[3]}, {where[1]} line {where[2]})" if where else ""
     return f"nothing had moved for too long{place}, so the process that worked on it was ended"
 

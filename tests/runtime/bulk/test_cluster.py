@@ -189,7 +189,9 @@ def test_a_recording_that_ends_two_actors_is_set_aside(actor, tmp_path):
     kind, said = enhance._answer(7, task)
     assert kind == "poison"
     assert said == f"{tmp_path / 'a.wav'}: the process that worked on it ended, 2 times"
-    trace = 'Timeout (0:00:01)!\nThread 0x1:\n  File "/x/y.py", line 3 in read\n'
+    stands = '  File "/x/y.py", line 3 in read\n  File "worker.py", line 9 in answer\n'
+    waits = '  File "threading.py", line 327 in wait\n'
+    trace = f"Timeout (0:00:01)!\nThread 0x2:\n{stands}\nThread 0x1:\n{waits}"
     trace_of(Path(tries._counts[7][0][0])).write_text(trace)
     assert "(in read, y.py line 3)" in enhance._answer(7, task)[1]
 
