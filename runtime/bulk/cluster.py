@@ -80,7 +80,7 @@ def joined(address: str) -> Iterator[Any]:
         address: "local", "auto" (the cluster that this machine belongs to) or HOST:PORT.
 
     Yields:
-        The package ``ray``, connected.
+        The package ``ray``, connected. Meanwhile ``sys.stdout`` is ``sys.stderr``.
 
     Raises:
         InputError: Nothing answers there, or it is no cluster that can be used.
@@ -96,16 +96,17 @@ def joined(address: str) -> Iterator[Any]:
         options |= {"num_cpus": cpu_quota(), "object_store_memory": _STORE_BYTES}
         options |= {"include_dashboard": False}
     ours = signal.getsignal(signal.SIGTERM)
-    try:
+    with contextlib.redirect_stdout(sys.stderr):  # Ray tells of its troubles there, at any time
         try:
-            ray.init(address=address, **options)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise InputError(f"--ray {address}: {one_line(error)}") from None
-        with contextlib.suppress(ValueError):  # not the main thread, where none was set
-            signal.signal(signal.SIGTERM, ours)  # Ray takes it
-        yield ray
-    finally:
-        ray.shutdown()
+            try:
+                ray.init(address=address, **options)
+            except (OSError, RuntimeError, ValueError) as error:
+                raise InputError(f"--ray {address}: {one_line(error)}") from None
+            with contextlib.suppress(ValueError):  # not the main thread, where none was set
+                signal.signal(signal.SIGTERM, ours)  # Ray takes it
+            yield ray
+        finally:
+            ray.shutdown()
 
 
 def _check_answers(address: str) -> None:
@@ -338,7 +339,7 @@ def work_there(
     check_nodes(ray, engine, [_absolute(folder) for folder in folders])
     n_pass = max(_A_PASS[0], _A_PASS[1] * actors.n)
     known: set[str] = set()
-    with run.open(), contextlib.redirect_stdout(sys.stderr):  # Ray tells of its troubles on stdout
+    with run.open():
         while True:
             tasks = list(itertools.islice(iter(run.next_task, None), n_pass))
             if tasks:

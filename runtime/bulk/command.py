@@ -69,24 +69,24 @@ def enhance_many(args: argparse.Namespace) -> int:
             raise InputError(f"{out}: cannot be made ({error.strerror or error})") from None
         rules = Rules(args.overwrite, args.skip_existing, args.resume)
         journal = stack.enter_context(Journal(out, Path(args.journal) if args.journal else None))
-        try:
-            _check_rules(rules, journal, out)
-        except InputError as error:
-            return command.report(error, args, command.EXIT_USAGE)
-        progress = stack.enter_context(Progress("enhance"))
+        refused = _refused(rules, journal, out)
+        if refused is None:
+            progress = stack.enter_context(Progress("enhance"))
 
-        def say(text: str) -> None:
-            progress.close()  # above the bar
-            command.say(text)
+            def say(text: str) -> None:
+                progress.close()  # above the bar
+                command.say(text)
 
-        settings = _settings(args, manifest, options)
-        run = Run(journal, plan, settings, rules, out / FOLDER / PARTS, say)
-        if ray is None:
-            with Pool(n_jobs, engine, serve) as pool:
-                work_here(run, pool, progress)
-        else:
-            n_jobs = work_there(run, ray, engine, args.jobs, [root, out], progress)
-        results = _write_results(run, out)
+            settings = _settings(args, manifest, options)
+            run = Run(journal, plan, settings, rules, out / FOLDER / PARTS, say)
+            if ray is None:
+                with Pool(n_jobs, engine, serve) as pool:
+                    work_here(run, pool, progress)
+            else:
+                n_jobs = work_there(run, ray, engine, args.jobs, [root, out], progress)
+            results = _write_results(run, out)
+    if refused is not None:
+        return command.report(refused, args, command.EXIT_USAGE)
     return _summary(args, run, n_jobs, results, time.monotonic() - started)
 
 
@@ -120,18 +120,20 @@ def _is_dir(path: Path) -> bool:
         raise InputError(f"{path}: {one_line(error)}") from None
 
 
-def _check_rules(rules: Rules, journal: Journal, out: Path) -> None:
+def _refused(rules: Rules, journal: Journal, out: Path) -> InputError | None:
+    """What can be said against the job, seen from the journal."""
     if rules.resume:
-        return
+        return None
     if others := journal.others():
-        raise InputError(
+        return InputError(
             f"{out}: {' and '.join(others.values())} is at work here: --resume shares the job"
         )
     if journal.begun and not (rules.overwrite or rules.skip_existing):
-        raise InputError(
+        return InputError(
             f"{out}: has the journal of an earlier job: --resume goes on with it, --overwrite does "
             f"all again (the journal is {journal.folder})"
         )
+    return None
 
 
 def _threads(args: argparse.Namespace) -> int | None:

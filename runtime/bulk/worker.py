@@ -35,7 +35,7 @@ from .plan import Job
 from .rows import Made
 
 PART_EVERY_S = 0.5
-_REARM_S = 1.0
+_REARM_S, _SLOW_BYTES_S = 1.0, 1e6
 _FRAME = re.compile(r'File "(?:.*[/\\])?(.+)", line (\d+) in (\S+)')
 _FREE_BYTES = 1 << 20  # left to the journal
 
@@ -51,7 +51,8 @@ class Engine:
         threads: Likewise.
         tf32: Likewise.
         options: For ``Enhancer.enhance_file``.
-        hung_s: A process that makes no progress for so long (s) is ended; 0: never.
+        hung_s: A process that makes no progress for so long (s), and a second more for each
+            megabyte of the recording, is ended; 0: never.
     """
 
     folder: Path
@@ -218,7 +219,9 @@ def answer(
         made = near / staged.name
         source = job.source
         try:
-            watch = stack.enter_context(Watch(engine.hung_s, trace_of(made)))
+            # the first pass over a large file tells nothing of itself
+            limit_s = engine.hung_s and engine.hung_s + job.n_bytes / _SLOW_BYTES_S
+            watch = stack.enter_context(Watch(limit_s, trace_of(made)))
 
             def progress(share: float) -> None:
                 nonlocal last

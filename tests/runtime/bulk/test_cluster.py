@@ -1,6 +1,7 @@
 """A job on a cluster of two nodes: every test uses the same one."""
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import sqlite3
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,7 +34,6 @@ pytestmark = [
     pytest.mark.filterwarnings(r"ignore::FutureWarning:ray\..*"),
     # Ray leaves its daemons and their pipes to the garbage collector
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 N_FILES = 12
 
@@ -55,6 +56,10 @@ def address():
         yield two.address
     finally:
         two.shutdown()
+        del two
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()  # not within a test of somebody else
         os.environ.clear()
         os.environ.update(before)
 
@@ -107,6 +112,7 @@ def kill_one(out, killed):
         killed.append(pid)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_changes_no_byte(
     address, root, alone, tmp_path, engine_shared, capsys
 ):
@@ -132,6 +138,7 @@ def test_a_worker_that_is_killed_changes_no_byte(
     assert json.loads(capsys.readouterr().out)["done_before"] == N_FILES
 
 
+@pytest.mark.slow
 def test_urls_and_what_a_node_may_lack(
     address, root, alone, tmp_path, engine_shared, capsys, monkeypatch
 ):
