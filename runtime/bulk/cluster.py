@@ -39,7 +39,7 @@ from .worker import Engine, Task, answer, hung, trace_of
 
 LOCAL, AUTO = "local", "auto"
 PACKAGE = "dvpd"
-_CONNECT_S, _HEALTH_S, _NODES_S, _WAIT_S = 5.0, 30.0, 120.0, 0.5
+_CONNECT_S, _HEALTH_S, _NODES_S, _WAIT_S = 5.0, 90.0, 120.0, 0.5
 _STORE_BYTES = 128 << 20  # of a local cluster: names need little
 _MOST_A_TASK = 16  # recordings; what an actor that dies has done of them is done again
 _A_PASS = (20_000, 1_000)  # recordings that are claimed at a time: at least, and for each actor
@@ -138,7 +138,10 @@ def _check_answers(address: str) -> None:
     except subprocess.TimeoutExpired:
         well = False
     if not well:
-        raise InputError(f"--ray {address}: what answers there is no Ray cluster of this version")
+        raise InputError(
+            f"--ray {address}: what answers there is no Ray cluster of this version, or takes more "
+            f"than {_HEALTH_S:g} s to say so"
+        )
 
 
 def spread(ray: Any, engine: Engine, n: int | None) -> Actors:

@@ -92,13 +92,19 @@ def alone(root, tmp_path, engine_shared, enhancer, monkeypatch):
     return {path.name: path.read_bytes() for path in out.glob("*.wav")}
 
 
+def parent(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def actors():
-    """Processes of actors that are open for work."""
+    """Processes of this cluster's actors: a node's process is a child of this one."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if path.read_bytes().startswith(b"ray::MapWorker"):
-                found.append(int(path.parent.name))
+            pid = int(path.parent.name)
+            ours = parent(parent(pid)) == os.getpid()
+            if ours and path.read_bytes().startswith(b"ray::MapWorker"):
+                found.append(pid)
     return found
 
 
