@@ -45,6 +45,8 @@ _MOST_A_TASK = 16  # recordings; what an actor that dies has done of them is don
 _A_PASS = (20_000, 1_000)  # recordings that are claimed at a time: at least, and for each actor
 # Ray sends usage statistics unless it is told not to; its core prints to stderr what it mends itself.
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+# After Ctrl-C a thread of Ray Data that still runs would start another cluster.
+_QUIET["RAY_ENABLE_AUTO_CONNECT"] = "0"
 
 
 @dataclass(frozen=True)
