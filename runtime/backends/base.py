@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -402,6 +402,29 @@ def _on_host(stack: Any) -> FloatArray:
     return host
 
 
+def is_single(options: LoadOptions) -> bool:
+    """Whether the graphs to be loaded are those for one recording at a time."""
+    return options.predictive.name in {graph.file for graph in options.manifest.single.values()}
+
+
+def each_recording(inputs: Mapping[str, Any], single: bool) -> list[dict[str, Any]]:
+    """The calls that a graph is run with: of one for one recording, a call for each of the batch.
+
+    Args:
+        inputs: The graph's, the first of them with the batch in front.
+        single: Whether it is such a graph.
+    """
+    batch = len(next(iter(inputs.values()))) if single else 1
+    if batch == 1:
+        return [dict(inputs)]
+    shared = {spec.name for spec in score_inputs() if "B" not in spec.shape[:1]}
+    shared -= set(FEAT_NAMES)
+    return [
+        {name: value if name in shared else value[i : i + 1] for name, value in inputs.items()}
+        for i in range(batch)
+    ]
+
+
 FEAT_NAMES = tuple(f"feat_{i}" for i in range(N_FEATS))
 PREDICT_OUT = predictive_outputs()[0]
 SCORE_OUT = SCORE_OUTPUTS[0]
@@ -428,6 +451,7 @@ def check_signature(
     inputs: Sequence[GraphTensor],
     outputs: Sequence[GraphTensor],
     causal: CausalSpec | None = None,
+    single: bool = False,
 ) -> None:
     """Check a loaded graph's inputs and outputs against the contract.
 
@@ -437,9 +461,10 @@ def check_signature(
         inputs: What the engine reports.
         outputs: What the engine reports.
         causal: The manifest's.
+        single: Whether it is a graph for one recording, where B is 1.
 
     Raises:
-        ManifestError: A name, dtype or shape differs, or B or T is fixed.
+        ManifestError: A name, dtype or shape differs, or a size is fixed that must not be.
     """
     for side, specs, got in zip(
         ("inputs", "outputs"), graph_io(graph, precision, causal), (inputs, outputs), strict=True
@@ -453,8 +478,7 @@ def check_signature(
         for spec in specs:
             tensor = found[spec.name]
             fits = len(tensor.shape) == len(spec.shape) and all(
-                want is None
-                or (size is None if isinstance(want, str) else size is None or size == want)
+                want is None or size is None or size == (1 if single and want == "B" else want)
                 for size, want in zip(tensor.shape, spec.shape, strict=True)
             )
             if tensor.dtype != spec.dtype or not fits:

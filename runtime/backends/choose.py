@@ -6,12 +6,13 @@ import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..checks import check_whole
 from ..errors import BackendError, InputError, raise_interrupt
-from ..manifest import Manifest
+from ..manifest import SINGLE, Manifest
+from ..spec import GRAPH_NAMES
 from ..tensorrt.gpus import cuda_device_count
 from .base import Backend, LoadOptions
 
@@ -130,6 +131,22 @@ def _cpu_order(names: Sequence[str]) -> list[str]:
     return sorted((n for n in names if n not in GPU_ONLY), key=lambda n: n != "ort")
 
 
+def graphs_for(name: str, device: str, paths: Mapping[str, Path]) -> tuple[Path, Path]:
+    """The predictive and the score graph that a backend loads.
+
+    On a CPU a batch is no faster than its recordings one by one, and a graph that holds one alone
+    is faster: there it is taken where the engine has it.
+
+    Args:
+        name: Backend.
+        device: Device.
+        paths: What ``Manifest.verify_graphs`` returned.
+    """
+    ending = SINGLE if device == "cpu" and name in ("ort", "openvino") else ""
+    predictive, score = (paths.get(graph + ending, paths[graph]) for graph in GRAPH_NAMES)
+    return predictive, score
+
+
 def check_causal(manifest: Manifest, name: str, device: str) -> None:
     """Refuse engines that do not carry a causal model's state yet.
 
@@ -183,9 +200,10 @@ def open_backend(
     failures: list[str] = []
     candidates = _candidates(name, device.lower(), Path(folder))
     for backend_name, backend_device in candidates:
+        predictive, score = graphs_for(backend_name, backend_device, paths)
         options = LoadOptions(
-            predictive=paths["predictive"],
-            score=paths["score"],
+            predictive=predictive,
+            score=score,
             manifest=manifest,
             device=backend_device,
             threads=default_threads() if threads is None else threads,

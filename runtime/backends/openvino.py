@@ -23,6 +23,8 @@ from .base import (
     check_predict,
     check_signature,
     check_whole,
+    each_recording,
+    is_single,
     score_feeds,
     stream_state,
 )
@@ -89,6 +91,7 @@ class OpenVinoBackend:
             ) from None
         available: list[str] = core.available_devices
         device = options.device.upper()
+        self._single = is_single(options)
         # "GPU" stands for GPU.0, GPU.1, ...
         if not any(name == device or name.startswith(device + ".") for name in available):
             raise BackendError(
@@ -123,6 +126,7 @@ class OpenVinoBackend:
             _tensors(model.inputs),
             _tensors(model.outputs),
             options.manifest.causal,
+            self._single,
         )
         # Releases that do not pass the metadata on leave this check to the verified hash.
         if model.has_rt_info("framework"):
@@ -153,11 +157,18 @@ class OpenVinoBackend:
                 f"OpenVINO failed in the {graph} graph on {self.device} ({_first_line(error)})"
             ) from error
 
+    def _run_each(self, graph: str, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Run a graph on a batch, or the graph for one recording on each of it."""
+        rows = [self._run(graph, one) for one in each_recording(inputs, self._single)]
+        if len(rows) == 1:
+            return rows[0]
+        return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
     def predict(self, noisy: FloatArray) -> tuple[FloatArray, Sequence[Any]]:
         """Run the predictive graph; see ``Backend.predict``."""
         check_whole(self._causal)
         sizes = check_predict(noisy)
-        results = self._run("predictive", {"noisy": np.ascontiguousarray(noisy)})
+        results = self._run_each("predictive", {"noisy": np.ascontiguousarray(noisy)})
         source = "the predictive graph (openvino)"
         clean_ri = check_output(PREDICT_OUT, results["clean_ri"], sizes, source)
         return clean_ri, [results[name] for name in FEAT_NAMES]
@@ -173,7 +184,7 @@ class OpenVinoBackend:
         """Run the score graph; see ``Backend.score``."""
         check_whole(self._causal)
         sizes, inputs = score_feeds(xt, t, feats, tlb_skip, tlb_backbone)
-        results = self._run("score", inputs)
+        results = self._run_each("score", inputs)
         return check_output(SCORE_OUT, results["sigma_z"], sizes, "the score graph (openvino)")
 
     def predict_next(self, noisy: FloatArray, state: Any) -> tuple[FloatArray, Sequence[Any], Any]:
