@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -400,29 +400,6 @@ def join_rows(backend: StreamBackend, rows: Sequence[Row | None]) -> Any:
 def _on_host(stack: Any) -> FloatArray:
     host: FloatArray = stack if isinstance(stack, np.ndarray) else stack.numpy()
     return host
-
-
-def is_single(options: LoadOptions) -> bool:
-    """Whether the graphs to be loaded are those for one recording at a time."""
-    return options.predictive.name in {graph.file for graph in options.manifest.single.values()}
-
-
-def each_recording(inputs: Mapping[str, Any], single: bool) -> list[dict[str, Any]]:
-    """The calls that a graph is run with: of one for one recording, a call for each of the batch.
-
-    Args:
-        inputs: The graph's, the first of them with the batch in front.
-        single: Whether it is such a graph.
-    """
-    batch = len(next(iter(inputs.values()))) if single else 1
-    if batch == 1:
-        return [dict(inputs)]
-    shared = {spec.name for spec in score_inputs() if "B" not in spec.shape[:1]}
-    shared -= set(FEAT_NAMES)
-    return [
-        {name: value if name in shared else value[i : i + 1] for name, value in inputs.items()}
-        for i in range(batch)
-    ]
 
 
 FEAT_NAMES = tuple(f"feat_{i}" for i in range(N_FEATS))

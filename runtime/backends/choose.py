@@ -6,15 +6,15 @@ import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..checks import check_whole
 from ..errors import BackendError, InputError, raise_interrupt
-from ..manifest import SINGLE, Manifest
-from ..spec import GRAPH_NAMES
+from ..manifest import Manifest
 from ..tensorrt.gpus import cuda_device_count
 from .base import Backend, LoadOptions
+from .single import graphs_for
 
 logger = logging.getLogger("dvpd")
 
@@ -129,22 +129,6 @@ def _cpu_order(names: Sequence[str]) -> list[str]:
     # ONNX Runtime first: with AVX2 it takes a quarter less time than OpenVINO for 2 s windows
     # (benchmarks/results), with AVX-512 it took at most 2 % more.
     return sorted((n for n in names if n not in GPU_ONLY), key=lambda n: n != "ort")
-
-
-def graphs_for(name: str, device: str, paths: Mapping[str, Path]) -> tuple[Path, Path]:
-    """The predictive and the score graph that a backend loads.
-
-    On a CPU a batch is no faster than its recordings one by one, and a graph that holds one alone
-    is faster: there it is taken where the engine has it.
-
-    Args:
-        name: Backend.
-        device: Device.
-        paths: What ``Manifest.verify_graphs`` returned.
-    """
-    ending = SINGLE if device == "cpu" and name in ("ort", "openvino") else ""
-    predictive, score = (paths.get(graph + ending, paths[graph]) for graph in GRAPH_NAMES)
-    return predictive, score
 
 
 def check_causal(manifest: Manifest, name: str, device: str) -> None:

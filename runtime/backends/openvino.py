@@ -23,11 +23,10 @@ from .base import (
     check_predict,
     check_signature,
     check_whole,
-    each_recording,
-    is_single,
     score_feeds,
     stream_state,
 )
+from .single import each_recording, is_single
 
 _DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64"}
 

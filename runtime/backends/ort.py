@@ -29,11 +29,10 @@ from .base import (
     check_predict,
     check_signature,
     check_whole,
-    each_recording,
-    is_single,
     score_feeds,
     stream_state,
 )
+from .single import each_recording, is_single
 
 logger = logging.getLogger("dvpd")
 
