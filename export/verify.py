@@ -621,7 +621,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--backends",
         metavar="A,B",
-        help="torch, torch-half, onnx, ort, openvino, ... (default: all that can run but torch-half)",
+        help="torch, torch-half, onnx, ort, ort-batch, ... (default: all that can run but torch-half)",
     )
     parser.add_argument("--wav", metavar="WAV", help="noisy speech (default: the example)")
     parser.add_argument(
