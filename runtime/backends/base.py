@@ -428,6 +428,7 @@ def check_signature(
     inputs: Sequence[GraphTensor],
     outputs: Sequence[GraphTensor],
     causal: CausalSpec | None = None,
+    single: bool = False,
 ) -> None:
     """Check a loaded graph's inputs and outputs against the contract.
 
@@ -437,9 +438,10 @@ def check_signature(
         inputs: What the engine reports.
         outputs: What the engine reports.
         causal: The manifest's.
+        single: Whether it is a graph for one recording, where B is 1.
 
     Raises:
-        ManifestError: A name, dtype or shape differs, or B or T is fixed.
+        ManifestError: A name, dtype or shape differs, or a size is fixed that must not be.
     """
     for side, specs, got in zip(
         ("inputs", "outputs"), graph_io(graph, precision, causal), (inputs, outputs), strict=True
@@ -453,8 +455,7 @@ def check_signature(
         for spec in specs:
             tensor = found[spec.name]
             fits = len(tensor.shape) == len(spec.shape) and all(
-                want is None
-                or (size is None if isinstance(want, str) else size is None or size == want)
+                want is None or size is None or size == (1 if single and want == "B" else want)
                 for size, want in zip(tensor.shape, spec.shape, strict=True)
             )
             if tensor.dtype != spec.dtype or not fits:

@@ -14,6 +14,7 @@ from ..errors import BackendError, InputError, raise_interrupt
 from ..manifest import Manifest
 from ..tensorrt.gpus import cuda_device_count
 from .base import Backend, LoadOptions
+from .single import graphs_for
 
 logger = logging.getLogger("dvpd")
 
@@ -183,9 +184,10 @@ def open_backend(
     failures: list[str] = []
     candidates = _candidates(name, device.lower(), Path(folder))
     for backend_name, backend_device in candidates:
+        predictive, score = graphs_for(backend_name, backend_device, paths)
         options = LoadOptions(
-            predictive=paths["predictive"],
-            score=paths["score"],
+            predictive=predictive,
+            score=score,
             manifest=manifest,
             device=backend_device,
             threads=default_threads() if threads is None else threads,

@@ -32,6 +32,7 @@ from .base import (
     score_feeds,
     stream_state,
 )
+from .single import each_recording, is_single
 
 logger = logging.getLogger("dvpd")
 
@@ -216,7 +217,7 @@ class OrtBackend:
         self._index = int(match[2] or 0)
         self._on_gpu = match[1] != "cpu"
         self._profile = Profile() if match[1] == "tensorrt" else None
-        self.device = options.device
+        self.device, self._single = options.device, is_single(options)
         self._wanted = {
             "cpu": "CPUExecutionProvider",
             "cuda": "CUDAExecutionProvider",
@@ -258,6 +259,7 @@ class OrtBackend:
                 _tensors(session.get_inputs()),
                 _tensors(session.get_outputs()),
                 options.manifest.causal,
+                self._single,
             )
             check_metadata(session.get_modelmeta().custom_metadata_map, options.manifest, graph)
 
@@ -283,6 +285,17 @@ class OrtBackend:
                 "another device"
             )
         return session
+
+    def _run_each(
+        self, graph: str, outputs: list[str], inputs: dict[str, Any], keep: frozenset[str]
+    ) -> list[Any]:
+        """Run a graph on a batch, or the graph for one recording on each of it."""
+        rows = [
+            self._run(graph, outputs, one, keep) for one in each_recording(inputs, self._single)
+        ]
+        if len(rows) == 1:
+            return rows[0]
+        return [np.concatenate(values) for values in zip(*rows, strict=True)]
 
     def _run(
         self, graph: str, outputs: list[str], inputs: dict[str, Any], keep: frozenset[str]
@@ -327,7 +340,9 @@ class OrtBackend:
                 f"{self._profile.batch[2]}: use shorter windows, or device cuda"
             )
         names = ["clean_ri", *FEAT_NAMES]
-        clean_ri, *feats = self._run("predictive", names, {"noisy": noisy}, frozenset(FEAT_NAMES))
+        clean_ri, *feats = self._run_each(
+            "predictive", names, {"noisy": noisy}, frozenset(FEAT_NAMES)
+        )
         return check_output(PREDICT_OUT, clean_ri, sizes, "the predictive graph (ort)"), feats
 
     def score(
@@ -341,7 +356,7 @@ class OrtBackend:
         """Run the score graph; see ``Backend.score``."""
         check_whole(self._causal)
         sizes, inputs = score_feeds(xt, t, feats, tlb_skip, tlb_backbone)
-        (sigma_z,) = self._run("score", ["sigma_z"], inputs, frozenset())
+        (sigma_z,) = self._run_each("score", ["sigma_z"], inputs, frozenset())
         return check_output(SCORE_OUT, sigma_z, sizes, "the score graph (ort)")
 
     def predict_next(self, noisy: FloatArray, state: Any) -> tuple[FloatArray, Sequence[Any], Any]:

@@ -141,7 +141,7 @@ def _settings(
         "tlb": dataclasses.asdict(options["tlb"]),
         "raw": None if raw is None else dataclasses.asdict(raw),
     }
-    graphs = {name: graph.sha256 for name, graph in manifest.graphs.items()}
+    graphs = manifest.hashes
     engine = {"backend": args.backend, "device": args.device, "tf32": args.tf32}
     return {**plain, **engine, "graphs": graphs}
 

@@ -87,6 +87,25 @@ def test_calls_of_any_length_and_several_streams_agree(live):
     assert np.abs(alone[0] - whole[1]).max() <= 1e-5 * np.abs(whole).max()
 
 
+def test_openvino_takes_the_next_block_in_a_request_of_its_size(live):
+    pytest.importorskip("openvino")
+    rng = np.random.default_rng(1)
+    noisy = rng.standard_normal((1, 3, 8, 257)).astype(np.float32) * np.float32(0.2)
+    with Enhancer.open(live, "openvino", "cpu", 1) as enhancer:
+        backend, state, parts = enhancer.backend, None, []
+        whole, _, after = backend.predict_next(noisy, None)
+        for first in (0, 4):
+            clean, feats, state = backend.predict_next(noisy[:, :, first : first + 4], state)
+            parts.append(clean)
+        assert [feat.shape[2] for feat in feats] == [4, 4, 2, 1, 2, 4]
+        used = [backend._requests[f"{graph}.block"].get_input_tensor(0) for graph in GRAPH_NAMES]
+        assert [list(tensor.shape) for tensor in used] == [[1, 3, 4, 257], [1, 1, 4, 257]]
+    assert np.abs(np.concatenate(parts, axis=2) - whole).max() <= 1e-5 * np.abs(whole).max()
+    assert np.abs(state - after).max() <= 1e-5 * np.abs(after).max()
+    with pytest.raises(BackendError, match="closed"):
+        backend.predict_next(noisy[:, :, :4], state)
+
+
 def test_verification_carries_the_state_on_every_backend(whole, monkeypatch):
     monkeypatch.setattr(verify, "ROOT", whole.parent)  # without the example: synthetic speech
     names = [name for name in ("ort", "openvino") if verify.installed(name)]
