@@ -12,7 +12,7 @@ export class Cancelled extends Error {}
 
 export class Engine {
   private worker: Worker | null = null;
-  private reject: (error: Error) => void = () => {};
+  private reject: ((error: Error) => void) | null = null; // of the job that is running
 
   /** Enhance copies of the channels. */
   run(job: Job, progress: (fraction: number) => void): Promise<Result> {
@@ -21,31 +21,29 @@ export class Engine {
     return new Promise((resolve, reject) => {
       this.reject = reject;
       worker.onmessage = ({ data }: MessageEvent<Report>) => {
-        if (data.kind === "progress") return progress(data.fraction);
-        this.reject = () => {};
-        if (data.kind === "done") resolve(data);
-        else reject(new Error(data.message));
+        if (data.kind === "progress") progress(data.fraction);
+        else if (data.kind === "failed") this.stop(new Error(data.message));
+        else {
+          this.reject = null;
+          resolve(data);
+        }
       };
-      worker.onerror = (event) => {
-        this.stop();
-        reject(new Error(`The page's worker did not start (${event.message || "no reason given"}). Reload the page.`));
-      };
-      this.busy = true;
+      worker.onerror = ({ message }) =>
+        this.stop(new Error(`The page's worker failed (${message || "no reason given"}). Reload the page.`));
       worker.postMessage(job);
-    }).finally(() => (this.busy = false)) as Promise<Result>;
+    });
   }
-
-  private busy = false;
 
   /** End the job that is running, at once: the networks cannot be asked to stop. */
   cancel(): void {
-    if (!this.busy) return;
-    this.stop();
-    this.reject(new Cancelled());
+    if (this.reject) this.stop(new Cancelled());
   }
 
-  private stop(): void {
+  /** Let the worker go with all its memory; the next job gets another one. */
+  private stop(reason: Error): void {
     this.worker?.terminate();
     this.worker = null;
+    this.reject?.(reason);
+    this.reject = null;
   }
 }

@@ -102,6 +102,7 @@ function showPosition(): void {
 async function take(file: Blob, title: string): Promise<void> {
   const own = ++task;
   engine.cancel();
+  element("working").hidden = true;
   say(`Decoding ${title} …`);
   try {
     const channels = await decode(file, title);
@@ -124,12 +125,13 @@ async function enhance(): Promise<void> {
   const device = element<HTMLSelectElement>("device").value as Device;
   const bar = element<HTMLProgressElement>("progress");
   bar.removeAttribute("value"); // until the model is there
+  element("percent").textContent = "";
   element("working").hidden = false;
-  say(`Loading ${model} …`);
+  say(`Enhancing ${name} with ${model} …`);
   try {
     const result = await engine.run({ channels: recording, model, device, steps }, (fraction) => {
       bar.value = fraction;
-      say(`Enhancing ${name}: ${Math.floor(100 * fraction)} %`);
+      element("percent").textContent = `${Math.floor(100 * fraction)} %`; // not in the status, which is read aloud
     });
     if (own !== task) return;
     after = result.channels;
@@ -232,6 +234,12 @@ function listen(): void {
   for (const radio of document.querySelectorAll<HTMLInputElement>("input[name=side]")) {
     radio.onchange = showStrength;
   }
+  const models = element<HTMLSelectElement>("model");
+  models.onchange = () => {
+    const { n_steps } = MODELS[models.value as ModelName].manifest.sampler;
+    const usual = document.querySelector<HTMLInputElement>(`input[name=steps][value="${n_steps}"]`);
+    if (usual) usual.checked = true;
+  };
   input("strength").oninput = showStrength;
   input("strength").onchange = showAfter;
   listenToDrops();

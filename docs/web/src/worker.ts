@@ -45,7 +45,6 @@ async function work({ channels, model, device, steps }: Job): Promise<void> {
 
 self.onmessage = ({ data }: MessageEvent<Job>) => {
   work(data).catch((error: unknown) => {
-    opened = null;
     report({ kind: "failed", message: inWords(error, data.device) });
   });
 };

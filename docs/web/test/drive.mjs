@@ -1,16 +1,16 @@
 /**
- * Use the built page as a person would, in a headless Chromium, and write what came of it into a folder.
+ * Build the page, use it as a person would, in a headless Chromium, and write what came of it.
  *
  *     node test/drive.mjs CHROMIUM FOLDER RECORDING [STEPS [MODEL [DEVICE]]]
  *
- * Written: enhanced.wav (the page's download), wide.png, narrow.png, dark.png, facts.json.
+ * Into the folder: site/, enhanced.wav (the page's download), wide.png, narrow.png, dark.png, facts.json.
  */
 
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import { chromium } from "playwright-core";
-import { preview } from "vite";
+import { build, preview } from "vite";
 
 const [executablePath, folder, recording, steps = "1", model = "dvpd-tiny", device = "wasm"] = process.argv.slice(2);
 const root = new URL("..", import.meta.url).pathname;
@@ -30,7 +30,9 @@ const args = [
   "--use-fake-ui-for-media-stream",
 ];
 
-const server = await preview({ root, preview: { port: 0, host: "127.0.0.1" }, logLevel: "error" });
+const built = { root, logLevel: "error", build: { outDir: join(folder, "site"), emptyOutDir: true } };
+await build(built);
+const server = await preview({ ...built, preview: { port: 0, host: "127.0.0.1" } });
 const address = server.resolvedUrls.local[0];
 const profile = await mkdtemp(join(tmpdir(), "dvpd-web-"));
 const browser = await chromium.launchPersistentContext(profile, {
@@ -74,7 +76,7 @@ async function drive() {
   await page.setInputFiles("#file", recording);
   await page.click("#cancel");
   await page.waitForFunction(() => document.getElementById("status").textContent === "Cancelled.");
-  facts.cancelled = [await page.locator("#working").isVisible(), await after.isDisabled()];
+  facts.cancelled = { working: await page.locator("#working").isVisible(), after: await after.isEnabled() };
 
   await page.selectOption("#model", model);
   if (device !== "wasm") await page.selectOption("#device", device);
@@ -90,22 +92,23 @@ async function drive() {
   facts.saved = (await download).suggestedFilename();
   await (await download).saveAs(join(folder, "enhanced.wav"));
 
-  // The other side is heard at the same place; keys do what the mouse does.
-  await page.locator("#position").evaluate((slider) => {
+  // The other side is heard from the same place; keys do what the mouse does.
+  const position = () => page.locator("#position").evaluate((slider) => Number(slider.value));
+  const half = await page.locator("#position").evaluate((slider) => {
     slider.value = String(slider.max / 2);
     slider.dispatchEvent(new Event("input"));
+    return Number(slider.value);
   });
-  await page.click("#play");
-  await page.waitForFunction(() => document.getElementById("play").textContent === "Pause");
-  const position = () => page.locator("#position").evaluate((slider) => Number(slider.value));
-  const first = await position();
   await after.focus();
   await page.keyboard.press("ArrowLeft");
   facts.switched = await page.locator("input[name=side][value=before]").isChecked();
-  await page.waitForTimeout(300);
-  facts.moved = (await position()) - first; // about the time that has passed: it plays on
-  await page.keyboard.press("ArrowRight");
+  facts.moved = (await position()) - half;
   await page.click("#play");
+  await page.waitForFunction((x) => Number(document.getElementById("position").value) !== x, half);
+  await page.keyboard.press("Tab");
+  await page.keyboard.press("ArrowRight");
+  facts.returned = await after.isChecked();
+  await page.waitForFunction(() => document.getElementById("play").textContent === "Play"); // its end
 
   await page.screenshot({ path: join(folder, "wide.png"), fullPage: true });
   await page.setViewportSize({ width: 360, height: 740 });
