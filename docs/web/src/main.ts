@@ -124,8 +124,8 @@ async function enhance(): Promise<void> {
   const model = element<HTMLSelectElement>("model").value as ModelName;
   const device = element<HTMLSelectElement>("device").value as Device;
   const bar = element<HTMLProgressElement>("progress");
-  bar.removeAttribute("value"); // until the model is there
-  element("percent").textContent = "";
+  bar.value = 0;
+  element("percent").textContent = "loading the model";
   element("working").hidden = false;
   say(`Enhancing ${name} with ${model} …`);
   try {
