@@ -10,6 +10,12 @@ import pytest
 RUNTIME = Path(__file__).resolve().parents[2] / "runtime"
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch):
+    """A machine that is busy with something else changes no result."""
+    monkeypatch.setattr("dvpd.integrations.sound.BEHIND_S", 60.0)
+
+
 @pytest.fixture
 def networks_worker(monkeypatch):
     """A StreamWorker and its networks, which tests can slow down or let fail."""

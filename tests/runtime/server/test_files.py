@@ -125,7 +125,7 @@ def begin(client, body: bytes, header: str = "") -> sockets.socket:
 
 
 def test_slow_and_lost_clients_harm_nobody(serving):
-    with serving(stall_s=0.5, files=3) as client:
+    with serving(stall_s=1.0, files=3) as client:
         held = threading.Event()
         entered = threading.Event()
 
@@ -155,7 +155,7 @@ def test_slow_and_lost_clients_harm_nobody(serving):
 
 
 def test_a_client_that_does_not_read_is_cut_while_others_are_served(serving):
-    with serving(stall_s=0.3) as client:
+    with serving(stall_s=1.0) as client:
         deaf = begin(client, recording(20.0))  # 640 kB back, more than sockets hold
         client.until(lambda: client.service.files == 1)
         assert client.ask("POST", "/enhance?steps=0", recording(0.2)).status == 200

@@ -142,7 +142,7 @@ def frame(opcode: int, payload: bytes) -> bytes:
 
 
 def test_a_client_that_does_not_read_is_cut_while_others_are_served(serving, pcm):
-    with serving(stall_s=0.5, lead_s=100.0) as client, client.connect() as deaf:
+    with serving(stall_s=1.5, lead_s=100.0) as client, client.connect() as deaf:
         deaf.sendall(
             b"GET /stream HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: "
             b"Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
