@@ -58,6 +58,11 @@ EXTRAS = {
     "rich": "bench",
     "shtab": "completion",
     "sounddevice": "live",
+    "livekit": "livekit",
+    "pipecat": "pipecat",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "websockets": "serve",
 }
 _STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)

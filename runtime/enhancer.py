@@ -32,7 +32,7 @@ from .live import Stream
 from .manifest import Manifest
 from .noise import check_seed, frame_noise
 from .options import Tlb, as_columns, noisy_share, resolve_tlb, to_float
-from .pipes import open_output
+from .pipes import PIPE, Sink, open_output
 from .pool import Clock, StreamPool
 from .results import Enhanced, EnhancedFile
 from .schedule import SamplerStep, sampler_steps
@@ -212,7 +212,7 @@ class Enhancer(Closing):
     def enhance_file(
         self,
         source: str | Path,
-        target: str | Path,
+        target: str | Path | Sink,
         *,
         seed: int = 0,
         steps: int | None = None,
@@ -235,7 +235,8 @@ class Enhancer(Closing):
             source: WAV, FLAC, OGG or anything else that libsndfile reads; with PyAV also m4a,
                 webm, aac and more.
             target: .wav, .flac, .ogg or .opus; not the source, whose folder exists. "-": standard
-                output, as WAV, or without a header if ``raw`` is given.
+                output, as WAV, or without a header if ``raw`` is given; so, too, anything with a
+                ``write`` that takes bytes and returns how many, while they are computed.
             seed: See ``enhance``.
             steps: See ``enhance``.
             alpha: See ``enhance``.
@@ -265,7 +266,7 @@ class Enhancer(Closing):
                 writer.write(block)
             writer.commit()
         return EnhancedFile(
-            path=Path(target),
+            path=Path(target if isinstance(target, (str, Path)) else PIPE),
             sample_rate=rate,
             n_channels=n_channels,
             n_samples=n_samples,

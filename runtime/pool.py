@@ -91,6 +91,11 @@ class StreamPool(Closing):
         """Those that are open."""
         return tuple(self._streams)
 
+    @property
+    def steps_now(self) -> int:
+        """Score network calls of the next block."""
+        return self._governor.steps
+
     def close(self) -> None:
         """Close all streams; the Enhancer stays open."""
         with self._lock:
