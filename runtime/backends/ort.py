@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import re
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from .base import (
     FEAT_NAMES,
     PREDICT_OUT,
     SCORE_OUT,
+    Backend,
     GraphTensor,
     LoadOptions,
     check_output,
@@ -206,6 +208,8 @@ class OrtBackend:
                 "onnxruntime"
             ) from None
         self._ort, self._causal = onnxruntime, options.manifest.causal
+        self._options, self._opening = options, threading.Lock()
+        self._parts: OrtBackend | None = None
         available: list[str] = onnxruntime.get_available_providers()
         match = re.fullmatch(r"(cpu|cuda|tensorrt)(?::(\d+))?", options.device)
         if match is None or (match[1] == "cpu" and match[2]):
@@ -316,6 +320,16 @@ class OrtBackend:
                 f"ONNX Runtime failed in the {graph} graph on {self.device} ({_first_line(error)})"
             ) from error
 
+    def for_workers(self) -> tuple[Backend, int]:
+        """Both graphs without threads of their own; see ``WorkersBackend``."""
+        alone = self._options.for_a_worker
+        if alone is None:
+            return self, 1
+        with self._opening:
+            if self._parts is None and self._sessions:
+                self._parts = OrtBackend(alone)
+        return self._parts or self, self._options.workers[0]
+
     def predict(self, noisy: FloatArray) -> tuple[FloatArray, Sequence[Any]]:
         """Run the predictive graph; see ``Backend.predict``."""
         check_whole(self._causal)
@@ -375,5 +389,8 @@ class OrtBackend:
         return check_output(SCORE_OUT, sigma_z, sizes, "the score graph (ort)"), after
 
     def close(self) -> None:
-        """Release both sessions."""
+        """Release the sessions."""
         self._sessions.clear()
+        with self._opening:
+            if self._parts is not None:
+                self._parts.close()
