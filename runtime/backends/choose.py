@@ -58,7 +58,7 @@ BACKENDS: dict[str, tuple[str, str, Callable[[LoadOptions], Backend]]] = {
 # The PyTorch model needs a checkpoint beside the graphs: only on request, never by "auto".
 TORCH = ("torch", "dvpd[train]", _open_torch)
 GPU_ONLY = ("tensorrt", "tensorrt-rtx")
-MAX_WORKERS = 8  # each holds the maps of a window: about 100 MB
+MAX_WORKERS = 4  # each holds the maps of a window: 150 MB for 512 frames of dvpd-base
 
 
 def _loaders() -> dict[str, tuple[str, str, Callable[[LoadOptions], Backend]]]:

@@ -203,7 +203,7 @@ def test_live_models_keep_their_threads(engine_causal):
 
 
 @pytest.mark.parametrize(
-    ("threads", "shares"), [(1, (1, 1)), (2, (2, 1)), (8, (8, 1)), (9, (8, 1)), (20, (8, 2))]
+    ("threads", "shares"), [(1, (1, 1)), (2, (2, 1)), (4, (4, 1)), (7, (4, 1)), (16, (4, 4))]
 )
 def test_no_more_threads_than_were_asked_for(threads, shares):
     assert share_threads(threads) == shares
