@@ -152,7 +152,7 @@ def time_cuts(
                 enhancer.enhance(part, SAMPLE_RATE, steps=steps)
                 if number >= 0:
                     times[i].append(time.perf_counter() - started)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (name, how, enhancer), own in zip(cases, times, strict=True):
         plan = enhancer.window_plan
         ratios = [first / this for first, this in zip(times[0], own, strict=True)]
