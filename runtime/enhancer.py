@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from .stft import compress, decompress, istft, stft
 from .stream import MAX_BIN
 from .window import denoise, pad
 from .windows import Reminder, WindowPlan
+from .workers import Work, Workers
 
 __all__ = ["Enhanced", "EnhancedFile", "Enhancer", "Progress", "Tlb", "noisy_share", "resolve_tlb"]
 
@@ -52,8 +54,10 @@ _ARRAY_BLOCK = 1 << 18  # samples pushed at a time
 class Enhancer(Closing):
     """A loaded model.
 
-    Use as a context manager, or call ``close``. Threads that share one take turns, window by
-    window; another process opens its own.
+    Use as a context manager, or call ``close``. On a CPU the windows of a recording (and its
+    channels) are computed side by side, on as many threads as were asked for; threads that share an
+    Enhancer share those. A recording of one window gets all threads for itself, and there, and on
+    GPUs, threads take turns. Another process opens its own.
 
     Attributes:
         manifest: What the engine folder says.
@@ -81,6 +85,7 @@ class Enhancer(Closing):
         self.backend = backend
         self.window_plan = plan
         self._lock = threading.Lock()
+        self._workers = Workers(backend)
         self._process_id = os.getpid()
 
     def __reduce__(self) -> str:
@@ -134,6 +139,7 @@ class Enhancer(Closing):
         """Release the engine."""
         with self._lock:
             self.backend.close()
+        self._workers.close()
 
     def __repr__(self) -> str:
         """Model, backend and device."""
@@ -389,21 +395,21 @@ class Enhancer(Closing):
         progress: Progress | None,
     ) -> Iterator[FloatArray]:
         """Second pass: yield enhanced blocks, n_samples in all."""
-        chain = Chain(self, settings, rate, levels)
         done = 0
 
-        def parts() -> Iterator[FloatArray]:
+        def parts(chain: Chain) -> Iterator[FloatArray]:
             for block in blocks:
                 yield from chain.push(block)
             yield from chain.finish()
 
-        for part in parts():
-            # Resampling may end a sample late; the next push or the end evens it out.
-            part = part[: n_samples - done]
-            done += len(part)
-            yield part
-            if progress is not None:
-                progress(done / n_samples)
+        with Chain(self, settings, rate, levels) as chain:
+            for part in parts(chain):
+                # Resampling may end a sample late; the next push or the end evens it out.
+                part = part[: n_samples - done]
+                done += len(part)
+                yield part
+                if progress is not None:
+                    progress(done / n_samples)
 
     def _check_process(self) -> None:
         if os.getpid() != self._process_id:
@@ -422,7 +428,7 @@ class Enhancer(Closing):
         return given
 
     def _channel_process(
-        self, settings: Settings, peak: float, reminder: Reminder | None
+        self, settings: Settings, peak: float, reminder: Reminder | None, work: Work
     ) -> Callable[[FloatArray, int], FloatArray]:
         def scaled(wav: FloatArray) -> FloatArray:
             # float64: 1 / peak overflows float32 for the faintest recordings.
@@ -431,15 +437,20 @@ class Enhancer(Closing):
         before = None if reminder is None else replace(reminder, wav=scaled(reminder.wav))
 
         def process(wav: FloatArray, first_frame: int) -> FloatArray:
-            self._check_process()
-            with self._lock:  # engines hold one request, and features between their two graphs
-                out = self._enhance_window(scaled(wav), first_frame, settings, before)
+            # Most engines hold one request, and features between their two graphs.
+            with work.turns or nullcontext():
+                out = self._enhance_window(scaled(wav), first_frame, settings, before, work)
             return (out.astype(np.float64) * peak).astype(np.float32)
 
         return process
 
     def _enhance_window(
-        self, wav: FloatArray, first_frame: int, settings: Settings, reminder: Reminder | None
+        self,
+        wav: FloatArray,
+        first_frame: int,
+        settings: Settings,
+        reminder: Reminder | None,
+        work: Work | None = None,
     ) -> FloatArray:
         """Enhance one window, [L] scaled to at most 1, whose first frame is ``first_frame``.
 
@@ -462,10 +473,12 @@ class Enhancer(Closing):
         places.append((first, count + noisy.shape[2] - shown.shape[2]))
 
         def draw(index: int) -> FloatArray:
+            if work is not None:
+                work.check()
             return np.concatenate([self._noise(settings, index, *place) for place in places])
 
         clean_ri = denoise(
-            self.backend,
+            self.backend if work is None else work.backend,
             self.manifest,
             noisy,
             draw,

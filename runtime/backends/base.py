@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -477,6 +477,7 @@ class LoadOptions:
         device: Requested device; never "auto".
         threads: CPU threads, or None for the engine's own choice.
         tf32: Whether a GPU may round float32 products to TF32.
+        workers: Windows that a CPU computes at a time, and the threads of each.
     """
 
     predictive: Path
@@ -485,3 +486,11 @@ class LoadOptions:
     device: str
     threads: int | None
     tf32: bool = False
+    workers: tuple[int, int] = (1, 1)
+
+    @property
+    def for_a_worker(self) -> LoadOptions | None:
+        """Those of the networks that several threads call at a time; None where none do."""
+        count, each = self.workers
+        whole = self.manifest.causal is None  # blocks of a stream follow one another
+        return replace(self, threads=each, workers=(1, 1)) if whole and count > 1 else None

@@ -59,6 +59,7 @@ BACKENDS: dict[str, tuple[str, str, Callable[[LoadOptions], Backend]]] = {
 # The PyTorch model needs a checkpoint beside the graphs: only on request, never by "auto".
 TORCH = ("torch", "dvpd[train]", _open_torch)
 GPU_ONLY = ("tensorrt", "tensorrt-rtx")
+MAX_WORKERS = 4  # each holds the maps of a window: 150 MB for 512 frames of dvpd-base
 
 
 def _loaders() -> dict[str, tuple[str, str, Callable[[LoadOptions], Backend]]]:
@@ -96,6 +97,31 @@ def default_threads() -> int | None:
     """
     allowed = cpu_quota()
     return allowed if allowed < (os.cpu_count() or 1) else None
+
+
+def physical_cores() -> int:
+    """Cores that this process may use: two threads of one core share its arithmetic."""
+    usable = set(range(os.cpu_count() or 1))
+    if hasattr(os, "sched_getaffinity"):
+        usable = os.sched_getaffinity(0)
+    cores = set()
+    for cpu in usable:
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            cores.add(path.read_text(encoding="ascii"))
+        except OSError:  # another system
+            cores.add(str(cpu))
+    return min(len(cores), cpu_quota())
+
+
+def share_threads(threads: int) -> tuple[int, int]:
+    """How many windows a CPU computes at a time, and the threads of each.
+
+    Args:
+        threads: Of all of them.
+    """
+    workers = min(threads, MAX_WORKERS)
+    return workers, threads // workers
 
 
 def _candidates(name: str, device: str, folder: Path) -> list[tuple[str, str]]:
@@ -192,6 +218,9 @@ def open_backend(
             device=backend_device,
             threads=default_threads() if threads is None else threads,
             tf32=tf32,
+            workers=share_threads(threads or physical_cores())
+            if backend_device == "cpu"
+            else (1, 1),
         )
         try:
             check_causal(manifest, backend_name, backend_device)

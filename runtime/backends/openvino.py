@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from .base import (
     FEAT_NAMES,
     PREDICT_OUT,
     SCORE_OUT,
+    Backend,
     GraphTensor,
     LoadOptions,
     check_output,
@@ -72,11 +75,12 @@ class OpenVinoBackend:
 
     name = "openvino"
 
-    def __init__(self, options: LoadOptions) -> None:
+    def __init__(self, options: LoadOptions, calls: int = 1) -> None:
         """Load and compile both graphs.
 
         Args:
             options: Verified paths, manifest, device ("cpu", "gpu", "npu") and threads.
+            calls: Made at a time, on a CPU; each has as many threads.
 
         Raises:
             BackendError: Broken installation, or the device is not there.
@@ -100,16 +104,24 @@ class OpenVinoBackend:
                 f"{', '.join(name.lower() for name in available) or 'none'}"
             )
         self.device, self._causal = options.device, options.manifest.causal
+        self._options, self._opening = options, threading.Lock()
+        self._parts: OpenVinoBackend | None = None
         config: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             # The default on CPUs with AMX is bfloat16: off by a third of the output's range.
             "INFERENCE_PRECISION_HINT": "f32",
         }
         if device == "CPU" and options.threads is not None:
-            config["INFERENCE_NUM_THREADS"] = options.threads
-        self._requests: dict[str, Any] = {}
+            config["INFERENCE_NUM_THREADS"] = options.threads * calls
+        if calls > 1:
+            config["NUM_STREAMS"] = calls
+        # A request holds one call; whoever finds none waits.
+        self._requests: dict[str, SimpleQueue[Any]] = {}
         for graph, path in (("predictive", options.predictive), ("score", options.score)):
-            self._requests[graph] = self._load(core, graph, path, options, config)
+            compiled = self._load(core, graph, path, options, config)
+            self._requests[graph] = SimpleQueue()
+            for _ in range(calls):
+                self._requests[graph].put(compiled.create_infer_request())
 
     def _load(
         self, core: Any, graph: str, path: Path, options: LoadOptions, config: dict[str, Any]
@@ -140,7 +152,7 @@ class OpenVinoBackend:
                 graph,
             )
         try:
-            return core.compile_model(model, self.device.upper(), config).create_infer_request()
+            return core.compile_model(model, self.device.upper(), config)
         except Exception as error:
             raise BackendError(
                 f"OpenVINO cannot compile the {graph} graph for {self.device} "
@@ -148,9 +160,10 @@ class OpenVinoBackend:
             ) from None
 
     def _run(self, graph: str, inputs: dict[str, Any]) -> dict[str, Any]:
-        request = self._requests.get(graph)
-        if request is None:
+        requests = self._requests.get(graph)
+        if requests is None:
             raise BackendError("this backend is closed")
+        request = requests.get()
         try:
             # Outputs are copied: a request reuses its memory, and callers may keep feats.
             results = request.infer(inputs, share_inputs=True, share_outputs=False)
@@ -159,6 +172,18 @@ class OpenVinoBackend:
             raise BackendError(
                 f"OpenVINO failed in the {graph} graph on {self.device} ({_first_line(error)})"
             ) from error
+        finally:
+            requests.put(request)
+
+    def for_workers(self) -> tuple[Backend, int]:
+        """Both graphs with a request for each worker; see ``WorkersBackend``."""
+        count, alone = self._options.workers[0], self._options.for_a_worker
+        if alone is None:
+            return self, 1
+        with self._opening:
+            if self._parts is None and self._requests:
+                self._parts = OpenVinoBackend(alone, count)
+        return self._parts or self, count
 
     def _load_block(self, core: Any, graph: str, path: Path, config: dict[str, Any]) -> Any:
         """A request for the next block of one stream, of sizes that are known.
@@ -258,5 +283,8 @@ class OpenVinoBackend:
         return check_output(SCORE_OUT, results["sigma_z"], sizes, source), results[NEXT_STATE]
 
     def close(self) -> None:
-        """Release both requests."""
+        """Release the requests."""
         self._requests.clear()
+        with self._opening:
+            if self._parts is not None:
+                self._parts.close()
