@@ -84,8 +84,13 @@ class Objective(nn.Module):
         self.fused_terms = PredictiveTerms(fused, tables)
         self.marginal = Marginal(config.sde)
         self.plan = make_plan(config.sde, config.sampler)
-        by_average = train.consistency_weight and train.consistency_target == "ema"
-        self.average = average.score if average is not None and by_average else None
+        self.average: nn.Module | None = None
+        if train.consistency_weight and train.consistency_target == "ema":
+            if average is None:
+                raise InputError(
+                    "train consistency_target is 'ema'; expected the averaged networks"
+                )
+            self.average = average.score
 
     def forward(self, noisy_wav: Tensor, clean_wav: Tensor, draws: Draws) -> dict[str, Tensor]:
         """Loss terms by name, each the mean over the crops.
