@@ -390,6 +390,7 @@ class FastStep:
 
 def _flat(noisy: Tensor, clean: Tensor, draws: Draws) -> list[Tensor]:
     tensors = [noisy, clean]
+    part: Any  # a tensor, a tuple of them, or None
     for part in draws:
         if part is not None:
             tensors += part if isinstance(part, tuple) else [part]
