@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import cli_live, cli_serve, cli_stream, command
 from .bulk.options import add_bulk_options, is_bulk
-from .cli_options import add_engine_options, decibels, fraction, whole
+from .cli_options import add_engine_options, add_steps_options, decibels, fraction, whole
 from .command import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, say
 from .errors import InputError, raise_interrupt
 from .noise import SEED_MAX
@@ -94,12 +94,7 @@ def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
         help="lower nothing by more than this (dB)",
     )
     add_engine_options(enhance)
-    enhance.add_argument(
-        "--steps",
-        type=whole(0, 1000),
-        metavar="N",
-        help="diffusion steps; 0: predictive branch alone (default: the model's, 3)",
-    )
+    add_steps_options(enhance, "the model's, 3")
     enhance.add_argument(
         "--alpha",
         type=fraction,
@@ -221,6 +216,7 @@ def _enhance(args: argparse.Namespace) -> int:
     options = {
         "seed": args.seed,
         "steps": args.steps,
+        "quality": args.quality,
         "alpha": args.alpha,
         "tlb": tlb,
         "mix": args.mix,

@@ -15,11 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import FloatArray
-from .audio import (
-    check_rate,
-    probe,
-    read_blocks,
-)
+from .audio import check_rate, probe, read_blocks
 from .backends.base import Backend
 from .backends.choose import open_backend
 from .chain import Chain, Levels, Settings, check_noise, find_levels, mixed, n_model
@@ -32,7 +28,7 @@ from .errors import BackendError, InputError
 from .live import Stream
 from .manifest import Manifest
 from .noise import check_seed, frame_noise
-from .options import Tlb, as_columns, noisy_share, resolve_tlb, to_float
+from .options import Tlb, as_columns, chosen_steps, noisy_share, resolve_tlb, to_float
 from .pipes import PIPE, Sink, open_output
 from .pool import Clock, StreamPool
 from .results import Enhanced, EnhancedFile
@@ -153,6 +149,7 @@ class Enhancer(Closing):
         *,
         seed: int = 0,
         steps: int | None = None,
+        quality: str | None = None,
         alpha: float | None = None,
         tlb: Tlb = None,
         noise: FloatArray | None = None,
@@ -174,6 +171,7 @@ class Enhancer(Closing):
             seed: Whole number in [0, 2^64).
             steps: Calls of the score network; 0 is the predictive branch alone, None the
                 manifest's default (3). The start time stays t_rs, so dt = t_rs / steps.
+            quality: "fast", "balanced" or "best", in place of ``steps``: 0, 1 or 3.
             alpha: Weight of the predictive magnitude in [0, 1]; None for the manifest's.
             tlb: Preset name, {"skip": [[..], [..]], "backbone": [[..], [..]]} or TlbFactors; None
                 for all ones.
@@ -191,6 +189,7 @@ class Enhancer(Closing):
         started = time.perf_counter()
         rate = check_rate(sample_rate)
         columns = as_columns(wav)
+        steps = chosen_steps(steps, quality)
         settings = self._settings(seed, steps, alpha, tlb, noise, mix, attenuation_limit_db)
         if noise is not None:
             signal = self.manifest.signal
@@ -222,6 +221,7 @@ class Enhancer(Closing):
         *,
         seed: int = 0,
         steps: int | None = None,
+        quality: str | None = None,
         alpha: float | None = None,
         tlb: Tlb = None,
         mix: float = 1.0,
@@ -245,6 +245,7 @@ class Enhancer(Closing):
                 ``write`` that takes bytes and returns how many, while they are computed.
             seed: See ``enhance``.
             steps: See ``enhance``.
+            quality: See ``enhance``.
             alpha: See ``enhance``.
             tlb: See ``enhance``.
             mix: See ``enhance``.
@@ -260,6 +261,7 @@ class Enhancer(Closing):
             BackendError: The engine failed or returned non-finite values; nothing is written.
         """
         started = time.perf_counter()
+        steps = chosen_steps(steps, quality)
         settings = self._settings(seed, steps, alpha, tlb, None, mix, attenuation_limit_db)
         info = cut(probe(source, raw=raw, salvage=salvage), part)
         rate, n_channels, n_samples = info.sample_rate, info.n_channels, info.n_samples
@@ -293,6 +295,7 @@ class Enhancer(Closing):
         *,
         seed: int = 0,
         steps: int | None = None,
+        quality: str | None = None,
         alpha: float | None = None,
         tlb: Tlb = None,
         mix: float = 1.0,
@@ -311,6 +314,7 @@ class Enhancer(Closing):
             channels: 1 to 64; they share the noise.
             seed: See ``enhance``.
             steps: Calls of the score network for a block, at most; see ``enhance``.
+            quality: See ``enhance``.
             alpha: See ``enhance``.
             tlb: See ``enhance``.
             mix: See ``enhance``.
@@ -321,6 +325,7 @@ class Enhancer(Closing):
         Raises:
             InputError: An option is out of range.
         """
+        steps = chosen_steps(steps, quality)
         pool = self.stream_pool(steps=steps, alpha=alpha, tlb=tlb, adapt=adapt, clock=clock)
         return pool.open(
             sample_rate, channels, seed=seed, mix=mix, attenuation_limit_db=attenuation_limit_db
@@ -330,6 +335,7 @@ class Enhancer(Closing):
         self,
         *,
         steps: int | None = None,
+        quality: str | None = None,
         alpha: float | None = None,
         tlb: Tlb = None,
         adapt: bool = True,
@@ -340,6 +346,7 @@ class Enhancer(Closing):
 
         Args:
             steps: See ``stream``.
+            quality: See ``enhance``.
             alpha: See ``enhance``.
             tlb: See ``enhance``.
             adapt: See ``stream``; the streams of a pool take as many steps.
@@ -349,6 +356,7 @@ class Enhancer(Closing):
         Raises:
             InputError: An option is out of range.
         """
+        steps = chosen_steps(steps, quality)
         settings = self._settings(0, steps, alpha, tlb, None, 1.0, None)
         return StreamPool(self, settings, adapt=adapt, max_batch=max_batch, clock=clock)
 

@@ -13,10 +13,10 @@ from typing import Any
 from .. import command
 from ..backends.choose import cpu_quota
 from ..engines import find_engine
-from ..enhancer import resolve_tlb
 from ..errors import InputError
 from ..files import WholeFile
 from ..manifest import Manifest
+from ..options import chosen_steps, resolve_tlb
 from ..pipes import parse_raw
 from ..progress import Progress
 from .journal import FOLDER, Journal
@@ -122,7 +122,7 @@ def _threads(args: argparse.Namespace) -> int | None:
 def _options(args: argparse.Namespace, manifest: Manifest) -> dict[str, Any]:
     return {
         "seed": args.seed,
-        "steps": args.steps,
+        "steps": chosen_steps(args.steps, args.quality),
         "alpha": args.alpha,
         "tlb": resolve_tlb(args.tlb, manifest.tlb_presets),
         "mix": args.mix,
