@@ -442,7 +442,9 @@ class Enhancer(Closing):
             # float64: 1 / peak overflows float32 for the faintest recordings.
             return (wav.astype(np.float64) / peak).astype(np.float32)
 
-        before = None if reminder is None else replace(reminder, wav=scaled(reminder.wav))
+        before = None
+        if reminder is not None and peak:  # a silent channel has nothing to be reminded of
+            before = replace(reminder, wav=scaled(reminder.wav))
 
         def process(wav: FloatArray, first_frame: int) -> FloatArray:
             # Most engines hold one request, and features between their two graphs.

@@ -20,6 +20,7 @@ from ..options import chosen_steps, resolve_tlb
 from ..pipes import parse_raw
 from ..progress import Progress
 from .journal import FOLDER, Journal
+from .lanes import n_lanes, serve_lanes
 from .lines import manifest_plan
 from .plan import Plan, check_targets, folder_plan
 from .pool import Pool
@@ -53,7 +54,8 @@ def enhance_many(args: argparse.Namespace) -> int:
         return command.report(error, args, command.EXIT_USAGE)
     for text in [*plan.notes, *(entry["error"] for entry in plan.refused)]:
         command.say(text)
-    engine = Engine(folder, args.backend, args.device, _threads(args), args.tf32, options)
+    batch: int = args.batch or 1
+    engine = Engine(folder, args.backend, args.device, _threads(args), args.tf32, options, batch)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -64,7 +66,9 @@ def enhance_many(args: argparse.Namespace) -> int:
             _check_rules(rules, journal, out)
         except InputError as error:
             return command.report(error, args, command.EXIT_USAGE)
-        with Pool(args.jobs or 1, engine, serve) as pool, Progress("enhance") as progress:
+        serving = serve_lanes if batch > 1 else serve
+        pool = Pool(args.jobs or 1, engine, serving, n_lanes(batch))
+        with pool, Progress("enhance") as progress:
 
             def say(text: str) -> None:
                 progress.close()  # above the bar
@@ -79,8 +83,8 @@ def enhance_many(args: argparse.Namespace) -> int:
 def _folders(args: argparse.Namespace) -> tuple[Path, Path]:
     if len(args.input) != 1 or not Path(args.input[0]).is_dir():
         raise InputError(
-            f"{args.input[0]}: --recursive, --glob, --manifest, --jobs, --skip-existing and --resume "
-            "need one folder as IN (with --manifest, where its paths begin)"
+            f"{args.input[0]}: --recursive, --glob, --manifest, --jobs, --batch, --skip-existing and "
+            "--resume need one folder as IN (with --manifest, where its paths begin)"
         )
     root, out = Path(args.input[0]), Path(args.output)
     if os.path.lexists(out) and not out.is_dir():
@@ -143,6 +147,10 @@ def _settings(
     }
     graphs = manifest.hashes
     engine = {"backend": args.backend, "device": args.device, "tf32": args.tf32}
+    if (
+        args.batch or 1
+    ) > 1:  # rounding may depend on it; absent as in journals before it was there
+        engine["batch"] = args.batch
     return {**plain, **engine, "graphs": graphs}
 
 

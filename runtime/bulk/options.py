@@ -12,7 +12,7 @@ def add_bulk_options(parser: argparse.ArgumentParser, jobs: Callable[[str], int]
 
     Args:
         parser: Its parser.
-        jobs: Reads the number of processes.
+        jobs: Reads a number of processes, or of windows.
     """
     many = parser.add_argument_group("a folder IN, its tree kept in the folder OUT")
     many.add_argument("--recursive", action="store_true", help="look into its folders, too")
@@ -32,6 +32,13 @@ def add_bulk_options(parser: argparse.ArgumentParser, jobs: Callable[[str], int]
         "--jobs", type=jobs, metavar="N", help="processes, with an engine each (default: 1)"
     )
     many.add_argument(
+        "--batch",
+        type=jobs,
+        metavar="N",
+        help="windows of several recordings that each process computes at a time, for GPUs "
+        "(default: 1)",
+    )
+    many.add_argument(
         "--skip-existing", action="store_true", help="leave outputs that are there already"
     )
     many.add_argument(
@@ -47,6 +54,6 @@ def is_bulk(args: argparse.Namespace) -> bool:
     Args:
         args: What was parsed.
     """
-    asked = args.recursive or args.glob or args.manifest or args.jobs
+    asked = args.recursive or args.glob or args.manifest or args.jobs or args.batch
     asked = asked or args.skip_existing or args.resume
     return bool(asked) or (len(args.input) == 1 and Path(args.input[0]).is_dir())

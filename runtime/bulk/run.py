@@ -199,7 +199,10 @@ class Run:
         worker.task = None
         if kind == "died":
             if (count := self.journal.died(job, asked=message[2])) < POISON_ATTEMPTS:
-                waiting.append(job)
+                if message[2]:
+                    waiting.appendleft(job)
+                else:
+                    waiting.append(job)
                 return
             self._failed(job, f"{job.source}: {message[1]}, {count} times", "poison")
         elif kind == "failed":

@@ -45,6 +45,7 @@ class Engine:
         threads: Likewise.
         tf32: Likewise.
         options: For ``Enhancer.enhance_file``.
+        batch: Windows computed at a time; see ``lanes``.
     """
 
     folder: Path
@@ -53,6 +54,7 @@ class Engine:
     threads: int | None
     tf32: bool
     options: dict[str, Any]
+    batch: int = 1
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,16 @@ class Task:
     staged: Path
 
 
-class _Sender(logging.Handler):
+class Sender(logging.Handler):
     """Messages of the runtime go to the parent, which alone writes to stderr."""
 
     def __init__(self, pipe: Connection) -> None:
+        """Remember the pipe to the parent."""
         super().__init__()
         self._pipe = pipe
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Send a message."""
         with contextlib.suppress(OSError):
             self._pipe.send(("said", record.getMessage()))
 
@@ -105,7 +109,7 @@ def serve(pipe: Connection, engine: Engine) -> None:
     """
     start_process()
     log = logging.getLogger("dvpd")
-    log.addHandler(_Sender(pipe))
+    log.addHandler(Sender(pipe))
     log.setLevel(logging.INFO)
     try:
         enhancer = Enhancer.open(
@@ -209,4 +213,4 @@ def _result(enhancer: Enhancer, done: EnhancedFile) -> dict[str, Any]:
     }
 
 
-__all__ = ["Engine", "Task", "answer", "serve", "start_process"]
+__all__ = ["Engine", "Sender", "Task", "answer", "serve", "start_process"]
