@@ -13,7 +13,6 @@ MAX_LINES, MAX_FUNCTION_LINES = 500, 80
 
 # Longer than that, each with its reason.
 LONG_FILES = {
-    "runtime/backends/trt.py": "one class whose parts share the device's memory",
     "dvpd/training/trainer.py": "one loop, read from top to bottom",
     "export/translate.py": "a function for each operator",
     "export/verify.py": "one check after another, and their report",
