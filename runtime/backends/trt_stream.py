@@ -178,9 +178,9 @@ class TrtStreamBackend(TrtBackend):
     def join_states(self, rows: Sequence[Row | None]) -> State:
         """See ``JoiningBackend.join_states``; copied on the device."""
         some = next(row.stack for row in rows if row is not None)
-        joined = State(self._memory, len(rows), some.size)
-        n_bytes = joined.stride
         with self._cuda.current():
+            joined = State(self._memory, len(rows), some.size)
+            n_bytes = joined.stride
             for i, row in enumerate(rows):
                 target = joined.pointer + i * n_bytes
                 if row is None:
@@ -221,8 +221,9 @@ class TrtStreamBackend(TrtBackend):
         pairs = zip(graphs, states, strict=True)
         before = [self._known(graph, batch, state) for graph, state in pairs]
         self._check_sizes(batch, n_frames, split=True)
-        self._memory.trim()
-        after = [self._state(graph, batch) for graph in graphs]
+        with self._cuda.current():
+            self._memory.trim()
+            after = [self._state(graph, batch) for graph in graphs]
         two, one = (np.empty((batch, n, n_frames, N_FREQS), np.float32) for n in (2, 1))
         results = [two, np.empty_like(two), one] if parts and n_steps else [two]
 
