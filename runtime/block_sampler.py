@@ -169,7 +169,8 @@ class BlockSampler:
         if fading and n_steps:
             fused = self._faded(result, late, noise, fades)
         for i, lane in enumerate(lanes):
-            lane.predictive, *lane.scores = (Row(state, i, len(lanes)) for state in result.states)
+            own: list[Row | None] = [Row(state, i, len(lanes)) for state in result.states]
+            lane.predictive, lane.scores = own[0], own[1:]
             begun, lane.faded_from = fades[i]
             lane.faded = min(begun + n_frames, FADE_FRAMES) if n_steps else FADE_FRAMES
             lane.n_steps = n_steps
