@@ -12,12 +12,13 @@ import numpy as np
 from .arrays import FloatArray
 from .audio import Resampler, check_finite
 from .backends.base import StreamBackend
+from .block_sampler import BlockSampler
 from .closing import Closing
 from .errors import InputError
 from .polyphase import MAX_RATE_HZ, MIN_RATE_HZ, Polyphase
 from .schedule import SamplerStep, initial_state
 from .spec import CausalSpec, SignalSpec, TlbFactors
-from .stream import BlockSampler, CausalStream
+from .stream import CausalStream
 from .windows import LoudestStretch, Piece, Reminder, WindowedStream
 from .workers import Work
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from .arrays import FloatArray
+from .block_sampler import Lane
 from .chain import Settings
 from .level import RELEASE_DB_S
 from .noise import frame_noise
 from .spec import FRAME_MULTIPLE, CausalSpec, SignalSpec
-from .stream import Channel, Lane
+from .stream import Channel
 from .windows import LoudestStretch, Piece, Reminder, WindowedStream
 
 if TYPE_CHECKING:

@@ -36,8 +36,10 @@ def _open_openvino(options: LoadOptions) -> Backend:
 def _open_trt(name: str) -> Callable[[LoadOptions], Backend]:
     def load(options: LoadOptions) -> Backend:
         from .trt import TrtBackend
+        from .trt_stream import TrtStreamBackend
 
-        return TrtBackend(options, name)
+        kind = TrtBackend if options.manifest.causal is None else TrtStreamBackend
+        return kind(options, name)
 
     return load
 
@@ -158,15 +160,15 @@ def _cpu_order(names: Sequence[str]) -> list[str]:
 
 
 def check_causal(manifest: Manifest, name: str, device: str) -> None:
-    """Refuse engines that do not carry a causal model's state yet.
+    """Refuse the one engine that does not carry a causal model's state.
 
     Raises:
         BackendError: Such an engine is asked for.
     """
-    if manifest.causal is not None and (name in GPU_ONLY or device.startswith("tensorrt")):
+    if manifest.causal is not None and device.startswith("tensorrt"):
         raise BackendError(
-            f"{manifest.name} is a causal model, and {name} on {device} does not carry its state yet: "
-            "use backend ort on cpu or cuda, openvino, or torch"
+            f"{manifest.name} is a causal model, and {name} on {device} does not carry its state: use "
+            "backend tensorrt or tensorrt-rtx, ort on cpu or cuda, openvino, or torch"
         )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 
+import fake_trt
 import numpy as np
 import onnx
 import pytest
 
-from dvpd.export import verify
+from dvpd.export import trt_api, verify
 from dvpd.export.build_engine import build_engines
 from dvpd.export.figures import calls, runtime_waveform, stream_waveform
 from dvpd.quality.models import open_model
@@ -16,7 +17,9 @@ from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.errors import BackendError, InputError
 from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.spec import GRAPH_NAMES, TLB_PRESETS, graph_io, padded_frames
-from dvpd.runtime.tensorrt.onnx_inputs import graph_inputs
+from dvpd.runtime.tensorrt import gpus
+from dvpd.runtime.tensorrt.onnx_inputs import Profile, graph_inputs
+from dvpd.runtime.tensorrt.plans import read_sidecar
 
 # Beside those of the other graphs: the tables of a call, whose length is read at run time.
 TABLES = {"Shape", "Range", "GreaterOrEqual", "Greater", "Exp", "Neg"}
@@ -163,11 +166,32 @@ def test_tensorrt_rtx_reads_the_graphs(live):
         api.check_inputs(api.parse(path), graph_inputs(path), path)
 
 
-def test_no_plans_are_built_that_nobody_runs(live):
-    with pytest.raises(InputError, match="no plans are built"):
-        build_engines(live)
+@pytest.mark.slow
+def test_tensorrt_rtx_builds_plans(whole):
+    pytest.importorskip("tensorrt_rtx")
+    built = build_engines(whole, backend="tensorrt-rtx", profile=Profile((4, 4, 4), (1, 1, 2)))
+    assert [plan.graph for plan in built] == list(GRAPH_NAMES)
 
 
-def test_tensorrt_says_that_it_does_not_carry_the_state_yet(live):
-    with pytest.raises(BackendError, match="does not carry its state yet"):
+def test_plans_are_built_for_one_block_and_many_streams(whole, monkeypatch):
+    driver = gpus.CudaDriver((12, 6), (gpus.Gpu("Orin", "8.7"),))
+    monkeypatch.setattr(trt_api, "cuda_driver", lambda: driver)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(whole.parent / "cache"))
+    api = trt_api.TrtApi("tensorrt", fake_trt.make())
+    built = build_engines(whole, api=api)
+    assert [plan.graph for plan in built] == list(GRAPH_NAMES)
+    for plan in built:
+        profile = read_sidecar(plan.path).spec.profile
+        assert (profile.frames, profile.batch) == ((4, 4, 256), (1, 1, 64))
+    assert all(plan.reused for plan in build_engines(whole, api=api))
+
+
+def test_a_model_of_windows_takes_no_single_blocks():
+    Profile.usual(True).check(True)
+    with pytest.raises(InputError, match="at least 32: this model hears windows"):
+        Profile.usual(True).check(False)
+
+
+def test_one_provider_says_that_it_does_not_carry_the_state(live):
+    with pytest.raises(BackendError, match="does not carry its state: use backend tensorrt"):
         Enhancer.open(live, "ort", "tensorrt")
