@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 
-.PHONY: demo test quick lint types docs clean
+.PHONY: demo test quick lint types docs web clean
 .DELETE_ON_ERROR:
 
 # The light CPU runtime: no torch. PESQ compiles C; without a compiler the demo only leaves it out.
@@ -45,13 +45,21 @@ types: $(VENV)/.full
 	ln -s $(CURDIR)/dvpd/* $(CURDIR)/runtime $(CURDIR)/export $(CURDIR)/benchmarks $(VENV)/types/dvpd/
 	cd $(VENV)/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --strict -p dvpd
 
-# The site, into site/; a link that leads nowhere is an error.
+# The browser page, into docs/web/dist. Node.js 20.19 or newer.
+docs/web/node_modules/.package-lock.json: docs/web/package-lock.json
+	cd docs/web && npm ci --ignore-scripts --no-audit --no-fund
+
+web: docs/web/node_modules/.package-lock.json
+	cd docs/web && npm run build
+
+# The site, into site/, with the browser page if it is built; a link that leads nowhere is an error.
 $(VENV)/.docs: $(VENV)/.runtime
 	$(PIP) -e ".[docs]"
 	touch $@
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	test ! -d docs/web/dist || cp -r docs/web/dist site/web
 
 clean:
-	rm -rf $(VENV) demo-output site
+	rm -rf $(VENV) demo-output site docs/web/dist docs/web/node_modules

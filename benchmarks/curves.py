@@ -40,6 +40,8 @@ TERMS = {
     "si_sdr": "negative SI-SDR, tens of dB",
     "mr_stft": "multi-resolution STFT loss",
     "score": "score matching",
+    "start": "score matching at the start time",
+    "consistency": "consistency of neighbouring times",
     "sampler": "losses of the sampler's output",
 }
 LOG_FROM = 4.0  # largest over smallest value from which an axis is logarithmic

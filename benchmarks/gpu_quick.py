@@ -4,8 +4,8 @@
     python benchmarks/gpu_check.py --make-reference        # after the shipped weights changed
 
 Rows of JSON, each printed, appended to the file and synced as it comes: parity with the CPU's float32
-waveform, latency of one stream call by call and captured, throughput by batch, memory, bandwidth,
-kernels a window. A row that fails says why and the next one follows; what does not fit into
+waveform, latency of one window call by call and captured, throughput by batch, memory, bandwidth,
+kernels a window; of causal engines parity of a live stream and the time of a block of 1, 8 and 64. A row that fails says why and the next one follows; what does not fit into
 ``--seconds`` is a row that says so; whatever hangs, the process ends then. The last row is the
 verdict: the exit code is 0 if every limit was met, 1 if one was missed or could not be measured.
 
@@ -18,14 +18,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import math
 import operator
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,8 +31,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dvpd.benchmarks.common import gpu_work, reference
-from dvpd.benchmarks.common.gpu_work import Work, finite, reason
+from dvpd.benchmarks.common import gpu_live, gpu_work, reference
+from dvpd.benchmarks.common.gpu_work import Work, finite, heard_warnings, reason
 from dvpd.benchmarks.common.reference import REFERENCE, WINDOW_FRAMES
 from dvpd.export.figures import snr_db
 from dvpd.model import DVPD
@@ -47,6 +45,7 @@ from dvpd.torch_backend import TorchBackend, prepare
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINES = ("dvpd-base", "dvpd-base-fp16", "dvpd-tiny", "dvpd-tiny-fp16")
+LIVE = "dvpd-live-tiny"
 SECONDS = 120.0
 WORKING_PART = 0.9  # of the time; the rest is for the row under way and the verdict
 LEAST_RUNS, LEAST_BATCHES = 20, 8
@@ -140,24 +139,6 @@ class Journal:
         if self.unwritten is None:
             self.unwritten = f"{where}: {error.strerror or error}"
             say(f"rows are lost: {self.unwritten}")
-
-
-@contextmanager
-def heard_warnings() -> Iterator[list[str]]:
-    """What the package warns of inside, such as a capture that failed or a batch that was halved."""
-    said: list[str] = []
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
-
-    handler = Listener(logging.WARNING)
-    log = logging.getLogger("dvpd")
-    log.addHandler(handler)
-    try:
-        yield said
-    finally:
-        log.removeHandler(handler)
 
 
 class Check:
@@ -350,7 +331,10 @@ def measure(args: argparse.Namespace, check: Check, found: dict[str, Any]) -> No
     check.row("bandwidth", {}, lambda: bandwidth(device))
     subjects: list[Subject] = []
     waves: dict[str, FloatArray] = {}
-    for folder in args.engines:
+    live = [folder for folder in args.engines if gpu_live.is_causal(folder)]
+    limits = {"fp32": args.snr_fp32, "fp16": args.snr_fp16}
+    gpu_live.measure(check, found, live, args.backend.split(","), device, limits)
+    for folder in [folder for folder in args.engines if folder not in live]:
         for name in args.backend.split(","):
             about = {"engine": folder.name, "backend": name}
             given: list[Subject] = []
@@ -435,7 +419,8 @@ def verdict(args: argparse.Namespace, found: dict[str, Any]) -> list[str]:
                 f"{folder.name} on {name} is {row['snr_db']:.1f} dB from the CPU's waveform; "
                 f"expected at least {row['limit_db']:g}"
             )
-    for folder, name in (halves or names) if args.device != "cpu" else ():
+    timed = [(f, n) for f, n in halves or names if not gpu_live.is_causal(f)]
+    for folder, name in timed if args.device != "cpu" else ():
         for kind, limit, best, better, text in (
             ("rtf", args.rtf, min, operator.le, "at most"),
             ("throughput", args.throughput, max, operator.ge, "at least"),
@@ -493,7 +478,7 @@ def run(args: argparse.Namespace, spent: float = 0.0) -> int:
         return EXIT_USAGE
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    args.engines = args.engines or [ROOT / "engines" / name for name in ENGINES]
+    args.engines = args.engines or [ROOT / "engines" / name for name in (*ENGINES, LIVE)]
     args.batches = args.batches or ((1, 2) if args.device == "cpu" else gpu_work.BATCHES)
     journal = Journal(args.json)
     left = max(0.0, args.seconds - spent)

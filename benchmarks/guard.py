@@ -38,7 +38,7 @@ from dvpd.runtime.backends.base import StreamBackend
 from dvpd.runtime.backends.choose import BACKENDS, installed
 from dvpd.runtime.errors import InputError
 from dvpd.runtime.files import write_whole
-from dvpd.runtime.manifest import MANIFEST_NAME, Manifest
+from dvpd.runtime.manifest import MANIFEST_NAME, SINGLE, Manifest
 from dvpd.runtime.spec import SAMPLE_RATE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,15 +158,19 @@ def measure_costs(folders: Sequence[Path]) -> dict[str, Any]:
                 {graph: _stateful_costs(folder, manifest, graph) for graph in manifest.graphs}
             )
             continue
-        for graph, costs in engine_costs(folder, N_FRAMES).items():
+        counted = engine_costs(folder, N_FRAMES)
+        if manifest.single:
+            singles = engine_costs(folder, N_FRAMES, single=True)
+            counted |= {graph + SINGLE: costs for graph, costs in singles.items()}
+        for graph, costs in counted.items():
             table[graph] = {
                 "macs": costs.total_macs,
                 "other_operations": sum(costs.elementwise.values()),
                 "bytes_moved": sum(costs.bytes_moved.values()),
                 "peak_activation_bytes": costs.peak_activation_bytes,
                 "weights": costs.weights,
-                "file_bytes": (folder / manifest.graphs[graph].file).stat().st_size,
-                "parameters": manifest.parameters[graph],
+                "file_bytes": (folder / manifest.files[graph].file).stat().st_size,
+                "parameters": manifest.parameters[graph.removesuffix(SINGLE)],
                 "nodes": sum(costs.nodes.values()),
                 **{f"nodes.{kind}": n for kind, n in costs.nodes.items()},
             }

@@ -3,8 +3,9 @@
     python benchmarks/profile_graphs.py engines/dvpd-tiny --threads 2 --frames 256
 
 The engines are timed interleaved in one run: predictive and score calls of every engine in turn,
-medians over the rounds. The result is seconds of work per second of audio for 1 predictive and
-3 score calls. Then each graph is profiled by operator.
+medians over the rounds; at batch 1 the graphs for one recording as well as those with a dynamic
+batch. The result is seconds of work per second of audio for 1 predictive and 3 score calls. Then
+each graph is profiled by operator.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from dvpd.runtime import command
 from dvpd.runtime.backends.openvino import shared_core
 from dvpd.runtime.errors import InputError
 from dvpd.runtime.files import write_whole
+from dvpd.runtime.manifest import SINGLE
 from dvpd.runtime.spec import N_FREQS, SignalSpec
 
 SCORE_CALLS = 3
@@ -80,10 +82,20 @@ def make_feeds(folder: Path, n_frames: int, batch: int, threads: int) -> tuple[F
     return {"noisy": noisy}, score
 
 
-def _calls(engine: str, folder: Path, feeds: tuple[Feeds, Feeds], threads: int) -> list[Call]:
+def graph_files(folder: Path, batch: int) -> dict[str, tuple[Path, Path]]:
+    """An engine's predictive and score graph with a dynamic batch, and at batch 1 the single ones."""
+    kinds = {"dynamic": "", "single": SINGLE} if batch == 1 else {"dynamic": ""}
+    found = {
+        k: (folder / f"predictive{e}.onnx", folder / f"score{e}.onnx") for k, e in kinds.items()
+    }
+    return {kind: paths for kind, paths in found.items() if paths[0].is_file()}
+
+
+def _calls(
+    engine: str, paths: Sequence[Path], feeds: tuple[Feeds, Feeds], threads: int
+) -> list[Call]:
     calls: list[Call] = []
-    for graph, feed in zip(("predictive", "score"), feeds, strict=True):
-        path = folder / f"{graph}.onnx"
+    for path, feed in zip(paths, feeds, strict=True):
         if engine == "onnxruntime":
             session = _ort_session(path, threads)
             calls.append(partial(session.run, None, feed))
@@ -101,15 +113,20 @@ def time_engines(
     threads: int,
     rounds: int,
 ) -> list[dict[str, Any]]:
-    """Median milliseconds of both graphs for every engine and folder, interleaved."""
-    rows = []
+    """Median milliseconds of every engine, folder and kind of graphs, interleaved.
+
+    A row's ratios are medians over the rounds of its time for 1 + 3 and 1 + 1 calls and that of the
+    dynamic graphs in the same engine and round.
+    """
+    rows: list[tuple[str, str, str, list[Call]]] = []
     for folder in folders:
         feeds = make_feeds(folder, n_frames, batch, threads)
         for engine in engines:
-            rows.append((engine, folder, _calls(engine, folder, feeds, threads)))
+            for kind, paths in graph_files(folder, batch).items():
+                rows.append((engine, folder.name, kind, _calls(engine, paths, feeds, threads)))
     times: list[tuple[list[float], list[float]]] = [([], []) for _ in rows]
     for i in range(WARM_UP_ROUNDS + rounds):
-        for (_, _, calls), kept in zip(rows, times, strict=True):
+        for (*_, calls), kept in zip(rows, times, strict=True):
             time.sleep(SETTLE_S)
             for call, values in zip(calls, kept, strict=True):
                 start = time.perf_counter()
@@ -118,19 +135,35 @@ def time_engines(
                     values.append(1e3 * (time.perf_counter() - start))
     audio_s = batch * n_frames / SignalSpec().frame_rate_hz
     out = []
-    for (engine, folder, _), (predictive, score) in zip(rows, times, strict=True):
+    first: tuple[list[float], list[float]] = ([], [])
+    for (engine, model, kind, _), (predictive, score) in zip(rows, times, strict=True):
+        if kind == "dynamic":
+            first = predictive, score
         p, s = statistics.median(predictive), statistics.median(score)
         total = 1e-3 * (p + SCORE_CALLS * s) / audio_s
         out.append(
             {
                 "engine": engine,
-                "model": folder.name,
+                "model": model,
+                "graphs": kind,
                 "predictive_ms": round(p, 2),
                 "score_ms": round(s, 2),
                 "seconds_per_audio_second": round(total, 4),
+                "ratios": [
+                    round(_ratio((predictive, score), first, calls), 3)
+                    for calls in (SCORE_CALLS, 1)
+                ],
             }
         )
     return out
+
+
+def _ratio(
+    times: tuple[list[float], list[float]], first: tuple[list[float], list[float]], calls: int
+) -> float:
+    """Median over the rounds of two rows' times for 1 predictive and some score calls."""
+    mine, other = ([p + calls * s for p, s in zip(*row, strict=True)] for row in (times, first))
+    return statistics.median(a / b for a, b in zip(mine, other, strict=True))
 
 
 def profile_ort(path: Path, feed: Feeds, threads: int, runs: int = 8) -> dict[str, float]:
@@ -219,12 +252,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
     for folder in args.engines if args.top else ():
         feeds = make_feeds(folder, args.frames, args.batch, args.threads)
-        for graph, feed in zip(("predictive", "score"), feeds, strict=True):
-            path = folder / f"{graph}.onnx"
+        files = graph_files(folder, args.batch).values()
+        for path, feed in (pair for paths in files for pair in zip(paths, feeds, strict=True)):
             report["operators"].append(
                 {
                     "model": folder.name,
-                    "graph": graph,
+                    "graph": path.stem,
                     "nodes": len(onnx.load(path).graph.node),
                     "onnxruntime": profile_ort(path, feed, args.threads),
                     "openvino": profile_openvino(path, feed, args.threads),
@@ -240,13 +273,15 @@ def to_markdown(report: dict[str, Any], top: int) -> str:
         f"{report['machine']}; {report['versions']}; T = {p['frames']}, B = {p['batch']}, "
         f"{p['threads']} threads; {p['calls']}; {p['statistic']} of {p['rounds']} rounds.",
         "",
-        "| model | engine | predictive, ms | score, ms | s per s of audio |",
-        "|---|---|---|---|---|",
+        "| model | engine | graphs | predictive, ms | score, ms | s per s of audio "
+        "| against dynamic, 1 + 3 calls | 1 + 1 |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in report["times"]:
         lines.append(
-            f"| {row['model']} | {row['engine']} | {row['predictive_ms']:.1f} "
-            f"| {row['score_ms']:.1f} | {row['seconds_per_audio_second']:.3f} |"
+            f"| {row['model']} | {row['engine']} | {row['graphs']} | {row['predictive_ms']:.1f} "
+            f"| {row['score_ms']:.1f} | {row['seconds_per_audio_second']:.3f} "
+            f"| {' | '.join(f'{ratio:.2f}' for ratio in row['ratios'])} |"
         )
     for item in report["operators"]:
         lines += ["", f"{item['model']}, {item['graph']} graph, {item['nodes']} nodes, ms a call:"]

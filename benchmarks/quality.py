@@ -27,8 +27,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -36,13 +34,12 @@ from dvpd.benchmarks import rtf
 from dvpd.benchmarks.common import machine, report_html, tables, timing
 from dvpd.benchmarks.guard import shipped_engines
 from dvpd.quality.pauses import BANDS_KHZ
-from dvpd.runtime import Enhancer, command
+from dvpd.runtime import command
 from dvpd.runtime.backends.choose import cpu_quota
 from dvpd.runtime.errors import InputError
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.progress import show_status
-from dvpd.runtime.spec import SAMPLE_RATE
 
 FORMAT = "dvpd-quality-1"
 METRICS = ("pesq", "estoi", "si_sdr")
@@ -187,7 +184,8 @@ def measure_rtf(path: Path, backend: str, steps: Sequence[int]) -> dict[str, flo
         DvpdError: The model fails.
     """
     if path.is_dir() and Manifest.load(path).causal is not None:
-        return _causal_rtf(path, backend, steps)
+        times = timing.time_files(path, backend, cpu_quota(), RTF_WINDOW_S, steps, RTF_RUNS)
+        return {str(1 + n): statistics.median(t) / RTF_WINDOW_S for n, t in times.items()}
     item = timing.load(path, backend, "cpu", cpu_quota())
     if item.backend is None:
         raise InputError(item.error or f"{path} cannot be opened")
@@ -198,19 +196,6 @@ def measure_rtf(path: Path, backend: str, steps: Sequence[int]) -> dict[str, flo
     if failed := [row["error"] for row in done if row["status"] == "failed"]:
         raise InputError(failed[0])
     return {str(1 + row["steps"]): row["rtf"] for row in done}
-
-
-def _causal_rtf(path: Path, backend: str, steps: Sequence[int]) -> dict[str, float]:
-    """Likewise of a causal model, whose graphs hand on a state: whole files of noise."""
-    rng = np.random.default_rng(0)
-    noise = (0.1 * rng.standard_normal(round(RTF_WINDOW_S * SAMPLE_RATE))).astype(np.float32)
-    times: dict[int, list[float]] = {n: [] for n in steps}
-    with Enhancer.open(path, backend, "cpu", cpu_quota()) as enhancer:
-        for i in range(RTF_RUNS + 1):
-            for n in steps:
-                took = enhancer.enhance(noise, SAMPLE_RATE, steps=n).seconds
-                times[n] += [took] if i else []  # the first one warms up
-    return {str(1 + n): statistics.median(t) / RTF_WINDOW_S for n, t in times.items()}
 
 
 # ------------------------------------------------------------------------------------------------

@@ -4,8 +4,8 @@
     python benchmarks/readme.py --check      # exit with 1 if they have other figures
 
 Each table stands between two marks in a page; what is written between them is lost. The results are
-what ``rtf.py``, ``quality.py``, ``peers.py``, ``macs.py`` and ``ablations.py`` wrote with ``--json``, and
-every ``report.json`` that ``dvpd benchmark --report`` wrote on some board.
+what ``rtf.py``, ``quality.py``, ``peers.py``, ``macs.py``, ``ablations.py`` and ``steps.py`` wrote with
+``--json``, and every ``report.json`` that ``dvpd benchmark --report`` wrote on some board.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dvpd.benchmarks import ablations, peers, quality
+from dvpd.benchmarks import steps as step_tables
 from dvpd.benchmarks.common import report, tables
 from dvpd.runtime import command
 from dvpd.runtime.errors import InputError
@@ -213,6 +214,12 @@ BLOCKS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Any], str]]] = {
     "quality table": ("quality.json", _json, full_quality),
     "speed": ("rtf.json", report.read, speed),
     "peers": ("peers.json", quality.read_peers, peers.to_markdown),
+    "steps": ("steps.json", _json, lambda r: step_tables.to_markdown(r, groups=False)),
+    "steps by degradation": (
+        "steps.json",
+        _json,
+        lambda r: step_tables.to_markdown(r, groups=True),
+    ),
     "sweeps": ("sweeps.json", _json, quality.sweep_tables),
     "ablations": ("ablations.json", _json, lambda r: ablations.to_markdown(r["runs"])),
     "ablation ssd": ("ablations-ssd.json", _json, lambda r: ablations.to_markdown(r["runs"])),

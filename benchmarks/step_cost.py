@@ -109,7 +109,7 @@ def count_step(config: Config, crops: int, depthwise: str = "convolution") -> di
     plain = mock.patch.object(lisa, "_DilatedSum", SimpleNamespace(apply=lisa._dilated_sum))
     with tempfile.TemporaryDirectory() as scratch, fixed, plain:
         trainer = Trainer(config, _NoData(), scratch)
-        objective = Objective(trainer.model, config, dft=torch.float32)
+        objective = Objective(trainer.model, config, dft=torch.float32, average=trainer.ema.model)
         step = Step(
             objective, trainer.model, trainer.optimizer, trainer.ema, trainer.team,
             config.train, rows=1,

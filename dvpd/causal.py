@@ -248,7 +248,11 @@ class BlockExtremes(Stateful):
 
 
 class LookAhead(Stateful):
-    """Mask and residual come some blocks late, so that they know what follows.
+    """The output comes some blocks late, so that it knows what follows.
+
+    The network works on the frames that the output is of; those that are there already stand beside
+    them as more channels of its first convolution. So a network without look-ahead becomes one that
+    has it, and computes the same, when the new channels begin at zero.
 
     In the parallel form the output is moved back to its frames. In a stream it comes late: the first
     frames that leave belong to nothing, and are zero.
@@ -260,17 +264,27 @@ class LookAhead(Stateful):
         self.blocks, self.frames = blocks, FRAME_MULTIPLE * blocks
         self.clock = BlockClock()
 
-    def lead(self, x: Tensor) -> Tensor:
-        """The noisy spectrum as the predictive branch hears it."""
-        if self.frames and self.memory is None:
-            return nn.functional.pad(x, (0, 0, 0, self.frames))
-        return x
-
-    def wait(self, x: Tensor) -> Tensor:
-        """The noisy spectrum that mask and residual belong to."""
+    def late(self, x: Tensor) -> Tensor:
+        """The noisy spectrum at the frames that the output is of."""
         if not self.frames or self.memory is None:
-            return x
+            return self.delay(x)
         return self.extended(x, self.frames)[:, :, : -self.frames]
+
+    def beside(self, late: Tensor, x: Tensor) -> Tensor:
+        """What ``late`` returned, and where there is look-ahead the spectrum that is there already.
+
+        Args:
+            late: [B, 3, T, F]; in the parallel form T is longer by the look-ahead.
+            x: The noisy spectrum.
+
+        Returns:
+            [B, 3 or 6, T, F].
+        """
+        if not self.frames:
+            return late
+        if self.memory is None:
+            x = nn.functional.pad(x, (0, 0, 0, self.frames))
+        return torch.cat([late, x], dim=1)
 
     def delay(self, x: Tensor) -> Tensor:
         """The diffused magnitude as the score branch hears it."""

@@ -13,7 +13,7 @@ instead of copies, so that nothing has to be distinguished later):
 TLB factors other than one are the exception: their map is a mean over all channels.
 
 An offline model may become a causal one on the way (`fit_weights`); that one computes something
-else, and is a start for training.
+else, and is a start for training. A causal one may get look-ahead: it computes the same, later.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .checkpoint import load_model, save_checkpoint
 from .config import ModelConfig, load_toml
@@ -37,6 +37,7 @@ from .runtime.errors import InputError
 
 # What must be the same in both: a new slot or feature would change what the old ones do.
 FIXED = ("state", "embedding", "encoder", "local", "fi_gate", "scan", "norm")
+STEM = "predictive.encoder.stem.conv.weight"  # hears what look-ahead adds
 GROWING = ("channels", "blocks", "ffn_factor", "decoder_channels")
 
 
@@ -102,15 +103,17 @@ def fit_weights(
 
     A kernel's centre tap in time becomes the last one, the present frame; what was to its right comes
     before the rest, as the oldest. Otherwise every layer would delay what it passes on. LISA's taps
-    move likewise. What only a causal network has stays as ``model`` has it.
+    move likewise. What only a causal network has stays as ``model`` has it. Frames that come with more
+    look-ahead are heard through zeros first.
 
     Args:
         model: What the weights are for.
         weights: By name.
         was_causal: Whether they are of a causal network.
     """
+    weights = {**weights, STEM: _fit_stem(weights[STEM], model.state_dict()[STEM].shape[1])}
     if was_causal or not model.config.causal:
-        return dict(weights)
+        return weights
     fitted = {}
     for name, value in weights.items():
         if value.ndim == 4 and value.shape[2] > 1:  # [out, in, T, F]
@@ -122,6 +125,12 @@ def fit_weights(
         fitted[name] = value
     own = model.state_dict()
     return {**fitted, **{name: own[name] for name in own if name.endswith(".scan.forget")}}
+
+
+def _fit_stem(weight: Tensor, c_in: int) -> Tensor:
+    """The first convolution [out, in, T, F] with another number of inputs; new ones begin at zero."""
+    new = max(0, c_in - weight.shape[1])
+    return nn.functional.pad(weight, (0, 0, 0, 0, 0, new))[:, :c_in]
 
 
 @torch.no_grad()
@@ -137,7 +146,7 @@ def grow(small: DVPD, config: ModelConfig) -> DVPD:
     """
     check_growth(small.config, config)
     model = DVPD(config)
-    bridge = replace(small.config, causal=True) if config.causal else small.config
+    bridge = replace(small.config, causal=config.causal, lookahead_blocks=config.lookahead_blocks)
     source = fit_weights(DVPD(bridge), small.state_dict(), was_causal=small.config.causal)
     for name, value in model.state_dict().items():
         old = source.get(name)

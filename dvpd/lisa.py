@@ -34,9 +34,12 @@ class LISA(nn.Module):
 
     Attributes:
         shifted: Whether the stripes are shifted multiply-adds in training, too.
+        single: Whether the input is always one recording (a batch of 1), as in the graphs for CPUs;
+            not for training.
     """
 
     shifted = False
+    single = False
 
     centre: Tensor
 
@@ -83,10 +86,14 @@ class LISA(nn.Module):
         taps = self._taps(rows.mean((2, 3)).to(x.dtype))  # [B, 18, C]
         mean_f = rows.to(x.dtype)
         mean_t = x.float().mean(2, keepdim=True).to(x.dtype)  # [B, C, 1, F]
-        y = self.beta * x + (self.mean_weight[0] * mean_f + self.mean_weight[1] * mean_t)
+        if self.single:
+            y = stripes_single(x, taps.reshape(-1, c), self.beta.reshape(c))
+        else:
+            y = self.beta * x
+        y = y + (self.mean_weight[0] * mean_f + self.mean_weight[1] * mean_t)
         if self.training and not self.shifted:
             y = stripes_conv(x, taps.transpose(0, 1)[..., None, None], y)
-        else:  # one split of the channel axis hands out all 18 taps
+        elif not self.single:  # one split of the channel axis hands out all 18 taps
             y = stripes(x, taps.reshape(-1, taps.shape[1] * c, 1, 1).split(c, dim=1), y)
         return nn.functional.leaky_relu(self.out(y), LEAK)
 
@@ -117,14 +124,32 @@ def stripes_conv(x: Tensor, taps: Tensor, y: Tensor) -> Tensor:
     A stripe along T after one along F is the outer product of their taps.
     """
     b, c = x.shape[:2]
-    kernels = taps.unflatten(0, (len(DILATIONS), 2, TAPS)).flatten(3)  # [d, 2, tap, B C]
-    along_f, along_t = kernels.movedim(-1, 1).unbind(2)  # [d, B C, tap] each
-    outer = along_t.unsqueeze(-1) * along_f.unsqueeze(-2)  # [d, B C, T, F]
+    outer = outer_kernels(taps.flatten(1))
     reach = DILATIONS[-1]
     padded = nn.functional.pad(x, (reach,) * 4, mode="reflect")
     padded = padded.reshape(1, b * c, *padded.shape[2:])
     function = _DilatedSum.apply if x.device.type == "cpu" else _dilated_sum
     return y + function(padded, outer).reshape(x.shape)
+
+
+def stripes_single(x: Tensor, taps: Tensor, beta: Tensor) -> Tensor:
+    """``beta`` [C] times ``x`` [1, C, T, F] plus its stripes, for one recording; ``taps`` [18, C].
+
+    As `stripes_conv`, with what ``beta`` adds in the middle of the first branch's kernels: the map is
+    read three times, and by convolutions alone.
+    """
+    middle = torch.zeros(len(DILATIONS), 1, TAPS, TAPS)
+    middle[0, :, TAPS // 2, TAPS // 2] = 1.0
+    kernels = outer_kernels(taps) + middle.to(x) * beta.reshape(-1, 1, 1)
+    padded = nn.functional.pad(x, (DILATIONS[-1],) * 4, mode="reflect")
+    return _dilated_sum(padded, kernels)
+
+
+def outer_kernels(taps: Tensor) -> Tensor:
+    """Taps [18, N] of N maps -> kernels [d, N, T, F]: the outer products of the two stripes' taps."""
+    along = taps.reshape(len(DILATIONS), 2, TAPS, -1).transpose(2, 3)  # [d, (F, T), N, tap]
+    out: Tensor = along[:, 1].unsqueeze(-1) * along[:, 0].unsqueeze(-2)
+    return out
 
 
 def _dilated_sum(padded: Tensor, kernels: Tensor) -> Tensor:
@@ -140,8 +165,7 @@ def _dilated_sum(padded: Tensor, kernels: Tensor) -> Tensor:
     n, reach = padded.shape[1], DILATIONS[-1]
     total: Tensor | None = None
     for kernel, d in zip(kernels, DILATIONS, strict=True):
-        spare = reach - d
-        inner = padded[..., spare : padded.shape[2] - spare, spare : padded.shape[3] - spare]
+        inner = padded[..., reach - d : d - reach or None, reach - d : d - reach or None]
         part = nn.functional.conv2d(inner, kernel.unsqueeze(1), dilation=d, groups=n)
         total = part if total is None else total + part
     assert total is not None  # there are dilations

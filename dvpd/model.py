@@ -61,19 +61,20 @@ class PredictiveNet(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         """Make the branch."""
         super().__init__()
-        self.encoder = _encoder(config, 3)
+        self.encoder = _encoder(config, 6 if config.lookahead_blocks else 3)
         self.unet = UNet(config, bottleneck_stages=1)
         self.decoder = _decoder(config, 4)
         self.ahead = LookAhead(config.lookahead_blocks)
 
     def forward(self, noisy: Tensor) -> tuple[Tensor, list[Tensor]]:
         """``noisy`` [B, 3, T, 257] -> ``clean_ri`` [B, 2, T, 257] and the features."""
-        heard = self.ahead.lead(noisy).to(self.decoder.last.weight.dtype)
+        late = self.ahead.late(noisy)
+        heard = self.ahead.beside(late, noisy).to(self.decoder.last.weight.dtype)
         enc = self.encoder(heard)  # [B, C, T, 128]
         out, stages = self.unet(enc)
         decoded = self.ahead.cut(self.decoder(out, enc))
         m_r, m_i, r_r, r_i = decoded.to(noisy.dtype).split(1, dim=1)
-        y_r, y_i = self.ahead.wait(noisy[:, :2]).split(1, dim=1)
+        y_r, y_i = self.ahead.cut(late)[:, :2].split(1, dim=1)
         real = y_r + m_r * y_r - m_i * y_i + r_r
         imag = y_i + m_r * y_i + m_i * y_r + r_i
         return self.ahead.begun(torch.cat([real, imag], dim=1)), [enc, *stages]

@@ -73,6 +73,20 @@ class Marginal(nn.Module):
         w = self.weight(t)
         return w * x0 + (1 - w) * y
 
+    def clean(self, xt: Tensor, y: Tensor, sigma_z: Tensor, t: Tensor) -> Tensor:
+        """The x0 [B, 1, T, F] that an estimate of the noise stands for: x_t = mean + sigma z, solved.
+
+        It is the sampler's exact last step (``runtime.schedule.sampler_steps``).
+
+        Args:
+            xt: State at times ``t`` [B, 1, T, F].
+            y: Noisy magnitude.
+            sigma_z: What the score network returned.
+            t: Times [B].
+        """
+        w = self.weight(t)
+        return (xt - (1 - w) * y - sigma_z) / w
+
 
 @lru_cache(maxsize=4)
 def _marginal(sde: SdeSpec, device: torch.device) -> Marginal:

@@ -7,8 +7,10 @@ usage() {
   cat <<'TEXT'
 usage: build_with_trtexec.sh ENGINE_DIR [options]
 
-  --frames MIN,OPT,MAX  frames of one call, multiples of 4 (default: 32,256,1024; 125 a second)
-  --batch MIN,OPT,MAX   recordings in one call (default: 1,1,4)
+  --frames MIN,OPT,MAX  frames of one call, multiples of 4 (default: 32,256,1024, of live models
+                         4,4,256; 125 a second)
+  --batch MIN,OPT,MAX   recordings or streams in one call (default: 1,1,4, of live
+                         models 1,1,64)
   --skip-inference      build only; else trtexec also runs each plan once and tells its time
   --force               build even if valid plans are there
   --dry-run             print the trtexec commands and stop

@@ -1,4 +1,4 @@
-"""From a checkpoint to a verified engine folder: two graphs and their manifest."""
+"""From a checkpoint to a verified engine folder: the graphs and their manifest."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ from dvpd.runtime.backends.ort import OrtBackend
 from dvpd.runtime.engines import VERIFICATION_NAME
 from dvpd.runtime.errors import InputError, ParityError
 from dvpd.runtime.files import sha256_file
-from dvpd.runtime.manifest import MANIFEST_NAME, GraphFile, Manifest, manifest_to_metadata
+from dvpd.runtime.manifest import MANIFEST_NAME, SINGLE, GraphFile, Manifest, manifest_to_metadata
 from dvpd.runtime.spec import GRAPH_NAMES, PRECISIONS, TLB_PRESETS
 from dvpd.torch_backend import prepare
 
 from . import parity
 from .graphs import build_graph
+from .single import pays, write_single
 from .translate import OPSET, UnsupportedOperator, count_ops
 
 Say = Callable[[str], None]
@@ -146,24 +147,18 @@ def _write(
         causal=causal_spec(model, config.signal),
     )
     paths = _save(folder, graphs, manifest)
-    say("verifying")
-    begin = time.perf_counter()
-    backend = OrtBackend(LoadOptions(paths["predictive"], paths["score"], manifest, "cpu", THREADS))
-    try:
-        half_model = graph_model if precision == "fp16" else None
-        report = parity.verify(model, config, backend, precision, wav, half_model)
-    finally:
-        backend.close()
-    say(f"{report.text()} ({time.perf_counter() - begin:.1f} s)")
-    parity.require(report)
+    half_model = graph_model if precision == "fp16" else None
+    report = _verify(paths, manifest, model, config, wav, say, half_model)
     manifest = replace(manifest, parity=report.as_dict(source))
     paths = _save(folder, graphs, manifest)  # the same graphs, the figures in their metadata
-    hashes = {name: sha256_file(path) for name, path in paths.items()}
-    manifest = replace(
-        manifest,
-        graphs={name: GraphFile(path.name, hashes[name]) for name, path in paths.items()},
-        parity={**manifest.parity, "graphs": hashes},  # which files were compared
-    )
+    manifest = replace(manifest, graphs=_described(paths))
+    if pays(model, precision):
+        say("the same for one recording at a time")
+        singles = write_single(graph_model, manifest, paths)
+        manifest = replace(manifest, single=_described(singles))
+        _verify(singles, manifest, model, config, wav, say)
+    # which files were compared
+    manifest = replace(manifest, parity={**manifest.parity, "graphs": manifest.hashes})
     path = folder / MANIFEST_NAME
     with path.open("w", encoding="utf-8") as file:
         file.write(manifest.to_json())
@@ -171,6 +166,32 @@ def _write(
         os.fsync(file.fileno())
     Manifest.load(folder).verify_graphs(folder)
     return manifest
+
+
+def _described(paths: dict[str, Path]) -> dict[str, GraphFile]:
+    return {name: GraphFile(path.name, sha256_file(path)) for name, path in paths.items()}
+
+
+def _verify(
+    paths: dict[str, Path],
+    manifest: Manifest,
+    model: DVPD,
+    config: Config,
+    wav: Any,
+    say: Say,
+    half_model: DVPD | None = None,
+) -> parity.Report:
+    """Compare two graphs with the model; raises where they differ."""
+    say("verifying")
+    begin = time.perf_counter()
+    backend = OrtBackend(LoadOptions(paths["predictive"], paths["score"], manifest, "cpu", THREADS))
+    try:
+        report = parity.verify(model, config, backend, manifest.precision, wav, half_model)
+    finally:
+        backend.close()
+    say(f"{report.text()} ({time.perf_counter() - begin:.1f} s)")
+    parity.require(report)
+    return report
 
 
 def _save(folder: Path, graphs: dict[str, onnx.ModelProto], manifest: Manifest) -> dict[str, Path]:
@@ -193,7 +214,7 @@ def _save(folder: Path, graphs: dict[str, onnx.ModelProto], manifest: Manifest) 
 
 
 def _install(source: Path, target: Path) -> None:
-    """Move the files of ``source`` to ``target``: the folder whole, or the three files as a set.
+    """Move the files of ``source`` to ``target``: the folder whole, or its files as a set.
 
     Into a folder that is there the manifest goes last: whoever reads in between meets graphs whose
     hash the old manifest does not know, which the runtime refuses. A failure puts the old ones back.
@@ -201,7 +222,8 @@ def _install(source: Path, target: Path) -> None:
     if not target.exists():
         source.rename(target)
         return
-    names = [*(f"{name}.onnx" for name in GRAPH_NAMES), MANIFEST_NAME]
+    names = [f"{name}{kind}.onnx" for kind in ("", SINGLE) for name in GRAPH_NAMES]
+    names.append(MANIFEST_NAME)
     kept = source / "before"
     kept.mkdir()
     for name in names:
@@ -209,7 +231,10 @@ def _install(source: Path, target: Path) -> None:
             shutil.copy2(target / name, kept / name)
     try:
         for name in names:
-            (source / name).replace(target / name)
+            if (source / name).exists():
+                (source / name).replace(target / name)
+            else:  # graphs for one recording, which the new engine does not have
+                (target / name).unlink(missing_ok=True)
     except OSError:
         for name in names:
             if (kept / name).exists():

@@ -24,14 +24,14 @@ if not __package__:  # run as a plain script: the checkout is not installed
 
 from dvpd.export.trt_api import TrtApi
 from dvpd.runtime import command
-from dvpd.runtime.errors import BackendError, InputError
+from dvpd.runtime.errors import BackendError
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.progress import Steps
 from dvpd.runtime.spec import GRAPH_NAMES
 from dvpd.runtime.tensorrt.caches import timing_cache_path
 from dvpd.runtime.tensorrt.onnx_inputs import Profile, graph_inputs
-from dvpd.runtime.tensorrt.options import add_build_options
+from dvpd.runtime.tensorrt.options import add_build_options, chosen_profile
 from dvpd.runtime.tensorrt.plans import (
     PlanError,
     PlanSpec,
@@ -113,13 +113,10 @@ def build_engines(
         ManifestError: The folder is incomplete or damaged.
         BackendError: The builder is missing or refuses a graph; nothing is left behind.
     """
-    root, sizes = Path(folder), profile or Profile()
+    root = Path(folder)
     manifest = Manifest.load(root)
-    if manifest.causal is not None:
-        raise InputError(
-            f"{root}: {manifest.name} is a causal model, whose state no TensorRT backend carries yet: "
-            "no plans are built; use backend ort, openvino or torch"
-        )
+    sizes = profile or Profile.usual(manifest.causal is not None)
+    sizes.check(manifest.causal is not None)
     paths = manifest.verify_graphs(root)
     builder = api or TrtApi(backend or choose_backend())
     goal = builder.target(target)
@@ -219,7 +216,7 @@ def run(args: argparse.Namespace) -> int:
             args.folder,
             backend=args.backend,
             target=args.target,
-            profile=Profile(args.frames, args.batch),
+            profile=chosen_profile(args, Manifest.load(args.folder)),
             force=args.force,
             tf32=args.tf32,
             printer=printer,

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.backends.base import Backend, StreamBackend
+from dvpd.runtime.block_sampler import BlockSampler, Lane
 from dvpd.runtime.errors import InputError
 from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.schedule import initial_state, sampler_steps
 from dvpd.runtime.spec import CausalSpec, TlbFactors
-from dvpd.runtime.stream import BlockSampler, Lane
 from dvpd.runtime.window import ModelSpec, decode, denoise, encode
 
 MAX_VERIFY_S = 30.0  # read from a recording at most (s)

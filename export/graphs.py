@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dvpd.causal import advance
 from dvpd.fanc import compressed_bins
+from dvpd.lisa import LISA
 from dvpd.model import DVPD, causal_spec
 from dvpd.runtime.spec import (
     FRAME_MULTIPLE,
@@ -86,71 +87,91 @@ def _quick_tracing() -> Iterator[None]:
 
 
 def _sizes(
-    graph: str, precision: str, model: DVPD, causal: CausalSpec | None
+    graph: str, precision: str, model: DVPD, causal: CausalSpec | None, single: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Names and sizes of the graph's inputs and outputs, dynamic ones as "B", "T", "T/2", "T/4"."""
+    batch = 1 if single else "B"
     c, bins = model.config.channels, compressed_bins(model.config.encoder)
     result: list[dict[str, Any]] = []
     for specs in graph_io(graph, precision, causal):
         table: dict[str, Any] = {}
         for spec in specs:
-            table[spec.name] = spec.shape
+            table[spec.name] = tuple(batch if size == "B" else size for size in spec.shape)
             if spec.name.startswith("feat_"):
                 d = FEAT_DIVISORS[int(spec.name[-1])]
-                table[spec.name] = ("B", c * d, "T" if d == 1 else f"T/{d}", bins // d)
+                table[spec.name] = (batch, c * d, "T" if d == 1 else f"T/{d}", bins // d)
         result.append(table)
     return result[0], result[1]
 
 
-def build_graph(model: DVPD, graph: str, precision: str) -> onnx.ModelProto:
+@contextmanager
+def _single(model: DVPD, single: bool) -> Iterator[None]:
+    """Let the layers know that the batch is 1."""
+    layers = [module for module in model.modules() if isinstance(module, LISA)]
+    try:
+        for layer in layers:
+            layer.single = single
+        yield
+    finally:
+        for layer in layers:
+            layer.single = False
+
+
+def build_graph(
+    model: DVPD, graph: str, precision: str, *, single: bool = False
+) -> onnx.ModelProto:
     """One network as an ONNX model, without metadata.
 
     Args:
         model: What `prepare` returned for the same ``precision``.
         graph: "predictive" or "score".
         precision: "fp32" or "fp16".
+        single: Whether the batch is fixed at 1, for CPUs: LISA's stripes are then convolutions with
+            weights of run time, which ONNX has for a fixed number of maps alone. Not for a causal
+            model.
 
     Raises:
         UnsupportedOperator: The configuration uses an operator without translation.
     """
     causal = causal_spec(model, SignalSpec())
-    inputs, outputs = _sizes(graph, precision, model, causal)
+    inputs, outputs = _sizes(graph, precision, model, causal, single)
     quarter = torch.export.Dim(
         "T4", min=1 if causal else MIN_FRAMES // FRAME_MULTIPLE, max=MAX_FRAMES // FRAME_MULTIPLE
     )
     frames = {1: 4 * quarter, 2: 2 * quarter, 4: quarter}
-    batch = torch.export.Dim("B", min=1, max=MAX_BATCH)
-    noisy = torch.rand(TRACE_BATCH, 3, TRACE_FRAMES, N_FREQS)
-    full = {0: batch, 2: frames[1]}
-    state = torch.rand(TRACE_BATCH, causal.state_size[graph] if causal else 1)
+    n = 1 if single else TRACE_BATCH
+    each = {} if single else {0: torch.export.Dim("B", min=1, max=MAX_BATCH)}
+    noisy = torch.rand(n, 3, TRACE_FRAMES, N_FREQS)
+    full = {**each, 2: frames[1]}
+    state = torch.rand(n, causal.state_size[graph] if causal else 1)
     args: tuple[Tensor, ...]
     shapes: Any
     wrapper: nn.Module
     if graph == "predictive":
         wrapper, args, shapes = PredictiveGraph(model), (noisy,), (full,)
         if causal:
-            args, shapes = (noisy, state), (full, {0: batch})
+            args, shapes = (noisy, state), (full, each)
     else:
         half = torch.float16 if precision == "fp16" else torch.float32
         sizes = [inputs[f"feat_{i}"] for i in range(N_FEATS)]
         feats = [
-            torch.rand(TRACE_BATCH, s[1], TRACE_FRAMES // d, s[3], dtype=half)
+            torch.rand(n, s[1], TRACE_FRAMES // d, s[3], dtype=half)
             for s, d in zip(sizes, FEAT_DIVISORS, strict=True)
         ]
         ones = torch.ones(2, 2)
         wrapper = ScoreGraph(model)
         args = (
             noisy[:, :1].contiguous(),
-            torch.full((TRACE_BATCH,), 0.1),
+            torch.full((n,), 0.1),
             *feats,
             ones,
             ones.clone(),
         )
-        rest = tuple({0: batch, 2: frames[d]} for d in FEAT_DIVISORS)
-        shapes = (full, {0: batch}, (*rest, None, None))
+        rest = tuple({**each, 2: frames[d]} for d in FEAT_DIVISORS)
+        shapes = (full, each, (*rest, None, None))
         if causal:
             args = (*args, state)
-            shapes = (full, {0: batch}, (*rest, None, None, {0: batch}))
-    with _quick_tracing(), torch.no_grad():
+            shapes = (full, each, (*rest, None, None, each))
+    with _quick_tracing(), _single(model, single), torch.no_grad():
         program = torch.export.export(wrapper.eval(), args, dynamic_shapes=shapes, strict=False)
         return translate(program, inputs, outputs, f"dvpd_{graph}")

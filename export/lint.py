@@ -354,7 +354,8 @@ def lint_engine(folder: str | Path, parser: bool = True) -> list[Lint]:
         except BackendError:
             pass  # the report says that it was not asked
     results = []
-    for graph, path in manifest.verify_graphs(folder).items():
+    paths = manifest.verify_graphs(folder)
+    for graph, path in ((name, paths[name]) for name in manifest.graphs):  # those for GPUs
         model = onnx.load(str(path))
         found = lint_graph(model, graph, manifest.precision)
         if api is not None:

@@ -387,18 +387,20 @@ def _size(e: Translator, node: Any) -> Value:
 def _conv2d(
     e: Translator,
     x: Value,
-    weight: Tensor,
+    weight: Value,
     bias: Tensor | None = None,
     stride: Sequence[int] = (1, 1),
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
 ) -> Value:
+    # Weights may be computed at run time, of a fixed size: LISA's in the graphs for one recording.
+    kernel = [_static(size) for size in e.shape(1)[2:]]
     inputs = [x, weight] if bias is None else [x, weight, bias]
     return e.emit(
         "Conv",
         *inputs,
-        kernel_shape=list(weight.shape[2:]),
+        kernel_shape=kernel,
         strides=list(stride),
         pads=[*padding, *padding],
         dilations=list(dilation),
@@ -549,6 +551,14 @@ def _slice(
 def _select(e: Translator, x: Value, dim: int, index: int) -> Value:
     position = torch.tensor(index, dtype=torch.int64)
     return e.emit("Gather", x, position, axis=dim % len(e.shape()))
+
+
+@_emits(aten.unbind.int)
+def _unbind(e: Translator, x: Value, dim: int = 0) -> Value:
+    count = _static(e.shape()[dim])
+    if count is None:
+        raise UnsupportedOperator(f"{e._where()}: unbinds a dynamic axis")
+    return [_select(e, x, dim, i) for i in range(count)]
 
 
 @_emits(aten.index_select.default)

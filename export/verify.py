@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -62,6 +62,7 @@ SLOW = ("onnx", "torch-half")  # left out of PESQ, which needs a whole recording
 # Half convolutions of torch take minutes on processors without them; onnx says the same of the
 # graph itself. Only where it is named.
 ON_DEMAND = ("torch-half",)
+BATCH = "-batch"  # behind a backend's name: with the graphs of a dynamic batch on a CPU, too
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -180,6 +181,8 @@ def available(folder: Path, manifest: Manifest) -> dict[str, str | None]:
     }
     for name in BACKENDS:
         table[name] = None if installed(name) else f"not installed: {BACKENDS[name][1]}"
+    if manifest.single:  # a CPU runs those; the others are for batches and GPUs
+        table |= {name + BATCH: table[name] for name in ("ort", "openvino")}
     return table
 
 
@@ -197,6 +200,8 @@ def opened(name: str, folder: Path, manifest: Manifest) -> Iterator[Backend]:
         paths = manifest.verify_graphs(folder)
         options = LoadOptions(paths["predictive"], paths["score"], manifest, "cpu", 1)
         backend = ReferenceBackend(options)
+    elif name.endswith(BATCH):
+        backend = open_backend(folder, replace(manifest, single={}), name.removesuffix(BATCH))
     else:
         backend = open_backend(folder, manifest, name)
     try:
@@ -458,7 +463,7 @@ def verify_engine(
     reference, where = _reference(root, manifest, there)
     report = Verification(
         engine={k: getattr(manifest, k) for k in ("name", "version", "precision")},
-        graphs={name: graph.sha256 for name, graph in manifest.graphs.items()},
+        graphs=manifest.hashes,
         reference=f"{reference}, float32",
         speech=origin,
         seconds=seconds,
@@ -515,6 +520,7 @@ def _reference(folder: Path, manifest: Manifest, there: dict[str, str | None]) -
 
 
 def _version(name: str) -> str:
+    name = name.removesuffix(BATCH)
     module = {"torch-half": "torch"}.get(name) or (BACKENDS[name][0] if name in BACKENDS else name)
     return str(getattr(sys.modules.get(module) or __import__(module), "__version__", "?"))
 
@@ -615,7 +621,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--backends",
         metavar="A,B",
-        help="torch, torch-half, onnx, ort, openvino, ... (default: all that can run but torch-half)",
+        help="torch, torch-half, onnx, ort, ort-batch, ... (default: all that can run but torch-half)",
     )
     parser.add_argument("--wav", metavar="WAV", help="noisy speech (default: the example)")
     parser.add_argument(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
@@ -11,12 +12,15 @@ import numpy as np
 from .arrays import FloatArray
 from .audio import Resampler, check_finite
 from .backends.base import StreamBackend
+from .block_sampler import BlockSampler
+from .closing import Closing
 from .errors import InputError
 from .polyphase import MAX_RATE_HZ, MIN_RATE_HZ, Polyphase
 from .schedule import SamplerStep, initial_state
 from .spec import CausalSpec, SignalSpec, TlbFactors
-from .stream import BlockSampler, CausalStream
-from .windows import LoudestStretch, Reminder, WindowedStream
+from .stream import CausalStream
+from .windows import LoudestStretch, Piece, Reminder, WindowedStream
+from .workers import Work
 
 if TYPE_CHECKING:
     from .enhancer import Enhancer
@@ -46,15 +50,17 @@ class Levels:
         offsets: Constant to be taken away, [n_channels]; 0 where there is none to speak of.
         peaks: Largest magnitude at the model's rate without it, [n_channels].
         reminders: What stands beside the windows, [n_channels]; None where one window holds all.
+        n_samples: Length at the model's rate.
     """
 
     offsets: FloatArray
     peaks: FloatArray
     reminders: tuple[Reminder | None, ...]
+    n_samples: int
 
 
 def channel_stream(
-    enhancer: Enhancer, settings: Settings, peak: float, reminder: Reminder | None
+    enhancer: Enhancer, settings: Settings, peak: float, reminder: Reminder | None, work: Work
 ) -> WindowedStream | CausalStream:
     """One channel's way through the model: in windows, or for a causal one as it comes.
 
@@ -63,12 +69,12 @@ def channel_stream(
         settings: Of the sampler.
         peak: Largest magnitude of the channel at the model's rate; causal models do not use it.
         reminder: What stands beside the windows, or None; likewise.
+        work: Computes the windows; likewise.
     """
     manifest = enhancer.manifest
     if manifest.causal is None:
-        process = enhancer._channel_process(settings, peak, reminder)
-        return WindowedStream(process, enhancer.window_plan, manifest.signal.hop_length)
-    enhancer._check_process()
+        process = enhancer._channel_process(settings, peak, reminder, work)
+        return WindowedStream(work.begin(process), enhancer.window_plan, manifest.signal.hop_length)
 
     def draw(index: int, first: int, n_frames: int) -> FloatArray:
         return enhancer._noise(settings, index, first, n_frames)
@@ -176,7 +182,7 @@ def find_levels(
         )
     mean = (total / max(done, 1)).astype(np.float32)
     if enhancer.manifest.causal is not None:  # it knows neither the offset nor the peak beforehand
-        return Levels(np.zeros_like(peak), peak, (None,) * n_channels)
+        return Levels(np.zeros_like(peak), peak, (None,) * n_channels, n_samples)
     is_offset = (np.abs(mean) > OFFSET_SHARE * peak) & (done >= OFFSET_FROM_S * rate)
     offsets = np.where(is_offset, mean, np.float32(0.0))
     reminders: list[Reminder | None] = [None] * n_channels
@@ -185,10 +191,11 @@ def find_levels(
             if stretch.found:
                 kept = stretch.found
                 reminders[channel] = replace(kept, wav=kept.wav - offsets[channel])
-    return Levels(offsets, np.maximum(high - offsets, offsets - low), tuple(reminders))
+    peaks = np.maximum(high - offsets, offsets - low)
+    return Levels(offsets, peaks, tuple(reminders), n_samples)
 
 
-class Chain:
+class Chain(Closing):
     """Rate in -> model rate -> windows or blocks -> rate in, for all channels of one recording."""
 
     def __init__(self, enhancer: Enhancer, settings: Settings, rate: int, levels: Levels) -> None:
@@ -209,11 +216,19 @@ class Chain:
         resampler = Polyphase if short else Resampler
         self._down = resampler(rate, signal.sample_rate, n_channels)
         self._up = resampler(signal.sample_rate, rate, n_channels)
+        n_windows = n_channels * (1 + len(enhancer.window_plan.seams(levels.n_samples)))
+        enhancer._check_process()
+        self._work = enhancer._workers.work(n_windows, enhancer._lock)
         self._streams = [
-            channel_stream(enhancer, settings, float(peak), reminder)
+            channel_stream(enhancer, settings, float(peak), reminder, self._work)
             for peak, reminder in zip(levels.peaks, levels.reminders, strict=True)
         ]
+        self._waiting: deque[tuple[FloatArray | Piece, ...]] = deque()  # one piece a channel
         self._n_in = 0
+
+    def close(self) -> None:
+        """Give up what nobody asks for any more."""
+        self._work.stop()
 
     def push(self, block: FloatArray) -> Iterator[FloatArray]:
         """What a block [n, n_channels] of the recording makes complete."""
@@ -224,8 +239,8 @@ class Chain:
     def finish(self) -> Iterator[FloatArray]:
         """The rest, at the recording's end."""
         yield from self._windows(self._down.finish(n_model(self._n_in, *self._rates)))
-        for pieces in zip(*(stream.finish() for stream in self._streams), strict=True):
-            yield self._up.push(np.stack(pieces, axis=1))
+        self._waiting.extend(zip(*(stream.finish() for stream in self._streams), strict=True))
+        yield from self._joined(0)
         yield self._up.finish(self._n_in)
 
     def _windows(self, block: FloatArray) -> Iterator[FloatArray]:
@@ -233,6 +248,13 @@ class Chain:
             return
         pushed = (s.push(block[:, c].copy()) for c, s in enumerate(self._streams))
         for pieces in zip(*pushed, strict=True):
+            self._waiting.append(pieces)
+            yield from self._joined(self._work.ahead)
+
+    def _joined(self, ahead: int) -> Iterator[FloatArray]:
+        """The oldest pieces, until at most ``ahead`` wait."""
+        while len(self._waiting) * len(self._streams) > ahead:
+            pieces = [piece() if callable(piece) else piece for piece in self._waiting.popleft()]
             yield self._up.push(np.stack(pieces, axis=1))
 
 

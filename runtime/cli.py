@@ -14,9 +14,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import cli_live, cli_stream, command
+from . import cli_live, cli_serve, cli_stream, command
 from .bulk.options import add_bulk_options, is_bulk
-from .cli_options import add_engine_options, between, decibels, fraction, whole
+from .cli_options import (
+    add_engine_options,
+    add_steps_options,
+    between,
+    decibels,
+    fraction,
+    whole,
+)
 from .command import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, say
 from .errors import InputError, raise_interrupt
 from .noise import SEED_MAX
@@ -94,12 +101,7 @@ def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
         help="lower nothing by more than this (dB)",
     )
     add_engine_options(enhance)
-    enhance.add_argument(
-        "--steps",
-        type=whole(0, 1000),
-        metavar="N",
-        help="diffusion steps; 0: predictive branch alone (default: the model's, 3)",
-    )
+    add_steps_options(enhance, "the model's, 3")
     enhance.add_argument(
         "--alpha",
         type=fraction,
@@ -121,6 +123,7 @@ def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
 
     cli_stream.add_parser(commands)
     cli_live.add_parser(commands)
+    cli_serve.add_parser(commands)
 
     build = commands.add_parser(
         "build",
@@ -220,6 +223,7 @@ def _enhance(args: argparse.Namespace) -> int:
     options = {
         "seed": args.seed,
         "steps": args.steps,
+        "quality": args.quality,
         "alpha": args.alpha,
         "tlb": tlb,
         "mix": args.mix,

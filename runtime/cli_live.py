@@ -158,6 +158,7 @@ def run(args: argparse.Namespace) -> int:
             rate,
             args.channels,
             steps=args.steps,
+            quality=args.quality,
             attenuation_limit_db=args.max_attenuation,
             adapt=not args.fixed_steps,
         )

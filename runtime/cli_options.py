@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 
 from .backends.choose import BACKENDS
+from .options import QUALITY_STEPS
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
@@ -110,6 +111,27 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_steps_options(parser: argparse.ArgumentParser, default: str) -> None:
+    """How often the score network runs: a number or a name, not both.
+
+    Args:
+        parser: Of the command.
+        default: What happens without them, in words.
+    """
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument(
+        "--steps",
+        type=whole(0, 1000),
+        metavar="N",
+        help=f"diffusion steps; 0: predictive branch alone (default: {default})",
+    )
+    either.add_argument(
+        "--quality",
+        choices=tuple(QUALITY_STEPS),
+        help="in place of --steps: " + ", ".join(f"{k} {v}" for k, v in QUALITY_STEPS.items()),
+    )
+
+
 def add_stream_options(parser: argparse.ArgumentParser) -> None:
     """What the two commands for sound that is still coming in have in common.
 
@@ -117,12 +139,7 @@ def add_stream_options(parser: argparse.ArgumentParser) -> None:
         parser: Of the command.
     """
     add_engine_options(parser)
-    parser.add_argument(
-        "--steps",
-        type=whole(0, 1000),
-        metavar="N",
-        help="diffusion steps; 0: predictive branch alone (default: the model's)",
-    )
+    add_steps_options(parser, "the model's")
     parser.add_argument(
         "--fixed-steps",
         action="store_true",

@@ -265,6 +265,7 @@ def run(args: argparse.Namespace) -> int:
             args.rate,
             args.channels,
             steps=args.steps,
+            quality=args.quality,
             attenuation_limit_db=args.max_attenuation,
             adapt=not args.fixed_steps,
         ) as stream,

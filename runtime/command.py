@@ -61,6 +61,11 @@ EXTRAS = {
     "ray": "ray",
     "upath": "cloud",
     "fsspec": "cloud",
+    "livekit": "livekit",
+    "pipecat": "pipecat",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "websockets": "serve",
 }
 _STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)

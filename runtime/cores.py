@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from .arrays import FloatArray
+from .block_sampler import Lane
 from .chain import Settings
 from .level import RELEASE_DB_S
 from .noise import frame_noise
 from .spec import FRAME_MULTIPLE, CausalSpec, SignalSpec
-from .stream import Channel, Lane
-from .windows import LoudestStretch, Reminder, WindowedStream
+from .stream import Channel
+from .windows import LoudestStretch, Piece, Reminder, WindowedStream
 
 if TYPE_CHECKING:
     from .enhancer import Enhancer
@@ -152,20 +154,19 @@ class WindowCore:
         self.n_samples += len(wav)
         for index, stretch in enumerate(self._loudest):
             stretch.push(wav[:, index])
-        pushed = [stream.push(wav[:, i].copy()) for i, stream in enumerate(self._streams)]
-        self._add(pushed)
+        self._add([s.push(wav[:, i].copy()) for i, s in enumerate(self._streams)])
 
     def close(self) -> None:
         """End the signal."""
         self.closed = True
         self._add([stream.finish() for stream in self._streams])
 
-    def _add(self, pushed: Sequence[Sequence[FloatArray]]) -> None:
+    def _add(self, pushed: Sequence[Iterable[Piece]]) -> None:
         for pieces in zip(*pushed, strict=True):
             self.windows += 1
-            self.ready.append(np.stack(pieces, axis=1))
+            self.ready.append(np.stack([piece() for piece in pieces], axis=1))
 
-    def _processor(self, index: int) -> Callable[[FloatArray, int], FloatArray]:
+    def _processor(self, index: int) -> Callable[[FloatArray, int], Piece]:
         fall = 10.0 ** (-RELEASE_DB_S / 20.0 * self._plan.step_samples / self._rate)
 
         def process(wav: FloatArray, first_frame: int) -> FloatArray:
@@ -183,4 +184,4 @@ class WindowCore:
                 )
             return out * np.float32(peak)
 
-        return process
+        return lambda wav, first_frame: partial(process, wav, first_frame)

@@ -160,7 +160,7 @@ def verification_problem(folder: str | Path, manifest: Manifest) -> str | None:
         manifest: Its manifest.
     """
     path = Path(folder) / VERIFICATION_NAME
-    present = {name: graph.sha256 for name, graph in manifest.graphs.items()}
+    present = manifest.hashes
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
         known, passed, graphs = table["format"], table["passed"], table["graphs"]

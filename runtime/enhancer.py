@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import FloatArray
-from .audio import (
-    check_rate,
-    probe,
-    read_blocks,
-)
+from .audio import check_rate, probe, read_blocks
 from .backends.base import Backend
 from .backends.choose import open_backend
 from .chain import Chain, Levels, Settings, check_noise, find_levels, mixed, n_model
@@ -31,8 +28,8 @@ from .errors import BackendError, InputError
 from .live import Stream
 from .manifest import Manifest
 from .noise import check_seed, frame_noise
-from .options import Tlb, as_columns, noisy_share, resolve_tlb, to_float
-from .pipes import open_output
+from .options import Tlb, as_columns, chosen_steps, noisy_share, resolve_tlb, to_float
+from .pipes import PIPE, Sink, open_output
 from .pool import Clock, StreamPool
 from .results import Enhanced, EnhancedFile
 from .schedule import SamplerStep, sampler_steps
@@ -40,6 +37,7 @@ from .stft import compress, decompress, istft, stft
 from .stream import MAX_BIN
 from .window import denoise, pad
 from .windows import Reminder, WindowPlan
+from .workers import Work, Workers
 
 __all__ = ["Enhanced", "EnhancedFile", "Enhancer", "Progress", "Tlb", "noisy_share", "resolve_tlb"]
 
@@ -52,8 +50,10 @@ _ARRAY_BLOCK = 1 << 18  # samples pushed at a time
 class Enhancer(Closing):
     """A loaded model.
 
-    Use as a context manager, or call ``close``. Threads that share one take turns, window by
-    window; another process opens its own.
+    Use as a context manager, or call ``close``. On a CPU the windows of a recording (and its
+    channels) are computed side by side, on as many threads as were asked for; threads that share an
+    Enhancer share those. A recording of one window gets all threads for itself, and there, and on
+    GPUs, threads take turns. Another process opens its own.
 
     Attributes:
         manifest: What the engine folder says.
@@ -81,6 +81,7 @@ class Enhancer(Closing):
         self.backend = backend
         self.window_plan = plan
         self._lock = threading.Lock()
+        self._workers = Workers(backend)
         self._process_id = os.getpid()
 
     def __reduce__(self) -> str:
@@ -134,6 +135,7 @@ class Enhancer(Closing):
         """Release the engine."""
         with self._lock:
             self.backend.close()
+        self._workers.close()
 
     def __repr__(self) -> str:
         """Model, backend and device."""
@@ -147,6 +149,7 @@ class Enhancer(Closing):
         *,
         seed: int = 0,
         steps: int | None = None,
+        quality: str | None = None,
         alpha: float | None = None,
         tlb: Tlb = None,
         noise: FloatArray | None = None,
@@ -168,6 +171,7 @@ class Enhancer(Closing):
             seed: Whole number in [0, 2^64).
             steps: Calls of the score network; 0 is the predictive branch alone, None the
                 manifest's default (3). The start time stays t_rs, so dt = t_rs / steps.
+            quality: "fast", "balanced" or "best", in place of ``steps``: 0, 1 or 3.
             alpha: Weight of the predictive magnitude in [0, 1]; None for the manifest's.
             tlb: Preset name, {"skip": [[..], [..]], "backbone": [[..], [..]]} or TlbFactors; None
                 for all ones.
@@ -185,6 +189,7 @@ class Enhancer(Closing):
         started = time.perf_counter()
         rate = check_rate(sample_rate)
         columns = as_columns(wav)
+        steps = chosen_steps(steps, quality)
         settings = self._settings(seed, steps, alpha, tlb, noise, mix, attenuation_limit_db)
         if noise is not None:
             signal = self.manifest.signal
@@ -212,10 +217,11 @@ class Enhancer(Closing):
     def enhance_file(
         self,
         source: str | Path,
-        target: str | Path,
+        target: str | Path | Sink,
         *,
         seed: int = 0,
         steps: int | None = None,
+        quality: str | None = None,
         alpha: float | None = None,
         tlb: Tlb = None,
         mix: float = 1.0,
@@ -235,9 +241,11 @@ class Enhancer(Closing):
             source: WAV, FLAC, OGG or anything else that libsndfile reads; with PyAV also m4a,
                 webm, aac and more.
             target: .wav, .flac, .ogg or .opus; not the source, whose folder exists. "-": standard
-                output, as WAV, or without a header if ``raw`` is given.
+                output, as WAV, or without a header if ``raw`` is given; so, too, anything with a
+                ``write`` that takes bytes and returns how many, while they are computed.
             seed: See ``enhance``.
             steps: See ``enhance``.
+            quality: See ``enhance``.
             alpha: See ``enhance``.
             tlb: See ``enhance``.
             mix: See ``enhance``.
@@ -253,6 +261,7 @@ class Enhancer(Closing):
             BackendError: The engine failed or returned non-finite values; nothing is written.
         """
         started = time.perf_counter()
+        steps = chosen_steps(steps, quality)
         settings = self._settings(seed, steps, alpha, tlb, None, mix, attenuation_limit_db)
         info = cut(probe(source, raw=raw, salvage=salvage), part)
         rate, n_channels, n_samples = info.sample_rate, info.n_channels, info.n_samples
@@ -265,7 +274,7 @@ class Enhancer(Closing):
                 writer.write(block)
             writer.commit()
         return EnhancedFile(
-            path=Path(target),
+            path=Path(target if isinstance(target, (str, Path)) else PIPE),
             sample_rate=rate,
             n_channels=n_channels,
             n_samples=n_samples,
@@ -286,6 +295,7 @@ class Enhancer(Closing):
         *,
         seed: int = 0,
         steps: int | None = None,
+        quality: str | None = None,
         alpha: float | None = None,
         tlb: Tlb = None,
         mix: float = 1.0,
@@ -304,6 +314,7 @@ class Enhancer(Closing):
             channels: 1 to 64; they share the noise.
             seed: See ``enhance``.
             steps: Calls of the score network for a block, at most; see ``enhance``.
+            quality: See ``enhance``.
             alpha: See ``enhance``.
             tlb: See ``enhance``.
             mix: See ``enhance``.
@@ -314,6 +325,7 @@ class Enhancer(Closing):
         Raises:
             InputError: An option is out of range.
         """
+        steps = chosen_steps(steps, quality)
         pool = self.stream_pool(steps=steps, alpha=alpha, tlb=tlb, adapt=adapt, clock=clock)
         return pool.open(
             sample_rate, channels, seed=seed, mix=mix, attenuation_limit_db=attenuation_limit_db
@@ -323,6 +335,7 @@ class Enhancer(Closing):
         self,
         *,
         steps: int | None = None,
+        quality: str | None = None,
         alpha: float | None = None,
         tlb: Tlb = None,
         adapt: bool = True,
@@ -333,6 +346,7 @@ class Enhancer(Closing):
 
         Args:
             steps: See ``stream``.
+            quality: See ``enhance``.
             alpha: See ``enhance``.
             tlb: See ``enhance``.
             adapt: See ``stream``; the streams of a pool take as many steps.
@@ -342,6 +356,7 @@ class Enhancer(Closing):
         Raises:
             InputError: An option is out of range.
         """
+        steps = chosen_steps(steps, quality)
         settings = self._settings(0, steps, alpha, tlb, None, 1.0, None)
         return StreamPool(self, settings, adapt=adapt, max_batch=max_batch, clock=clock)
 
@@ -388,21 +403,21 @@ class Enhancer(Closing):
         progress: Progress | None,
     ) -> Iterator[FloatArray]:
         """Second pass: yield enhanced blocks, n_samples in all."""
-        chain = Chain(self, settings, rate, levels)
         done = 0
 
-        def parts() -> Iterator[FloatArray]:
+        def parts(chain: Chain) -> Iterator[FloatArray]:
             for block in blocks:
                 yield from chain.push(block)
             yield from chain.finish()
 
-        for part in parts():
-            # Resampling may end a sample late; the next push or the end evens it out.
-            part = part[: n_samples - done]
-            done += len(part)
-            yield part
-            if progress is not None:
-                progress(done / n_samples)
+        with Chain(self, settings, rate, levels) as chain:
+            for part in parts(chain):
+                # Resampling may end a sample late; the next push or the end evens it out.
+                part = part[: n_samples - done]
+                done += len(part)
+                yield part
+                if progress is not None:
+                    progress(done / n_samples)
 
     def _check_process(self) -> None:
         if os.getpid() != self._process_id:
@@ -421,24 +436,31 @@ class Enhancer(Closing):
         return given
 
     def _channel_process(
-        self, settings: Settings, peak: float, reminder: Reminder | None
+        self, settings: Settings, peak: float, reminder: Reminder | None, work: Work
     ) -> Callable[[FloatArray, int], FloatArray]:
         def scaled(wav: FloatArray) -> FloatArray:
             # float64: 1 / peak overflows float32 for the faintest recordings.
             return (wav.astype(np.float64) / peak).astype(np.float32)
 
-        before = None if reminder is None else replace(reminder, wav=scaled(reminder.wav))
+        before = None
+        if reminder is not None and peak:  # a silent channel has nothing to be reminded of
+            before = replace(reminder, wav=scaled(reminder.wav))
 
         def process(wav: FloatArray, first_frame: int) -> FloatArray:
-            self._check_process()
-            with self._lock:  # engines hold one request, and features between their two graphs
-                out = self._enhance_window(scaled(wav), first_frame, settings, before)
+            # Most engines hold one request, and features between their two graphs.
+            with work.turns or nullcontext():
+                out = self._enhance_window(scaled(wav), first_frame, settings, before, work)
             return (out.astype(np.float64) * peak).astype(np.float32)
 
         return process
 
     def _enhance_window(
-        self, wav: FloatArray, first_frame: int, settings: Settings, reminder: Reminder | None
+        self,
+        wav: FloatArray,
+        first_frame: int,
+        settings: Settings,
+        reminder: Reminder | None,
+        work: Work | None = None,
     ) -> FloatArray:
         """Enhance one window, [L] scaled to at most 1, whose first frame is ``first_frame``.
 
@@ -461,10 +483,12 @@ class Enhancer(Closing):
         places.append((first, count + noisy.shape[2] - shown.shape[2]))
 
         def draw(index: int) -> FloatArray:
+            if work is not None:
+                work.check()
             return np.concatenate([self._noise(settings, index, *place) for place in places])
 
         clean_ri = denoise(
-            self.backend,
+            self.backend if work is None else work.backend,
             self.manifest,
             noisy,
             draw,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType
 from typing import Any
@@ -47,6 +47,8 @@ MANIFEST_KEYS = (
     "parity",
 )
 CAUSAL_KEY = "causal"  # a table, of causal models alone
+SINGLE_KEY = "single_graphs"  # a table as "graphs", of engines that have them
+SINGLE = ".single"  # behind a graph's name: the one for one recording
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,25 @@ def _causal(table: Mapping[str, Any]) -> CausalSpec | None:
     return spec
 
 
+def _graph_files(value: object, key: str) -> Mapping[str, GraphFile]:
+    """Both graphs' files, as the table ``key`` names them."""
+    table: dict[str, Any] = _require(value, dict, key)
+    if set(table) != set(GRAPH_NAMES):
+        raise ManifestError(f"manifest {key} are {sorted(table)}; expected {sorted(GRAPH_NAMES)}")
+    graphs: dict[str, GraphFile] = {}
+    for name, entry in table.items():
+        place = f"{key}.{name}"
+        _need_keys(entry, ("file", "sha256"), place)
+        file: str = _require(entry["file"], str, f"{place}.file")
+        # A manifest must not reach outside its folder.
+        if file in ("", ".", "..") or any(
+            file != path(file).name for path in (PurePosixPath, PureWindowsPath)
+        ):
+            raise ManifestError(f"manifest {place}.file is {file!r}; expected a bare file name")
+        graphs[name] = GraphFile(file, _sha256_text(entry["sha256"], f"{place}.sha256"))
+    return MappingProxyType(graphs)
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What one engine folder holds; written by the export, checked by every reader.
@@ -120,6 +141,8 @@ class Manifest:
         format: Version of this layout.
         causal: Of a causal model: blocks, states and latency. None for one that hears the whole
             recording.
+        single: The same networks for one recording at a time, which CPUs run; empty if there are
+            none. Their weights lie in the files of ``graphs``.
     """
 
     name: str
@@ -138,6 +161,17 @@ class Manifest:
     parity: Mapping[str, Any]
     format: int = MANIFEST_FORMAT
     causal: CausalSpec | None = None
+    single: Mapping[str, GraphFile] = field(default_factory=dict)
+
+    @property
+    def files(self) -> dict[str, GraphFile]:
+        """Every graph's file; those for one recording as "predictive.single" and "score.single"."""
+        return {**self.graphs, **{name + SINGLE: graph for name, graph in self.single.items()}}
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of every graph, by the names of ``files``."""
+        return {name: graph.sha256 for name, graph in self.files.items()}
 
     @classmethod
     def from_dict(cls, data: object) -> Manifest:
@@ -158,7 +192,7 @@ class Manifest:
             )
         if missing := [key for key in MANIFEST_KEYS if key not in table]:
             raise ManifestError(f"manifest lacks {missing}; export the engine again")
-        if unknown := sorted(set(table) - {*MANIFEST_KEYS, CAUSAL_KEY}):
+        if unknown := sorted(set(table) - {*MANIFEST_KEYS, CAUSAL_KEY, SINGLE_KEY}):
             raise ManifestError(f"manifest has unknown keys {unknown}")
         _need_keys(table["signal"], tuple(f.name for f in fields(SignalSpec)), "signal")
         _need_keys(table["sde"], ("name", "k", "c"), "sde")
@@ -184,22 +218,6 @@ class Manifest:
                 f"manifest precision is {table['precision']!r}; expected one of "
                 f"{', '.join(PRECISIONS)}"
             )
-        graphs: dict[str, GraphFile] = {}
-        raw_graphs = _require(table["graphs"], dict, "graphs")
-        if set(raw_graphs) != set(GRAPH_NAMES):
-            raise ManifestError(
-                f"manifest graphs are {sorted(raw_graphs)}; expected {sorted(GRAPH_NAMES)}"
-            )
-        for name, value in raw_graphs.items():
-            key = f"graphs.{name}"
-            _need_keys(value, ("file", "sha256"), key)
-            file: str = _require(value["file"], str, f"{key}.file")
-            # A manifest must not reach outside its folder.
-            if file in ("", ".", "..") or any(
-                file != path(file).name for path in (PurePosixPath, PureWindowsPath)
-            ):
-                raise ManifestError(f"manifest {key}.file is {file!r}; expected a bare file name")
-            graphs[name] = GraphFile(file, _sha256_text(value["sha256"], f"{key}.sha256"))
         return cls(
             name=_require(table["name"], str, "name"),
             version=_require(table["version"], str, "version"),
@@ -211,13 +229,14 @@ class Manifest:
             opset=_require(table["opset"], int, "opset"),
             exporter=MappingProxyType(_require(table["exporter"], dict, "exporter")),
             checkpoint_sha256=_sha256_text(table["checkpoint_sha256"], "checkpoint_sha256"),
-            graphs=MappingProxyType(graphs),
+            graphs=_graph_files(table["graphs"], "graphs"),
             parameters=MappingProxyType(_require(table["parameters"], dict, "parameters")),
             macs_per_second=MappingProxyType(
                 _require(table["macs_per_second"], dict, "macs_per_second")
             ),
             parity=MappingProxyType(_require(table["parity"], dict, "parity")),
             causal=_causal(table),
+            single=_graph_files(table[SINGLE_KEY], SINGLE_KEY) if SINGLE_KEY in table else {},
         )
 
     @classmethod
@@ -272,6 +291,8 @@ class Manifest:
         if self.causal is not None:
             own = {f.name: getattr(self.causal, f.name) for f in fields(CausalSpec)}
             table[CAUSAL_KEY] = {**own, "state_size": dict(self.causal.state_size)}
+        if self.single:
+            table[SINGLE_KEY] = {name: asdict(graph) for name, graph in self.single.items()}
         return table
 
     def to_json(self) -> str:
@@ -279,7 +300,7 @@ class Manifest:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
     def verify_graphs(self, folder: str | Path) -> dict[str, Path]:
-        """Check that both graph files are the ones that this manifest describes.
+        """Check that the graphs' files are the ones that this manifest describes.
 
         Done before any parser sees a graph, so a truncated or exchanged file ends here.
 
@@ -287,13 +308,13 @@ class Manifest:
             folder: The engine folder.
 
         Returns:
-            Graph name -> path.
+            Name as in ``files`` -> path.
 
         Raises:
             ManifestError: A graph is missing, unreadable, or has another SHA-256.
         """
         paths: dict[str, Path] = {}
-        for name, graph in self.graphs.items():
+        for name, graph in self.files.items():
             path = Path(folder) / graph.file
             try:
                 got = sha256_file(path)
@@ -314,14 +335,14 @@ class Manifest:
 def manifest_to_metadata(manifest: Manifest) -> dict[str, str]:
     """The manifest as ONNX ``metadata_props``: string map, keys prefixed "dvpd.".
 
-    ``graphs`` is left out, as a file cannot hold its own hash. Strings stay as they are;
+    The graphs' hashes are left out, as a file cannot hold its own. Strings stay as they are;
     everything else is JSON.
 
     Args:
         manifest: The manifest of the engine.
     """
     table = manifest.to_dict()
-    del table["graphs"]
+    table = {key: value for key, value in table.items() if key not in ("graphs", SINGLE_KEY)}
     return {
         METADATA_PREFIX + key: value
         if isinstance(value, str)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,36 @@ from .errors import InputError
 from .spec import MAX_CHANNELS, TlbFactors
 
 Tlb = str | Mapping[str, Any] | TlbFactors | None
+# Calls of the score network by what is wanted; the predictive network runs once in each.
+QUALITY_STEPS: Mapping[str, int] = MappingProxyType({"fast": 0, "balanced": 1, "best": 3})
 
 # Integer dtype -> (zero, full scale).
 _INTEGERS = {"uint8": (128, 128.0), "int16": (0, 32768.0), "int32": (0, 2147483648.0)}
+
+
+def chosen_steps(steps: int | None, quality: str | None) -> int | None:
+    """Calls of the score network that a user asks for, by number or by name.
+
+    Args:
+        steps: Their number; None where it is left open.
+        quality: Key of ``QUALITY_STEPS``; None where it is left open.
+
+    Returns:
+        The number; None where both are open.
+
+    Raises:
+        InputError: Both are given, or the name is unknown.
+    """
+    if quality is None:
+        return steps
+    if quality not in QUALITY_STEPS:
+        raise InputError(f"quality is {quality!r}; expected one of {', '.join(QUALITY_STEPS)}")
+    if steps is not None:
+        raise InputError(
+            f"steps is {steps} and quality is {quality!r}; give one of the two: {quality!r} stands "
+            f"for {QUALITY_STEPS[quality]} steps"
+        )
+    return QUALITY_STEPS[quality]
 
 
 def noisy_share(mix: float, attenuation_limit_db: float | None) -> float:

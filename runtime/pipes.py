@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import soundfile
 from numpy.typing import NDArray
@@ -151,10 +151,18 @@ def spooled_input() -> Iterator[Path]:
         ) from None
 
 
+class Sink(Protocol):
+    """Where the bytes of a recording go while they are computed."""
+
+    def write(self, data: bytes | memoryview, /) -> int:
+        """Take bytes; returns how many."""
+        ...
+
+
 class PipeWriter:
     """Write a recording of a known length to a stream that cannot be sought in."""
 
-    def __init__(self, info: AudioInfo, raw: Raw | None, stream: BinaryIO | None = None) -> None:
+    def __init__(self, info: AudioInfo, raw: Raw | None, stream: Sink | None = None) -> None:
         """Write the header.
 
         Args:
@@ -165,8 +173,10 @@ class PipeWriter:
         Raises:
             InputError: There is no standard output, or it is a terminal.
         """
-        self._owned = stream is None
-        self._stream = _stdout() if stream is None else stream
+        self._owned: BinaryIO | None = None
+        if stream is None:
+            stream = self._owned = _stdout()
+        self._stream: Sink = stream
         self.n_clipped = 0
         if raw is not None:
             self.container, self.subtype = "RAW", raw.subtype
@@ -188,9 +198,9 @@ class PipeWriter:
         trace: TracebackType | None,
     ) -> None:
         """Close the stream."""
-        if self._owned:
+        if self._owned is not None:
             with contextlib.suppress(OSError):
-                self._stream.close()
+                self._owned.close()
 
     def write(self, block: FloatArray) -> None:
         """Append samples; see ``AudioWriter.write``."""
@@ -244,9 +254,11 @@ def _wav_header(info: AudioInfo, subtype: str) -> bytes:
 
 
 def open_output(
-    info: AudioInfo, target: str | Path, raw: Raw | None, overwrite: bool
+    info: AudioInfo, target: str | Path | Sink, raw: Raw | None, overwrite: bool
 ) -> tuple[AudioWriter | PipeWriter, tuple[str, ...]]:
     """The output of a recording, and what of its extras it cannot carry."""
+    if not isinstance(target, (str, Path)):
+        return PipeWriter(info, raw, target), ()
     if str(target) == PIPE:
         return PipeWriter(info, raw), ()
     check_suffix(Path(target))

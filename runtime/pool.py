@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from .arrays import FloatArray
 from .audio import check_rate
+from .block_sampler import Lane
 from .chain import Settings, block_sampler
 from .checks import check_whole
 from .closing import Closing
@@ -32,7 +33,6 @@ from .options import noisy_share
 from .polyphase import MAX_RATE_HZ, MIN_RATE_HZ
 from .schedule import SamplerStep, sampler_steps
 from .spec import FRAME_MULTIPLE, MAX_CHANNELS
-from .stream import Lane
 
 if TYPE_CHECKING:
     from .enhancer import Enhancer
@@ -90,6 +90,11 @@ class StreamPool(Closing):
     def streams(self) -> tuple[Stream, ...]:
         """Those that are open."""
         return tuple(self._streams)
+
+    @property
+    def steps_now(self) -> int:
+        """Score network calls of the next block."""
+        return self._governor.steps
 
     def close(self) -> None:
         """Close all streams; the Enhancer stays open."""
@@ -281,11 +286,12 @@ class StreamPool(Closing):
         if not left:
             return
         inside = set(map(id, lanes))
-        for stream in self._streams:
-            if isinstance(stream._core, CausalCore):
-                for lane in stream._core.lanes:
-                    if id(lane) not in inside:
-                        lane.part_from(left, self._sampler.backend)
+        with self.enhancer._lock:  # it may be copied where another pool's networks run
+            for stream in self._streams:
+                if isinstance(stream._core, CausalCore):
+                    for lane in stream._core.lanes:
+                        if id(lane) not in inside:
+                            lane.part_from(left, self._sampler.backend)
 
     def _finish(self, stream: Stream) -> None:
         """Process what is left of a stream."""

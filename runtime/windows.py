@@ -11,8 +11,9 @@ noise comes back. So the loudest second of the recording stands beside each wind
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -149,26 +150,30 @@ class LoudestStretch:
                 self.found = Reminder(stretch, (self._end - stretch.size) // self._hop)
 
 
+Piece = Callable[[], FloatArray]  # waits for what it stands for, and returns it
+
+
 class WindowedStream:
     """Push a signal in pieces of any size, get the processed signal back in order.
 
-    What comes back is a function of the whole signal only, not of the pieces.
+    What comes back is a function of the whole signal only, not of the pieces. Windows may be
+    processed side by side: pieces are functions, to be called once each, in order.
     """
 
     def __init__(
         self,
-        process: Callable[[FloatArray, int], FloatArray],
+        begin: Callable[[FloatArray, int], Piece],
         plan: WindowPlan,
         hop_length: int,
     ) -> None:
         """Start an empty stream.
 
         Args:
-            process: (wav [L], absolute index of its first frame) -> processed wav [L].
+            begin: (wav [L], absolute index of its first frame) -> what returns the processed wav [L].
             plan: Sizes of the windows.
             hop_length: Samples a frame.
         """
-        self._process = process
+        self._begin = begin
         self._plan = plan
         self._hop = hop_length
         self._buffer = np.zeros(0, np.float32)  # the recording from sample _origin on
@@ -177,36 +182,36 @@ class WindowedStream:
         self._emitted = 0  # first sample not yet returned
         self._tail: FloatArray | None = None  # last window's side of the coming cross-fade
 
-    def push(self, wav: FloatArray) -> list[FloatArray]:
-        """Add samples.
+    def push(self, wav: FloatArray) -> Iterator[Piece]:
+        """Add samples; the iterator has to be exhausted before the next call.
 
         Args:
             wav: float32 [n].
 
-        Returns:
-            Processed pieces that are final now, in order.
+        Yields:
+            Processed pieces that are final now, in order. A window begins when its piece is asked
+            for.
         """
         self._buffer = np.concatenate([self._buffer, wav])
-        pieces = []
         plan = self._plan
         # Strictly more than a window: the last one ends where the recording ends.
         while self._origin + self._buffer.size > self._start + self._limit:
             stop = self._start + plan.cut_samples
-            pieces.append(self._join(self._start, stop, cut=stop - plan.context_samples))
+            piece = self._window(self._start, stop, cut=stop - plan.context_samples)
             self._start += plan.step_samples
             # The last window may reach back.
             keep = min(self._start, self._origin + self._buffer.size - plan.last_samples)
             keep = max(keep // self._hop * self._hop, self._origin)
             self._buffer = self._buffer[keep - self._origin :]
             self._origin = keep
-        return pieces
+            yield piece
 
     @property
     def _limit(self) -> int:
         """What the next window may hold if it is the last: one piece goes without a reminder."""
         return self._plan.cut_samples if self._start else self._plan.window_samples
 
-    def finish(self) -> list[FloatArray]:
+    def finish(self) -> list[Piece]:
         """Process what is left; the stream is spent afterwards.
 
         Returns:
@@ -219,13 +224,16 @@ class WindowedStream:
         start = min(
             self._start, max(0, -(-(end - self._plan.last_samples) // self._hop)) * self._hop
         )
-        return [self._join(start, end, cut=end)]
+        return [self._window(start, end, cut=end)]
 
-    def _join(self, start: int, stop: int, cut: int) -> FloatArray:
-        """Process [start, stop) and return [emitted, cut - fade / 2), or to the end."""
-        wav = self._buffer[start - self._origin : stop - self._origin]
+    def _window(self, start: int, stop: int, cut: int) -> Piece:
+        """Begin [start, stop); what returns [emitted, cut - fade / 2), or to the end."""
+        wav = self._buffer[start - self._origin : stop - self._origin].copy()
         # Silence stays silence, whatever a network makes of it.
-        out = self._process(wav, start // self._hop) if wav.any() else np.zeros_like(wav)
+        out = self._begin(wav, start // self._hop) if wav.any() else partial(np.zeros_like, wav)
+        return lambda: self._join(out(), start, stop, cut)
+
+    def _join(self, out: FloatArray, start: int, stop: int, cut: int) -> FloatArray:
         half = self._plan.fade_samples // 2
         last = cut == stop
         first = self._emitted

@@ -1,7 +1,8 @@
 """The pages: their commands exist, their examples run, their links lead somewhere.
 
 Every block of code is parsed by the real parsers. ``<!-- run -->`` before a block runs it here;
-``<!-- not run: reason -->`` is needed before one with commands that are not ours.
+``<!-- run with PACKAGE -->`` does where that is installed. ``<!-- not run: reason -->`` is needed
+before one with commands that are not ours.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS, *CARDS]
 README_WORDS = 900
 LIVE = "dvpd-live-tiny"
 FENCE = re.compile(
-    r"^(?:<!-- (?P<mark>run|not run: .+?) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$",
+    r"^(?:<!-- (?P<mark>run(?: with \w+)?|not run: .+?) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$",
     re.M | re.S,
 )
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -154,12 +155,16 @@ def test_commands_run(block, beside_a_recording):
             assert module_of(words[1]).main(words[2:]) == 0
 
 
+@pytest.mark.filterwarnings("ignore:'audioop' is deprecated")  # Pipecat's
 @pytest.mark.parametrize("page", PYTHON)
 def test_python_examples_run(page, beside_a_recording):
     """The blocks of a page are one program."""
     names: dict = {}
     for block in PYTHON[page]:
-        assert block.mark == "run", page
+        mark, _, package = block.mark.partition(" with ")
+        assert mark == "run", page
+        if package and importlib.util.find_spec(package) is None:
+            continue
         exec(compile(block.text, page, "exec"), names)
 
 

@@ -13,13 +13,11 @@ MAX_LINES, MAX_FUNCTION_LINES = 500, 80
 
 # Longer than that, each with its reason.
 LONG_FILES = {
-    "runtime/backends/trt.py": "one class whose parts share the device's memory",
     "dvpd/training/trainer.py": "one loop, read from top to bottom",
     "export/translate.py": "a function for each operator",
     "export/verify.py": "one check after another, and their report",
     "benchmarks/guard.py": "each pinned figure: how it is measured, and how it is compared",
     "benchmarks/quality.py": "one result shown as Markdown, JSON, a page and a picture",
-    "benchmarks/gpu_quick.py": "one run against the clock",
     "runtime/audio_in.py": "every way in which a recording is opened, checked and read",
     "benchmarks/rtf.py": "the options of the command that users know best",
 }

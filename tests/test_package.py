@@ -93,6 +93,8 @@ def test_the_wheel_has_every_module_and_the_tiny_engines(wheel):
     for file in ("manifest.json", "predictive.onnx", "score.onnx", "verification.json"):
         for engine in SMALL:
             assert f"dvpd/engines/{engine}/{file}" in names
+    for graph in ("predictive", "score"):  # those that CPUs run
+        assert f"dvpd/engines/dvpd-tiny/{graph}.single.onnx" in names
 
 
 def test_the_wheel_has_nothing_else(wheel):
@@ -107,6 +109,7 @@ def test_the_wheel_has_nothing_else(wheel):
 def test_the_second_wheel_has_the_base_engines_and_nothing_that_the_first_has(wheel, base_wheel):
     files = ("manifest.json", "predictive.onnx", "score.onnx", "verification.json")
     wanted = {f"{name}/{file}" for name in ("dvpd-base", "dvpd-base-fp16") for file in files}
+    wanted |= {f"dvpd-base/{graph}.single.onnx" for graph in ("predictive", "score")}
     names = {name for name in base_wheel.namelist() if ".dist-info/" not in name}
     assert names == {f"dvpd/engines/{path}" for path in wanted | {"dvpd-base/README.md"}}
     assert not names & set(wheel.namelist())

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +143,21 @@ def describe(device: str) -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version() if on_gpu else None,
         "threads": torch.get_num_threads(),
     }
+
+
+@contextmanager
+def heard_warnings() -> Iterator[list[str]]:
+    """What the package warns of inside, such as a capture that failed or a batch that was halved."""
+    said: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    handler = Listener(logging.WARNING)
+    log = logging.getLogger("dvpd")
+    log.addHandler(handler)
+    try:
+        yield said
+    finally:
+        log.removeHandler(handler)

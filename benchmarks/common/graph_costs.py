@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dvpd.runtime.errors import InputError
-from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.manifest import SINGLE, Manifest
 from dvpd.runtime.spec import FRAME_MULTIPLE, GRAPH_NAMES, MIN_FRAMES, N_FREQS, TLB_SHAPE
 
 CONVOLUTION, MATRIX, PRODUCT = "convolution", "matrix product", "elementwise product"
@@ -272,19 +272,23 @@ def _peak(graph: Any, n_bytes: Any, constants: set[str]) -> int:
     return peak
 
 
-def engine_costs(folder: Path, n_frames: int, batch: int = 1) -> dict[str, GraphCosts]:
+def engine_costs(
+    folder: Path, n_frames: int, batch: int = 1, *, single: bool = False
+) -> dict[str, GraphCosts]:
     """Costs of one call of each of an engine's two graphs.
 
     Args:
         folder: An engine folder.
         n_frames: T, a multiple of 4, at least 32.
         batch: B.
+        single: Of the graphs for one recording (B is 1), which CPUs run.
 
     Returns:
         "predictive" and "score" -> costs.
 
     Raises:
-        InputError: The sizes are not allowed, or a graph cannot be counted.
+        InputError: The sizes are not allowed, the engine has no such graphs, or a graph cannot be
+            counted.
         ManifestError: The folder is incomplete or damaged.
     """
     if n_frames < MIN_FRAMES or n_frames % FRAME_MULTIPLE or batch < 1:
@@ -298,9 +302,12 @@ def engine_costs(folder: Path, n_frames: int, batch: int = 1) -> dict[str, Graph
             f"{folder}: a causal model, whose graphs read sizes at run time; its costs are those of the "
             "PyTorch counter alone (dvpd.macs, and macs_per_second in the manifest)"
         )
+    if single and not (manifest.single and batch == 1):
+        raise InputError(f"{folder}: batch is {batch}; it has no graphs for that as single ones")
     paths = manifest.verify_graphs(folder)
-    predictive = graph_costs(paths["predictive"], {"noisy": (batch, 3, n_frames, N_FREQS)})
-    score = graph_costs(paths["score"], score_shapes(predictive, n_frames, batch))
+    first, second = (paths[graph + SINGLE * single] for graph in GRAPH_NAMES)
+    predictive = graph_costs(first, {"noisy": (batch, 3, n_frames, N_FREQS)})
+    score = graph_costs(second, score_shapes(predictive, n_frames, batch))
     return dict(zip(GRAPH_NAMES, (predictive, score), strict=True))
 
 

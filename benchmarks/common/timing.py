@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 
 from dvpd.benchmarks.common import machine, meters
+from dvpd.runtime import Enhancer
 from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.backends.base import Backend, SamplerBackend
 from dvpd.runtime.backends.choose import open_backend
@@ -334,6 +335,36 @@ def time_interleaved(
             progress(len(rows) - len(active), len(rows))
         if timed and spent + took > budget_s:
             break
+
+
+def time_files(
+    path: Path, backend: str, threads: int, seconds: float, steps: Sequence[int], runs: int
+) -> dict[int, list[float]]:
+    """Times of whole recordings (s) by number of steps, interleaved: of causal models, too.
+
+    Their graphs hand on a state, so no window of theirs stands for itself.
+
+    Args:
+        path: Engine folder.
+        backend: Of the runtime's.
+        threads: CPU threads.
+        seconds: Length of the recording, which is noise (s).
+        steps: Numbers of steps.
+        runs: How often each is timed.
+
+    Raises:
+        DvpdError: The engine does not load, or fails.
+    """
+    times: dict[int, list[float]] = {n: [] for n in steps}
+    with Enhancer.open(path, backend, "cpu", threads) as enhancer:
+        rate = enhancer.manifest.signal.sample_rate
+        rng = np.random.default_rng(0)
+        noise = (0.1 * rng.standard_normal(round(seconds * rate))).astype(np.float32)
+        for i in range(runs + 1):
+            for n in steps:
+                took = enhancer.enhance(noise, rate, steps=n).seconds
+                times[n] += [took] if i else []  # the first one warms up
+    return times
 
 
 def measure_energy(rows: Sequence[Row], found: Sequence[meters.Meter]) -> dict[str, float]:

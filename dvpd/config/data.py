@@ -103,7 +103,7 @@ _LATER_KEYS: dict[str, Any] = {
     "speech_change_db": [0.0, 0.0],
     **dict.fromkeys(
         "silent_p pause_p turns_p far_p event_p telephone_p noise_change_p wind_p keyboard_p music_p "
-        "impulsive_p babble_room_p limit_target_p".split(),
+        "impulsive_p babble_room_p limit_target_p silent_full_p".split(),
         0.0,
     ),
     **{name: [0.0, 0.0] for name in ("silent_db", "turns_db", "far_drr_db", "event_db")},
@@ -132,6 +132,8 @@ class DataConfig:
         speech_change_db: Range of that change (dB).
         silent_p: Probability of a crop without speech: noise, and silence as its target.
         silent_db: Range of the noise's peak in it (dB of full scale).
+        silent_full_p: Probability that its peak is at full scale instead, where the runtime puts a
+            recording of noise alone.
         pause_p: Probability that the speech begins late, ends early or stops for a while.
         turns_p: Probability that two talkers take turns, both in the target.
         turns_db: Range of the second one's level, relative to the first (dB).
@@ -243,6 +245,7 @@ class DataConfig:
     speech_change_db: Range = (-25.0, 15.0)
     silent_p: float = 0.12
     silent_db: Range = (-60.0, 0.0)
+    silent_full_p: float = 0.5
     pause_p: float = 0.3
     turns_p: float = 0.06
     turns_db: Range = (-35.0, -10.0)

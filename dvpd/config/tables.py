@@ -26,11 +26,13 @@ else:
 
 T = TypeVar("T")
 # Keys of [train] that later versions added, with what their absence meant.
+_LATER_WEIGHTS = "perceptual snr sampler estoi silence start consistency"
 _LATER_TRAIN_KEYS: dict[str, Any] = {
-    **dict.fromkeys(
-        ("perceptual_weight", "snr_weight", "sampler_weight", "estoi_weight", "silence_weight"), 0.0
-    ),
+    **{f"{name}_weight": 0.0 for name in _LATER_WEIGHTS.split()},
     "kernels": "reference",
+    "target": "noise",
+    "consistency_steps": 8,
+    "consistency_target": "stop",
 }
 
 _LATER_MODEL_KEYS: dict[str, Any] = {"causal": False, "lookahead_blocks": 0}

@@ -15,6 +15,10 @@ BRANCHES = ("both", "predictive", "score")
 SCHEDULES = ("cosine", "paper", "constant")
 PRECISIONS = ("fp32", "bf16")
 KERNELS = ("reference", "fast")
+TARGETS = ("noise", "x0")
+CONSISTENCY_TARGETS = ("stop", "ema")
+# Of the losses about the score branch: with branches = "score" one of them has to be above 0.
+SCORE_WEIGHTS = ("score_weight", "start_weight", "sampler_weight", "consistency_weight")
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,22 @@ class TrainConfig:
         mag_weight: Weight of the MSE of compressed magnitudes.
         ri_weight: Weight of the MSE of compressed real and imaginary parts.
         phase_weight: Weight of the anti-wrapping phase loss IP + GD + IAF.
-        score_weight: Weight of the score loss.
+        target: What the score and the start loss compare: "noise" (denoising score matching), or "x0",
+            the clean magnitude that the output stands for. The network's output is sigma z in both.
+            They weight times differently, 1 / sigma(t)^2 against 1 / w(t)^2 (w: share of x0 in the
+            mean).
+        score_weight: Weight of the score loss, at times out of ``t_range``.
+        start_weight: Weight of the same loss at the sampler's start time alone, ``sampler.t_rs``, on
+            states of its own (not in the paper).
         sampler_weight: Weight of the predictive branch's losses (each with its own weight) on the
             sampler's fused output, back-propagated through its last step; a second stage of
             training, with ``score_weight = 0`` (arXiv 2309.09677; not in the paper).
+        consistency_weight: Weight of consistency training without a teacher: two states of one
+            trajectory, next to each other in time, are to give the same x0, and the earliest the clean
+            one (arXiv 2303.01469, 2310.14189; not in the paper).
+        consistency_steps: Intervals between ``sde.t_eps`` and ``sampler.t_rs``, of equal length.
+        consistency_target: Who says what the earlier state gives: "stop", the network itself without
+            a gradient, or "ema", its average (``ema_decay``).
         mr_stft_weight: Weight of a multi-resolution magnitude loss on the waveform (not in the
             paper).
         si_sdr_weight: Weight of a negative SI-SDR, limited to 30 dB and divided by 10 (not in
@@ -89,8 +105,13 @@ class TrainConfig:
     mag_weight: float = 0.5
     ri_weight: float = 0.5
     phase_weight: float = 0.002
+    target: str = "noise"
     score_weight: float = 1.0
+    start_weight: float = 0.0
     sampler_weight: float = 0.0
+    consistency_weight: float = 0.0
+    consistency_steps: int = 8
+    consistency_target: str = "stop"
     mr_stft_weight: float = 0.0
     si_sdr_weight: float = 0.0
     snr_weight: float = 0.0
@@ -116,12 +137,16 @@ class TrainConfig:
             ("schedule", SCHEDULES),
             ("precision", PRECISIONS),
             ("kernels", KERNELS),
+            ("target", TARGETS),
+            ("consistency_target", CONSISTENCY_TARGETS),
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(
                     f"train {name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}"
                 )
-        for name in ("batch_size", "steps", "epoch_crops", "log_steps", "nan_limit"):
+        for name in (
+            "batch_size", "steps", "epoch_crops", "log_steps", "nan_limit", "consistency_steps",
+        ):  # fmt: skip
             check_whole("train", name, getattr(self, name), 1)
         for name in ("seed", "warmup_steps", "workers", "eval_files"):
             check_whole("train", name, getattr(self, name), 0)
@@ -138,9 +163,9 @@ class TrainConfig:
             raise InputError(f"train lr is {self.lr}; expected > 0")
         if not 0.0 <= number("train", "ema_decay", self.ema_decay) < 1.0:
             raise InputError(f"train ema_decay is {self.ema_decay}; expected 0 <= decay < 1")
-        if self.branches == "score" and not (self.score_weight or self.sampler_weight):
+        if self.branches == "score" and not any(getattr(self, name) for name in SCORE_WEIGHTS):
             raise InputError(
-                "train score_weight and sampler_weight are both 0 with branches = 'score'; expected one "
+                f"train {', '.join(SCORE_WEIGHTS)} are all 0 with branches = 'score'; expected one "
                 "above 0: there is nothing to train"
             )
         check_range("train", "betas", self.betas)

@@ -238,7 +238,9 @@ class Mixer:
         silence = np.zeros_like(noise)
         if c.telephone_p and rng.random() < c.telephone_p:
             noise, _ = self._telephone(rng, noise, silence)
-        return _to_peak(noise, silence, rng.uniform(*c.silent_db))
+        level_db = rng.uniform(*c.silent_db)
+        full = c.silent_full_p and rng.random() < c.silent_full_p
+        return _to_peak(noise, silence, 0.0 if full else level_db)
 
     def _take_turns(self, rng: Generator, clean: Wav) -> Wav:
         """Another talker goes on from somewhere, or was there until then, at another level."""

@@ -40,9 +40,17 @@ class SharedBackend:
         device: Its device.
     """
 
-    def __init__(self, inner: Backend) -> None:
-        """Wrap a backend."""
-        self.inner = inner
+    def __init__(
+        self, inner: Backend, predictions: int = KEPT_PREDICTIONS, scores: int = KEPT_SCORES
+    ) -> None:
+        """Wrap a backend.
+
+        Args:
+            inner: What computes.
+            predictions: Windows whose features are kept.
+            scores: Score calls that are kept.
+        """
+        self.inner, self.kept = inner, (predictions, scores)
         self.name, self.device = inner.name, inner.device
         self._predictions: OrderedDict[bytes, tuple[FloatArray, Sequence[Any]]] = OrderedDict()
         self._scores: OrderedDict[tuple[bytes, ...], tuple[Any, FloatArray]] = OrderedDict()
@@ -56,9 +64,10 @@ class SharedBackend:
         """See ``Backend.predict``."""
         key = _digest(noisy)
         if key not in self._predictions:
-            self._predictions[key] = self.inner.predict(noisy)
-            if len(self._predictions) > KEPT_PREDICTIONS:
+            predicted = self._predictions[key] = self.inner.predict(noisy)
+            if len(self._predictions) > self.kept[0]:
                 self._predictions.popitem(last=False)
+            return predicted
         return self._predictions[key]
 
     def score(
@@ -75,7 +84,7 @@ class SharedBackend:
         if known is None or known[0] is not feats:  # the same state, of another recording
             known = feats, self.inner.score(xt, t, feats, tlb_skip, tlb_backbone)
             self._scores[key] = known
-            if len(self._scores) > KEPT_SCORES:
+            if len(self._scores) > self.kept[1]:
                 self._scores.popitem(last=False)
         return known[1]
 

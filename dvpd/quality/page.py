@@ -10,7 +10,7 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -94,8 +94,15 @@ def _figure(width_in: float, height_in: float) -> Any:
     return Figure(figsize=(width_in, height_in), layout="constrained")
 
 
-def _svg(name: str, width_in: float, height_in: float, draw: Any) -> str:
-    """Draw on a fresh figure; inline SVG."""
+def svg_figure(name: str, width_in: float, height_in: float, draw: Callable[[Any], None]) -> str:
+    """An inline SVG whose lines and letters take the page's colour.
+
+    Args:
+        name: What it shows, for readers that do not see it.
+        width_in: Width (inches).
+        height_in: Height (inches).
+        draw: Draws on a fresh Matplotlib figure.
+    """
     import matplotlib as mpl
 
     ink = dict.fromkeys(
@@ -168,7 +175,7 @@ def _overview(report: Mapping[str, Any], metric: str) -> str:
         axes.set_xlabel(_label(metric))
         axes.grid(axis="x")
 
-    return _svg(f"{_label(metric)} by system", 5.2, 0.9 + 0.27 * len(systems), draw)
+    return svg_figure(f"{_label(metric)} by system", 5.2, 0.9 + 0.27 * len(systems), draw)
 
 
 def _boxes(report: Mapping[str, Any], metric: str) -> str:
@@ -206,7 +213,7 @@ def _boxes(report: Mapping[str, Any], metric: str) -> str:
         axes.set_xlabel(_label(metric))
         axes.grid(axis="x")
 
-    return _svg(f"{_label(metric)} by degradation", 5.2, 0.9 + 0.62 * len(names), draw)
+    return svg_figure(f"{_label(metric)} by degradation", 5.2, 0.9 + 0.62 * len(names), draw)
 
 
 def _scatter(report: Mapping[str, Any], metric: str) -> str:
@@ -231,7 +238,7 @@ def _scatter(report: Mapping[str, Any], metric: str) -> str:
         axes.set_ylabel(f"{_label(metric)}, enhanced")
         axes.grid()
 
-    return _svg(f"{_label(metric)} of each file, noisy and enhanced", 5.2, 3.9, draw)
+    return svg_figure(f"{_label(metric)} of each file, noisy and enhanced", 5.2, 3.9, draw)
 
 
 def _cut(wav: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -263,7 +270,7 @@ def _levels(name: str, wavs: Mapping[str, NDArray[np.floating]]) -> str:
         axes.grid()
         figure.legend(loc="outside upper left", ncols=len(levels), frameon=False)
 
-    return _svg(f"Level of {name} over time", 10.5, 2.9, draw)
+    return svg_figure(f"Level of {name} over time", 10.5, 2.9, draw)
 
 
 def _spectrogram(name: str, wavs: Mapping[str, NDArray[np.floating]]) -> str:
@@ -300,7 +307,7 @@ def _spectrogram(name: str, wavs: Mapping[str, NDArray[np.floating]]) -> str:
         grid[-1].set_xlabel("s")
         figure.colorbar(image, ax=list(grid), label="dB", pad=0.01, aspect=40)
 
-    return _svg(f"Spectrograms of {name}", 10.5, 0.5 + 1.75 * len(levels), draw)
+    return svg_figure(f"Spectrograms of {name}", 10.5, 0.5 + 1.75 * len(levels), draw)
 
 
 def _table(table: Table) -> str:

@@ -297,6 +297,25 @@ def settings(report: Mapping[str, Any]) -> str:
     )
 
 
+def _escaped(text: str) -> str:
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
+
+
+def as_markdown(table: Table) -> str:
+    """A table under its heading; ends with an empty line.
+
+    Args:
+        table: The table.
+    """
+    lines = [f"## {_escaped(table.title)}", ""]
+    lines += [table.note, ""] if table.note else []
+    numeric = [table.is_numeric(i) for i in range(len(table.header))]
+    lines.append("| " + " | ".join(map(_escaped, table.header)) + " |")
+    lines.append("|" + "|".join("---:" if right else "---" for right in numeric) + "|")
+    lines += ["| " + " | ".join(map(_escaped, row)) + " |" for row in table.rows]
+    return "\n".join([*lines, ""])
+
+
 def markdown(report: Mapping[str, Any], n_extremes: int = 5) -> str:
     """The report in Markdown.
 
@@ -305,19 +324,8 @@ def markdown(report: Mapping[str, Any], n_extremes: int = 5) -> str:
         n_extremes: Best and worst files to show.
     """
 
-    def cell(text: str) -> str:
-        return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
-
-    lines = [f"# {cell(headline(report))}", "", cell(settings(report)), ""]
-    for table in tables(report, n_extremes):
-        lines += [f"## {cell(table.title)}", ""]
-        lines += [table.note, ""] if table.note else []
-        numeric = [table.is_numeric(i) for i in range(len(table.header))]
-        lines.append("| " + " | ".join(map(cell, table.header)) + " |")
-        lines.append("|" + "|".join("---:" if right else "---" for right in numeric) + "|")
-        lines += ["| " + " | ".join(map(cell, row)) + " |" for row in table.rows]
-        lines.append("")
-    return "\n".join(lines)
+    lines = [f"# {_escaped(headline(report))}", "", _escaped(settings(report)), ""]
+    return "\n".join([*lines, *map(as_markdown, tables(report, n_extremes))])
 
 
 def plain(report: Mapping[str, Any]) -> str:

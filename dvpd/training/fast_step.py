@@ -389,16 +389,22 @@ class FastStep:
 
 
 def _flat(noisy: Tensor, clean: Tensor, draws: Draws) -> list[Tensor]:
-    scored = [x for x in (draws.gain, draws.t, draws.z) if x is not None]
-    return [noisy, clean, *scored, *draws.noise]
+    tensors = [noisy, clean]
+    part: Any  # a tensor, a tuple of them, or None
+    for part in draws:
+        if part is not None:
+            tensors += part if isinstance(part, tuple) else [part]
+    return tensors
 
 
 def _restored(tensors: list[Tensor], like: Draws) -> tuple[Tensor, Tensor, Draws]:
     """The other direction of `_flat`."""
     noisy, clean, *rest = tensors
-    t = z = gain = None
-    if like.gain is not None:
-        gain, *rest = rest
-    if like.t is not None:
-        t, z, *rest = rest
-    return noisy, clean, Draws(t, z, tuple(rest), gain)
+    left = iter(rest)
+
+    def part_like(part: Any) -> Any:
+        if isinstance(part, tuple):
+            return tuple(next(left) for _ in part)
+        return None if part is None else next(left)
+
+    return noisy, clean, Draws(*map(part_like, like))

@@ -16,9 +16,13 @@ from ..config import Config
 from ..level import levels, spectral_gain
 from ..losses import LossTables, PredictiveTerms, score_loss, weighted_sum
 from ..model import DVPD
+from ..runtime.errors import InputError
 from ..runtime.level import LEAST_DB
+from ..runtime.schedule import mean_weight
 from ..sde import Marginal, make_plan, reverse, with_phase
 from ..spectral import Dft, compress, compressed_noisy, magnitude
+
+LEAST_X0_WEIGHT = 0.1  # share of x0 in a state below which its estimate is mostly noise times 1 / w
 
 
 class Draws(NamedTuple):
@@ -29,12 +33,16 @@ class Draws(NamedTuple):
         z: Its noise [B, 1, T, F].
         noise: The sampler's draws, [B, 1, T, F] each.
         gain: Level at which a causal network hears each crop [B], 1 for full scale.
+        start: Noise of the start loss [B, 1, T, F].
+        trajectory: Of the consistency loss: which interval of the time [B], from 0, and the noise.
     """
 
     t: Tensor | None = None
     z: Tensor | None = None
     noise: tuple[Tensor, ...] = ()
     gain: Tensor | None = None
+    start: Tensor | None = None
+    trajectory: tuple[Tensor, ...] = ()
 
 
 class Objective(nn.Module):
@@ -47,6 +55,7 @@ class Objective(nn.Module):
         rank: int = 0,
         size: int = 1,
         dft: torch.dtype | None = None,
+        average: DVPD | None = None,
     ) -> None:
         """Make the objective; ``to(device)`` moves its tables.
 
@@ -57,8 +66,13 @@ class Objective(nn.Module):
             size: Number of parts.
             dft: Type of the transforms' products (see `dvpd.spectral.Dft`), for GPUs; None for
                 FFTs, which are faster on CPUs.
+            average: The averaged networks, for ``train.consistency_target = "ema"``.
+
+        Raises:
+            InputError: A loss cannot be had with this process or this sampler.
         """
         super().__init__()
+        _check(config)
         self.model, self.config = model, config
         self.rank, self.size = rank, size
         train, signal = config.train, config.signal
@@ -70,6 +84,13 @@ class Objective(nn.Module):
         self.fused_terms = PredictiveTerms(fused, tables)
         self.marginal = Marginal(config.sde)
         self.plan = make_plan(config.sde, config.sampler)
+        self.average: nn.Module | None = None
+        if train.consistency_weight and train.consistency_target == "ema":
+            if average is None:
+                raise InputError(
+                    "train consistency_target is 'ema'; expected the averaged networks"
+                )
+            self.average = average.score
 
     def forward(self, noisy_wav: Tensor, clean_wav: Tensor, draws: Draws) -> dict[str, Tensor]:
         """Loss terms by name, each the mean over the crops.
@@ -115,18 +136,69 @@ class Objective(nn.Module):
                 estimate = estimate / scale
             own = self.fused_terms(estimate, target, clean_wav)
             terms["sampler"] = weighted_sum(self.fused_terms.config, own)
-        if draws.t is None or draws.z is None:
-            return terms
-        with torch.no_grad():
-            x0, y = magnitude(target), noisy[:, 2:3]
-            if scale is not None:
-                x0 = x0 * scale
-            sigma = self.marginal.std(draws.t)
-            xt = self.marginal.mean(x0, y, draws.t) + sigma * draws.z
-        with autocast:
-            sigma_z = self.model.score(xt, draws.t, feats)
-        terms["score"] = score_loss(sigma_z.float(), draws.z, sigma)
+        x0 = magnitude(target)
+        if scale is not None:
+            x0 = x0 * scale
+        return {**terms, **self._around_clean(x0, noisy[:, 2:3], feats, draws)}
+
+    def _around_clean(
+        self, x0: Tensor, y: Tensor, feats: list[Tensor], draws: Draws
+    ) -> dict[str, Tensor]:
+        """Losses of the score branch on states around the clean magnitude, as in the paper.
+
+        Args:
+            x0: Clean magnitude [B, 1, T, F].
+            y: Noisy magnitude.
+            feats: Of the predictive branch.
+            draws: From `draw`.
+        """
+        terms: dict[str, Tensor] = {}
+        if draws.t is not None and draws.z is not None:
+            terms["score"] = self._denoising(x0, y, feats, draws.t, draws.z)
+        if draws.start is not None:
+            t = torch.full((len(x0),), self.plan.start.t, dtype=x0.dtype, device=x0.device)
+            terms["start"] = self._denoising(x0, y, feats, t, draws.start)
+        if draws.trajectory:
+            terms["consistency"] = self._consistency(x0, y, feats, *draws.trajectory)
         return terms
+
+    def _noise(self, network: nn.Module, xt: Tensor, t: Tensor, feats: list[Tensor]) -> Tensor:
+        bf16 = self.config.train.precision == "bf16"
+        with torch.autocast(xt.device.type, torch.bfloat16, bf16):
+            sigma_z: Tensor = network(xt, t, feats)
+        return sigma_z.float()
+
+    def _denoising(
+        self, x0: Tensor, y: Tensor, feats: list[Tensor], t: Tensor, z: Tensor
+    ) -> Tensor:
+        sigma = self.marginal.std(t)
+        xt = self.marginal.mean(x0, y, t) + sigma * z
+        sigma_z = self._noise(self.model.score, xt, t, feats)
+        if self.config.train.target == "x0":
+            return (self.marginal.clean(xt, y, sigma_z, t) - x0).square().mean()
+        return score_loss(sigma_z, z, sigma)
+
+    def _consistency(
+        self, x0: Tensor, y: Tensor, feats: list[Tensor], interval: Tensor, z: Tensor
+    ) -> Tensor:
+        """Mean square of what two neighbouring states of one trajectory differ in as estimates of x0.
+
+        The first interval's earlier state is told the clean magnitude itself: without that, any
+        constant would be consistent.
+        """
+        first, last = self.config.sde.t_eps, self.plan.start.t
+        width = (last - first) / self.config.train.consistency_steps
+
+        def estimate(network: nn.Module, t: Tensor) -> Tensor:
+            xt = self.marginal.mean(x0, y, t) + self.marginal.std(t) * z
+            return self.marginal.clean(xt, y, self._noise(network, xt, t, feats), t)
+
+        with torch.no_grad():
+            network = self.model.score if self.average is None else self.average
+            told = estimate(network, first + width * interval)
+            told = torch.where(interval[:, None, None, None] == 0, x0, told)
+        later = estimate(self.model.score, first + width * (interval + 1))
+        return (later - told).square().mean()
 
     def draw(self, step: int, crops: int, samples: int, device: torch.device) -> Draws:
         """This part of what the whole batch gets in a step, as a function of (seed, step).
@@ -149,7 +221,8 @@ class Objective(nn.Module):
         def generator(number: int) -> torch.Generator:
             return torch.Generator(device).manual_seed(train.seed * 1_000_003 + number)
 
-        t = z = gain = None
+        t = z = gain = start = None
+        trajectory: tuple[Tensor, ...] = ()
         noise: tuple[Tensor, ...] = ()
         if self.config.model.causal:
             source = generator(step + (1 << 41))
@@ -167,4 +240,31 @@ class Objective(nn.Module):
             noise = tuple(
                 torch.randn(shape, generator=source, device=device)[mine] for _ in self.plan.steps
             )
-        return Draws(t, z, noise, gain)
+        if train.start_weight:
+            start = torch.randn(shape, generator=generator(step + (1 << 42)), device=device)[mine]
+        if train.consistency_weight:
+            source = generator(step + (1 << 43))
+            many = train.consistency_steps
+            interval = torch.randint(many, shape[:1], generator=source, device=device)[mine]
+            drawn = torch.randn(shape, generator=source, device=device)[mine]
+            trajectory = (interval.to(drawn.dtype), drawn)
+        return Draws(t, z, noise, gain, start, trajectory)
+
+
+def _check(config: Config) -> None:
+    """Refuse losses that the process or the sampler has no room for."""
+    train, sde = config.train, config.sde
+    if train.branches == "predictive":
+        return
+    high = train.t_range[1]
+    if train.target == "x0" and train.score_weight and mean_weight(sde, high) < LEAST_X0_WEIGHT:
+        raise InputError(
+            f"train t_range ends at {high:g}, where a state holds {mean_weight(sde, high):.3g} of x0; "
+            f"with train target = 'x0' expected at least {LEAST_X0_WEIGHT:g}: lower the range's end "
+            f"(the sampler starts at {config.sampler.t_rs:g})"
+        )
+    if train.consistency_weight and config.sampler.t_rs <= sde.t_eps:
+        raise InputError(
+            f"sampler t_rs is {config.sampler.t_rs:g}; with train consistency_weight expected more "
+            f"than sde t_eps, {sde.t_eps:g}"
+        )

@@ -168,8 +168,8 @@ class Trainer:
         elif train.branches == "score":
             self.model.predictive.requires_grad_(False)
             self.model.predictive.eval()
-        if train.sampler_weight and not train.score_weight:
-            self.model.score.eval()  # the sampler's calls differ in their statistics: keep the mean
+        if not (train.score_weight or train.start_weight):
+            self.model.score.eval()  # the other losses' calls differ in their statistics: keep the mean
         self.optimizer = make_optimizer(self.model, train)
         self.ema = Ema(self.model, train.ema_decay)
         self.step = 0
@@ -186,7 +186,7 @@ class Trainer:
             use_fast_kernels(self.model, device, train)
         transforms = None if device.type == "cpu" else torch.float64 if tf32 else torch.float32
         self.objective = Objective(
-            self.model, config, self.team.rank, self.team.size, transforms
+            self.model, config, self.team.rank, self.team.size, transforms, self.ema.model
         ).to(device)
         self._objective = self.team.wrap(self.objective)
         alone = self.team.size == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -428,6 +428,7 @@ def check_signature(
     inputs: Sequence[GraphTensor],
     outputs: Sequence[GraphTensor],
     causal: CausalSpec | None = None,
+    single: bool = False,
 ) -> None:
     """Check a loaded graph's inputs and outputs against the contract.
 
@@ -437,9 +438,10 @@ def check_signature(
         inputs: What the engine reports.
         outputs: What the engine reports.
         causal: The manifest's.
+        single: Whether it is a graph for one recording, where B is 1.
 
     Raises:
-        ManifestError: A name, dtype or shape differs, or B or T is fixed.
+        ManifestError: A name, dtype or shape differs, or a size is fixed that must not be.
     """
     for side, specs, got in zip(
         ("inputs", "outputs"), graph_io(graph, precision, causal), (inputs, outputs), strict=True
@@ -453,8 +455,7 @@ def check_signature(
         for spec in specs:
             tensor = found[spec.name]
             fits = len(tensor.shape) == len(spec.shape) and all(
-                want is None
-                or (size is None if isinstance(want, str) else size is None or size == want)
+                want is None or size is None or size == (1 if single and want == "B" else want)
                 for size, want in zip(tensor.shape, spec.shape, strict=True)
             )
             if tensor.dtype != spec.dtype or not fits:
@@ -476,6 +477,7 @@ class LoadOptions:
         device: Requested device; never "auto".
         threads: CPU threads, or None for the engine's own choice.
         tf32: Whether a GPU may round float32 products to TF32.
+        workers: Windows that a CPU computes at a time, and the threads of each.
     """
 
     predictive: Path
@@ -484,3 +486,11 @@ class LoadOptions:
     device: str
     threads: int | None
     tf32: bool = False
+    workers: tuple[int, int] = (1, 1)
+
+    @property
+    def for_a_worker(self) -> LoadOptions | None:
+        """Those of the networks that several threads call at a time; None where none do."""
+        count, each = self.workers
+        whole = self.manifest.causal is None  # blocks of a stream follow one another
+        return replace(self, threads=each, workers=(1, 1)) if whole and count > 1 else None

@@ -14,6 +14,7 @@ from ..errors import BackendError, InputError, raise_interrupt
 from ..manifest import Manifest
 from ..tensorrt.gpus import cuda_device_count
 from .base import Backend, LoadOptions
+from .single import graphs_for
 
 logger = logging.getLogger("dvpd")
 
@@ -35,8 +36,10 @@ def _open_openvino(options: LoadOptions) -> Backend:
 def _open_trt(name: str) -> Callable[[LoadOptions], Backend]:
     def load(options: LoadOptions) -> Backend:
         from .trt import TrtBackend
+        from .trt_stream import TrtStreamBackend
 
-        return TrtBackend(options, name)
+        kind = TrtBackend if options.manifest.causal is None else TrtStreamBackend
+        return kind(options, name)
 
     return load
 
@@ -58,6 +61,7 @@ BACKENDS: dict[str, tuple[str, str, Callable[[LoadOptions], Backend]]] = {
 # The PyTorch model needs a checkpoint beside the graphs: only on request, never by "auto".
 TORCH = ("torch", "dvpd[train]", _open_torch)
 GPU_ONLY = ("tensorrt", "tensorrt-rtx")
+MAX_WORKERS = 4  # each holds the maps of a window: 150 MB for 512 frames of dvpd-base
 
 
 def _loaders() -> dict[str, tuple[str, str, Callable[[LoadOptions], Backend]]]:
@@ -97,6 +101,31 @@ def default_threads() -> int | None:
     return allowed if allowed < (os.cpu_count() or 1) else None
 
 
+def physical_cores() -> int:
+    """Cores that this process may use: two threads of one core share its arithmetic."""
+    usable = set(range(os.cpu_count() or 1))
+    if hasattr(os, "sched_getaffinity"):
+        usable = os.sched_getaffinity(0)
+    cores = set()
+    for cpu in usable:
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            cores.add(path.read_text(encoding="ascii"))
+        except OSError:  # another system
+            cores.add(str(cpu))
+    return min(len(cores), cpu_quota())
+
+
+def share_threads(threads: int) -> tuple[int, int]:
+    """How many windows a CPU computes at a time, and the threads of each.
+
+    Args:
+        threads: Of all of them.
+    """
+    workers = min(threads, MAX_WORKERS)
+    return workers, threads // workers
+
+
 def _candidates(name: str, device: str, folder: Path) -> list[tuple[str, str]]:
     """Backend and device pairs in the order in which "auto" tries them."""
     names = [n for n in BACKENDS if installed(n)] if name == "auto" else [name]
@@ -131,15 +160,15 @@ def _cpu_order(names: Sequence[str]) -> list[str]:
 
 
 def check_causal(manifest: Manifest, name: str, device: str) -> None:
-    """Refuse engines that do not carry a causal model's state yet.
+    """Refuse the one engine that does not carry a causal model's state.
 
     Raises:
         BackendError: Such an engine is asked for.
     """
-    if manifest.causal is not None and (name in GPU_ONLY or device.startswith("tensorrt")):
+    if manifest.causal is not None and device.startswith("tensorrt"):
         raise BackendError(
-            f"{manifest.name} is a causal model, and {name} on {device} does not carry its state yet: "
-            "use backend ort on cpu or cuda, openvino, or torch"
+            f"{manifest.name} is a causal model, and {name} on {device} does not carry its state: use "
+            "backend tensorrt or tensorrt-rtx, ort on cpu or cuda, openvino, or torch"
         )
 
 
@@ -183,13 +212,17 @@ def open_backend(
     failures: list[str] = []
     candidates = _candidates(name, device.lower(), Path(folder))
     for backend_name, backend_device in candidates:
+        predictive, score = graphs_for(backend_name, backend_device, paths)
         options = LoadOptions(
-            predictive=paths["predictive"],
-            score=paths["score"],
+            predictive=predictive,
+            score=score,
             manifest=manifest,
             device=backend_device,
             threads=default_threads() if threads is None else threads,
             tf32=tf32,
+            workers=share_threads(threads or physical_cores())
+            if backend_device == "cpu"
+            else (1, 1),
         )
         try:
             check_causal(manifest, backend_name, backend_device)

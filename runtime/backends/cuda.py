@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -216,6 +216,10 @@ class Cuda:
             stream,
         )  # fmt: skip
 
+    def zero(self, target: int, n_bytes: int, stream: int) -> None:
+        """Fill memory of the device with zeros, on a stream."""
+        self.call("cudaMemsetAsync", target, 0, n_bytes, stream)
+
     @contextmanager
     def capturing(self, stream: int, graphs: list[int]) -> Iterator[None]:
         """Capture what is enqueued on ``stream``; the executable graph is put into ``graphs``.
@@ -243,7 +247,7 @@ class Block:
     """Named arrays in one allocation, so that their addresses live and die together."""
 
     def __init__(
-        self, cuda: Cuda, arrays: dict[str, tuple[Sequence[int], str]], *, pinned: bool = False
+        self, cuda: Cuda, arrays: Mapping[str, tuple[Sequence[int], str]], *, pinned: bool = False
     ) -> None:
         """Allocate.
 
@@ -275,6 +279,14 @@ class Block:
         memory: Any = (ctypes.c_char * self.n_bytes[name]).from_address(self[name])
         array: NDArray[Any] = np.ndarray(tuple(shape), dtype, buffer=memory)
         return array
+
+    def shape(self, name: str) -> Sequence[int]:
+        """Shape of an array."""
+        return self._arrays[name][0]
+
+    def clear(self) -> None:
+        """Fill pinned memory with zeros."""
+        ctypes.memset(self.base, 0, self.size)
 
     def free(self) -> None:
         """Give the memory back; a second call does nothing."""

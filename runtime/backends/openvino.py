@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from .base import (
     FEAT_NAMES,
     PREDICT_OUT,
     SCORE_OUT,
+    Backend,
     GraphTensor,
     LoadOptions,
     check_output,
@@ -26,7 +29,9 @@ from .base import (
     score_feeds,
     stream_state,
 )
+from .single import each_recording, is_single
 
+BLOCK = ".block"  # behind a graph's name: its sizes fixed to the next block of one stream
 _DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64"}
 
 
@@ -70,11 +75,12 @@ class OpenVinoBackend:
 
     name = "openvino"
 
-    def __init__(self, options: LoadOptions) -> None:
+    def __init__(self, options: LoadOptions, calls: int = 1) -> None:
         """Load and compile both graphs.
 
         Args:
             options: Verified paths, manifest, device ("cpu", "gpu", "npu") and threads.
+            calls: Made at a time, on a CPU; each has as many threads.
 
         Raises:
             BackendError: Broken installation, or the device is not there.
@@ -89,6 +95,8 @@ class OpenVinoBackend:
             ) from None
         available: list[str] = core.available_devices
         device = options.device.upper()
+        self._single = is_single(options)
+        self._feat_sizes: dict[str, list[int]] = {}
         # "GPU" stands for GPU.0, GPU.1, ...
         if not any(name == device or name.startswith(device + ".") for name in available):
             raise BackendError(
@@ -96,16 +104,24 @@ class OpenVinoBackend:
                 f"{', '.join(name.lower() for name in available) or 'none'}"
             )
         self.device, self._causal = options.device, options.manifest.causal
+        self._options, self._opening = options, threading.Lock()
+        self._parts: OpenVinoBackend | None = None
         config: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             # The default on CPUs with AMX is bfloat16: off by a third of the output's range.
             "INFERENCE_PRECISION_HINT": "f32",
         }
         if device == "CPU" and options.threads is not None:
-            config["INFERENCE_NUM_THREADS"] = options.threads
-        self._requests: dict[str, Any] = {}
+            config["INFERENCE_NUM_THREADS"] = options.threads * calls
+        if calls > 1:
+            config["NUM_STREAMS"] = calls
+        # A request holds one call; whoever finds none waits.
+        self._requests: dict[str, SimpleQueue[Any]] = {}
         for graph, path in (("predictive", options.predictive), ("score", options.score)):
-            self._requests[graph] = self._load(core, graph, path, options, config)
+            compiled = self._load(core, graph, path, options, config)
+            self._requests[graph] = SimpleQueue()
+            for _ in range(calls):
+                self._requests[graph].put(compiled.create_infer_request())
 
     def _load(
         self, core: Any, graph: str, path: Path, options: LoadOptions, config: dict[str, Any]
@@ -123,7 +139,10 @@ class OpenVinoBackend:
             _tensors(model.inputs),
             _tensors(model.outputs),
             options.manifest.causal,
+            self._single,
         )
+        if self._causal is not None:
+            self._requests[graph + BLOCK] = self._load_block(core, graph, path, config)
         # Releases that do not pass the metadata on leave this check to the verified hash.
         if model.has_rt_info("framework"):
             stored = model.get_rt_info("framework").value
@@ -133,7 +152,7 @@ class OpenVinoBackend:
                 graph,
             )
         try:
-            return core.compile_model(model, self.device.upper(), config).create_infer_request()
+            return core.compile_model(model, self.device.upper(), config)
         except Exception as error:
             raise BackendError(
                 f"OpenVINO cannot compile the {graph} graph for {self.device} "
@@ -141,9 +160,10 @@ class OpenVinoBackend:
             ) from None
 
     def _run(self, graph: str, inputs: dict[str, Any]) -> dict[str, Any]:
-        request = self._requests.get(graph)
-        if request is None:
+        requests = self._requests.get(graph)
+        if requests is None:
             raise BackendError("this backend is closed")
+        request = requests.get()
         try:
             # Outputs are copied: a request reuses its memory, and callers may keep feats.
             results = request.infer(inputs, share_inputs=True, share_outputs=False)
@@ -152,12 +172,72 @@ class OpenVinoBackend:
             raise BackendError(
                 f"OpenVINO failed in the {graph} graph on {self.device} ({_first_line(error)})"
             ) from error
+        finally:
+            requests.put(request)
+
+    def for_workers(self) -> tuple[Backend, int]:
+        """Both graphs with a request for each worker; see ``WorkersBackend``."""
+        count, alone = self._options.workers[0], self._options.for_a_worker
+        if alone is None:
+            return self, 1
+        with self._opening:
+            if self._parts is None and self._requests:
+                self._parts = OpenVinoBackend(alone, count)
+        return self._parts or self, count
+
+    def _load_block(self, core: Any, graph: str, path: Path, config: dict[str, Any]) -> Any:
+        """A request for the next block of one stream, of sizes that are known.
+
+        It takes half the time of the one for any sizes, which plans each call anew. The predictive
+        graph comes first: it knows the sizes of the feats.
+        """
+        model = core.read_model(str(path))
+        sizes = dict(self._feat_sizes)
+        for port in model.inputs:
+            first, *rest = port.get_partial_shape()  # dynamic beside the batch: frames
+            fixed = [FRAME_MULTIPLE if size.is_dynamic else size.get_length() for size in rest]
+            batch = 1 if first.is_dynamic else first.get_length()
+            sizes.setdefault(port.get_any_name(), [batch, *fixed])
+        try:
+            model.reshape({name: sizes[name] for name in (p.get_any_name() for p in model.inputs)})
+            found = {
+                name: [*port.get_shape()] for port in model.outputs for name in port.get_names()
+            }
+            self._feat_sizes = {name: found[name] for name in FEAT_NAMES if name in found}
+            return core.compile_model(model, self.device.upper(), config).create_infer_request()
+        except Exception as error:
+            raise BackendError(
+                f"OpenVINO cannot compile the {graph} graph for blocks on {self.device} "
+                f"({_first_line(error)})"
+            ) from None
+
+    def _run_next(self, graph: str, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Run a causal graph; the next block of one stream in the request of its size."""
+        frames: FloatArray = next(iter(inputs.values()))
+        one = frames.shape[0] == 1 and frames.shape[2] == FRAME_MULTIPLE
+        request: Any = self._requests.get(graph + BLOCK) if one else None
+        if request is None:
+            return self._run(graph, inputs)
+        try:
+            results = request.infer(inputs, share_inputs=True, share_outputs=False)
+            return {name: value for port, value in results.items() for name in port.get_names()}
+        except Exception as error:
+            raise BackendError(
+                f"OpenVINO failed in the {graph} graph on {self.device} ({_first_line(error)})"
+            ) from error
+
+    def _run_each(self, graph: str, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Run a graph on a batch, or the graph for one recording on each of it."""
+        rows = [self._run(graph, one) for one in each_recording(inputs, self._single)]
+        if len(rows) == 1:
+            return rows[0]
+        return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
     def predict(self, noisy: FloatArray) -> tuple[FloatArray, Sequence[Any]]:
         """Run the predictive graph; see ``Backend.predict``."""
         check_whole(self._causal)
         sizes = check_predict(noisy)
-        results = self._run("predictive", {"noisy": np.ascontiguousarray(noisy)})
+        results = self._run_each("predictive", {"noisy": np.ascontiguousarray(noisy)})
         source = "the predictive graph (openvino)"
         clean_ri = check_output(PREDICT_OUT, results["clean_ri"], sizes, source)
         return clean_ri, [results[name] for name in FEAT_NAMES]
@@ -173,14 +253,15 @@ class OpenVinoBackend:
         """Run the score graph; see ``Backend.score``."""
         check_whole(self._causal)
         sizes, inputs = score_feeds(xt, t, feats, tlb_skip, tlb_backbone)
-        results = self._run("score", inputs)
+        results = self._run_each("score", inputs)
         return check_output(SCORE_OUT, results["sigma_z"], sizes, "the score graph (openvino)")
 
     def predict_next(self, noisy: FloatArray, state: Any) -> tuple[FloatArray, Sequence[Any], Any]:
         """Run the predictive graph on the next frames; see ``StreamBackend.predict_next``."""
         sizes = check_predict(noisy, FRAME_MULTIPLE)
         before = stream_state(self._causal, "predictive", len(noisy), state)
-        results = self._run("predictive", {"noisy": np.ascontiguousarray(noisy), STATE: before})
+        inputs = {"noisy": np.ascontiguousarray(noisy), STATE: before}
+        results = self._run_next("predictive", inputs)
         source = "the predictive graph (openvino)"
         clean_ri = check_output(PREDICT_OUT, results["clean_ri"], sizes, source)
         return clean_ri, [results[name] for name in FEAT_NAMES], results[NEXT_STATE]
@@ -197,10 +278,13 @@ class OpenVinoBackend:
         """Run the score graph on the next frames; see ``StreamBackend.score_next``."""
         sizes, inputs = score_feeds(xt, t, feats, tlb_skip, tlb_backbone, FRAME_MULTIPLE)
         inputs[STATE] = stream_state(self._causal, "score", len(xt), state)
-        results = self._run("score", inputs)
+        results = self._run_next("score", inputs)
         source = "the score graph (openvino)"
         return check_output(SCORE_OUT, results["sigma_z"], sizes, source), results[NEXT_STATE]
 
     def close(self) -> None:
-        """Release both requests."""
+        """Release the requests."""
         self._requests.clear()
+        with self._opening:
+            if self._parts is not None:
+                self._parts.close()

@@ -8,7 +8,10 @@ import io
 import logging
 import os
 import re
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from .base import (
     FEAT_NAMES,
     PREDICT_OUT,
     SCORE_OUT,
+    Backend,
     GraphTensor,
     LoadOptions,
     check_output,
@@ -32,6 +36,7 @@ from .base import (
     score_feeds,
     stream_state,
 )
+from .single import each_recording, is_single
 
 logger = logging.getLogger("dvpd")
 
@@ -177,6 +182,26 @@ def tensorrt_options(path: Path, sha256: str, precision: str, index: int) -> dic
     return options
 
 
+@lru_cache(maxsize=1)
+def share_arena() -> bool:
+    """Let the process's sessions take their memory from one arena; whether there is one.
+
+    Else each session keeps what its own largest call took: the two graphs of an engine, which never
+    run at the same time for one window, hold twice as much. The process keeps the arena; the next
+    engine that is opened uses it again.
+    """
+    import onnxruntime
+
+    try:
+        kind, memory = onnxruntime.OrtAllocatorType, onnxruntime.OrtMemType
+        info = onnxruntime.OrtMemoryInfo("Cpu", kind.ORT_ARENA_ALLOCATOR, 0, memory.DEFAULT)
+        onnxruntime.create_and_register_allocator(info, onnxruntime.OrtArenaCfg(0, -1, -1, -1))
+    except Exception as error:  # a version without it, or somebody has registered theirs
+        logger.debug("no arena for all sessions: %s", _first_line(error))
+        return False
+    return True
+
+
 class OrtBackend:
     """The two graphs in ONNX Runtime.
 
@@ -206,6 +231,8 @@ class OrtBackend:
                 "onnxruntime"
             ) from None
         self._ort, self._causal = onnxruntime, options.manifest.causal
+        self._options, self._opening = options, threading.Lock()
+        self._parts: OrtBackend | None = None
         available: list[str] = onnxruntime.get_available_providers()
         match = re.fullmatch(r"(cpu|cuda|tensorrt)(?::(\d+))?", options.device)
         if match is None or (match[1] == "cpu" and match[2]):
@@ -216,7 +243,7 @@ class OrtBackend:
         self._index = int(match[2] or 0)
         self._on_gpu = match[1] != "cpu"
         self._profile = Profile() if match[1] == "tensorrt" else None
-        self.device = options.device
+        self.device, self._single = options.device, is_single(options)
         self._wanted = {
             "cpu": "CPUExecutionProvider",
             "cuda": "CUDAExecutionProvider",
@@ -238,19 +265,19 @@ class OrtBackend:
         # Each graph has its own threads: those of the last call would spin on the cores of the
         # next one (the first score call of a window took 20 to 50 % longer, on two cores).
         settings.add_session_config_entry("session.force_spinning_stop", "1")
-        self._sessions: dict[str, Any] = {}
-        for graph, path in (("predictive", options.predictive), ("score", options.score)):
-            providers: list[Any] = ["CPUExecutionProvider"]
-            if self._on_gpu:
-                cuda = cuda_options(self._index, options.tf32)
-                providers.insert(0, ("CUDAExecutionProvider", cuda))
-            if self._profile is not None:
-                sha256 = options.manifest.graphs[graph].sha256
-                choice = tensorrt_options(path, sha256, options.manifest.precision, self._index)
-                providers.insert(0, (self._wanted, choice))
-                if not any(Path(choice["trt_engine_cache_path"]).glob("*.engine")):
-                    logger.warning("TensorRT builds its engine of %s: minutes, once", path.name)
-            self._sessions[graph] = self._load(graph, path, settings, providers)
+        if not self._on_gpu and self._causal is None and share_arena():
+            settings.add_session_config_entry("session.use_env_allocators", "1")
+            # It would take one block for all maps of a call, beside what is free in the arena.
+            settings.enable_mem_pattern = False
+        paths = {"predictive": options.predictive, "score": options.score}
+
+        def load(graph: str) -> Any:
+            path, providers = paths[graph], self._providers(graph, paths[graph])
+            return self._load(graph, path, settings, providers)
+
+        # Half of a short command's time: on two cores, beside each other.
+        with ThreadPoolExecutor(1 if self._on_gpu or options.threads == 1 else 2) as pool:
+            self._sessions: dict[str, Any] = dict(zip(paths, pool.map(load, paths), strict=True))
         for graph, session in self._sessions.items():
             check_signature(
                 graph,
@@ -258,8 +285,24 @@ class OrtBackend:
                 _tensors(session.get_inputs()),
                 _tensors(session.get_outputs()),
                 options.manifest.causal,
+                self._single,
             )
             check_metadata(session.get_modelmeta().custom_metadata_map, options.manifest, graph)
+
+    def _providers(self, graph: str, path: Path) -> list[Any]:
+        """The provider that was asked for, and those that take what it does not."""
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if self._on_gpu:
+            cuda = cuda_options(self._index, self._options.tf32)
+            providers.insert(0, ("CUDAExecutionProvider", cuda))
+        if self._profile is not None:
+            manifest = self._options.manifest
+            sha256 = manifest.graphs[graph].sha256
+            choice = tensorrt_options(path, sha256, manifest.precision, self._index)
+            providers.insert(0, (self._wanted, choice))
+            if not any(Path(choice["trt_engine_cache_path"]).glob("*.engine")):
+                logger.warning("TensorRT builds its engine of %s: minutes, once", path.name)
+        return providers
 
     def _load(self, graph: str, path: Path, settings: Any, providers: list[Any]) -> Any:
         try:
@@ -283,6 +326,17 @@ class OrtBackend:
                 "another device"
             )
         return session
+
+    def _run_each(
+        self, graph: str, outputs: list[str], inputs: dict[str, Any], keep: frozenset[str]
+    ) -> list[Any]:
+        """Run a graph on a batch, or the graph for one recording on each of it."""
+        rows = [
+            self._run(graph, outputs, one, keep) for one in each_recording(inputs, self._single)
+        ]
+        if len(rows) == 1:
+            return rows[0]
+        return [np.concatenate(values) for values in zip(*rows, strict=True)]
 
     def _run(
         self, graph: str, outputs: list[str], inputs: dict[str, Any], keep: frozenset[str]
@@ -316,6 +370,16 @@ class OrtBackend:
                 f"ONNX Runtime failed in the {graph} graph on {self.device} ({_first_line(error)})"
             ) from error
 
+    def for_workers(self) -> tuple[Backend, int]:
+        """Both graphs without threads of their own; see ``WorkersBackend``."""
+        alone = self._options.for_a_worker
+        if alone is None:
+            return self, 1
+        with self._opening:
+            if self._parts is None and self._sessions:
+                self._parts = OrtBackend(alone)
+        return self._parts or self, self._options.workers[0]
+
     def predict(self, noisy: FloatArray) -> tuple[FloatArray, Sequence[Any]]:
         """Run the predictive graph; see ``Backend.predict``."""
         check_whole(self._causal)
@@ -327,7 +391,9 @@ class OrtBackend:
                 f"{self._profile.batch[2]}: use shorter windows, or device cuda"
             )
         names = ["clean_ri", *FEAT_NAMES]
-        clean_ri, *feats = self._run("predictive", names, {"noisy": noisy}, frozenset(FEAT_NAMES))
+        clean_ri, *feats = self._run_each(
+            "predictive", names, {"noisy": noisy}, frozenset(FEAT_NAMES)
+        )
         return check_output(PREDICT_OUT, clean_ri, sizes, "the predictive graph (ort)"), feats
 
     def score(
@@ -341,7 +407,7 @@ class OrtBackend:
         """Run the score graph; see ``Backend.score``."""
         check_whole(self._causal)
         sizes, inputs = score_feeds(xt, t, feats, tlb_skip, tlb_backbone)
-        (sigma_z,) = self._run("score", ["sigma_z"], inputs, frozenset())
+        (sigma_z,) = self._run_each("score", ["sigma_z"], inputs, frozenset())
         return check_output(SCORE_OUT, sigma_z, sizes, "the score graph (ort)")
 
     def predict_next(self, noisy: FloatArray, state: Any) -> tuple[FloatArray, Sequence[Any], Any]:
@@ -375,5 +441,8 @@ class OrtBackend:
         return check_output(SCORE_OUT, sigma_z, sizes, "the score graph (ort)"), after
 
     def close(self) -> None:
-        """Release both sessions."""
+        """Release the sessions."""
         self._sessions.clear()
+        with self._opening:
+            if self._parts is not None:
+                self._parts.close()

@@ -9,14 +9,10 @@ replay them; without capture every call is like the first and gives the same num
 
 from __future__ import annotations
 
-import importlib
 import logging
 import re
-import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,29 +20,17 @@ import numpy as np
 from ..arrays import FloatArray
 from ..errors import BackendError, InputError
 from ..schedule import InitialState, SamplerStep
-from ..spec import FRAME_MULTIPLE, GRAPH_NAMES, MIN_FRAMES, N_FEATS, N_FREQS, TlbFactors
-from ..tensorrt.caches import kernel_cache_path, read_kernel_cache, write_kernel_cache
+from ..spec import FRAME_MULTIPLE, MIN_FRAMES, N_FREQS, STATE, TlbFactors
 from ..tensorrt.gpus import Gpu, cuda_driver, why_rtx_unfit
-from ..tensorrt.onnx_inputs import Profile, graph_inputs
-from ..tensorrt.plans import (
-    PlanError,
-    find_plans,
-    load_plan,
-    plan_spec,
-    read_sidecar,
-    set_builder_flags,
-)
-from ..tensorrt.versions import MODULES, release
 from .base import (
     FEAT_NAMES,
     PREDICT_OUT,
     SCORE_OUT,
-    GraphTensor,
     LoadOptions,
     check_output,
     check_predict,
     check_score,
-    check_signature,
+    check_whole,
 )
 from .cuda import (
     Block,
@@ -57,62 +41,12 @@ from .cuda import (
     DeviceMemoryError,
     device_array,
 )
+from .trt_engines import Engines, import_package
+from .trt_slots import Feats, Slot, program
 
 logger = logging.getLogger("dvpd")
 
-SMALL_GRAPHS = ("start", "step", "finish")
 MAX_SLOTS = 8  # shapes kept; a recording needs two, its windows' and the last one's
-
-
-@dataclass
-class _Engine:
-    """A loaded plan, its tensors' types, and which of them are inputs."""
-
-    name: str
-    engine: Any
-    dtypes: dict[str, str]
-    inputs: tuple[str, ...]
-
-
-@dataclass
-class _Slot:
-    """Everything of one shape.
-
-    Attributes:
-        batch: Recordings in one call.
-        n_frames: Frames.
-        n_steps: Calls of the score network.
-        host: Pinned memory: inputs, then the output.
-        device: All tensors.
-        contexts: Execution context of each graph.
-        calls: (graph, addresses by tensor) in order.
-        n_runs: Calls so far.
-        graph: The captured graph, once there.
-    """
-
-    batch: int
-    n_frames: int
-    n_steps: int
-    host: Block
-    device: Block
-    contexts: dict[str, Any] = field(default_factory=dict)
-    calls: list[tuple[str, dict[str, int]]] = field(default_factory=list)
-    n_runs: int = 0
-    graph: Any = None
-
-
-class _Feats(Sequence[int]):
-    """What ``predict`` hands to ``score``: addresses of its own device memory."""
-
-    def __init__(self, block: Block, batch: int, n_frames: int) -> None:
-        self.block, self.batch, self.n_frames = block, batch, n_frames
-        weakref.finalize(self, block.free)
-
-    def __getitem__(self, index: Any) -> Any:
-        return [self.block[name] for name in FEAT_NAMES][index]
-
-    def __len__(self) -> int:
-        return N_FEATS
 
 
 class TrtBackend:
@@ -122,7 +56,10 @@ class TrtBackend:
         name: "tensorrt" or "tensorrt-rtx".
         device: "cuda:N".
         capture: Whether shapes that come again are captured; False for a comparison.
+        max_slots: Shapes kept.
     """
+
+    max_slots = MAX_SLOTS
 
     def __init__(
         self,
@@ -154,10 +91,8 @@ class TrtBackend:
         index = int(match[1] or 0)
         self.name, self.device, self.capture = name, f"cuda:{index}", True
         self._cuda = cuda or Cuda(index)
-        self._trt = trt or self._import(name)
-        self._errors: list[str] = []
-        self._log = self._make_log()
-        self._slots: OrderedDict[tuple[int, int, int], _Slot] = OrderedDict()
+        package = trt or import_package(name)
+        self._slots: OrderedDict[tuple[int, int, int], Slot] = OrderedDict()
         self._max_batch: int | None = None  # less than the profile's once memory ran out
         self._closed = False
         self._options = options
@@ -168,223 +103,52 @@ class TrtBackend:
             gpu = driver.gpus[index]
         if name == "tensorrt-rtx" and (why := why_rtx_unfit(gpu)):
             raise BackendError(why)
-        self._kernels = kernel_cache_path(str(self._trt.__version__), gpu)
-        self._kernel_cache: Any = None  # of TensorRT-RTX, shared by all contexts
-        self._kernels_read = b""
-        folder = options.predictive.parent
-        # Bytes and sidecars of both are checked before TensorRT sees either.
-        plans = {graph: self._plan(folder, graph, gpu) for graph in GRAPH_NAMES}
-        self.profile = _common(plan[1] for plan in plans.values())
         with self._cuda.current():
-            self._runtime = self._trt.Runtime(self._log)
-            self._engines = {g: self._deserialize(g, data) for g, (data, _) in plans.items()}
-            for graph in GRAPH_NAMES:
-                self._check(self._engines[graph])
-            for graph in SMALL_GRAPHS:
-                self._engines[graph] = self._deserialize(graph, self._build_small(graph))
+            self._engines = Engines(options, name, package, gpu)
             self._stream = self._cuda.stream()
-
-    @staticmethod
-    def _import(name: str) -> Any:
-        try:
-            return importlib.import_module(MODULES[name])
-        except Exception as error:  # a package without its libraries raises whatever it likes
-            raise BackendError(f"{MODULES[name]} does not load ({error})") from None
-
-    def _make_log(self) -> Any:
-        trt, errors = self._trt, self._errors
-
-        class Log(trt.ILogger):  # type: ignore[name-defined,misc]  # loaded at run time
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-
-            def log(self, severity: Any, message: str) -> None:
-                if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                    errors.append(" ".join(message.split()))
-                    del errors[:-8]
-
-        return Log()
-
-    def _failure(self, what: str) -> BackendError:
-        said = "; ".join(dict.fromkeys(self._errors[-3:])) or "it gave no reason"
-        self._errors.clear()
-        kind = DeviceMemoryError if "out of memory" in said.lower() else BackendError
-        return kind(f"{self.name} {self._trt.__version__} {what}: {said}")
-
-    def _plan(self, folder: Path, graph: str, gpu: Gpu) -> tuple[bytes, Profile]:
-        """The plan to use for a graph: the most specific one that passes every check."""
-        reasons, found = [], []
-        for path in find_plans(folder):
-            if not path.name.startswith(f"{graph}.{self.name}-"):
-                continue
-            try:
-                spec = read_sidecar(path).spec
-                if release(spec.version) != release(str(self._trt.__version__)):
-                    raise PlanError(
-                        f"built by {self.name} {release(spec.version)}, here is "
-                        f"{self._trt.__version__}"
-                    )
-                if why := spec.target.why_unfit(gpu):
-                    raise PlanError(why)
-                if spec.tf32 and not self._options.tf32:
-                    raise PlanError("its float32 products are rounded to TF32 (built with --tf32)")
-                portable = spec.target.compute_capability == "portable"
-                found.append(((portable, spec.tf32 != self._options.tf32, path.name), spec))
-            except PlanError as error:
-                reasons.append(f"{path.name}: {error.reason}")
-        for (*_, name), spec in sorted(found, key=lambda item: item[0]):
-            wanted = plan_spec(
-                self._options.manifest, graph, self.name, str(self._trt.__version__), spec.target,
-                spec.profile, spec.tf32,
-            )  # fmt: skip
-            try:
-                data, sidecar = load_plan(folder, wanted, exact_profile=False)
-                return data, sidecar.spec.profile
-            except PlanError as error:
-                reasons.append(f"{name}: {error.reason}")
-        problems = "; ".join(reasons) or "there is none"
-        raise BackendError(
-            f"{folder}: no usable {self.name} plan of the {graph} graph ({problems}): build it: dvpd "
-            f"build {folder} --backend {self.name}"
-        )
-
-    def _deserialize(self, graph: str, data: bytes) -> _Engine:
-        trt = self._trt
-        engine = self._runtime.deserialize_cuda_engine(data)
-        if engine is None:
-            raise self._failure(f"refuses the plan of the {graph} graph")
-        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        dtypes = {n: np.dtype(trt.nptype(engine.get_tensor_dtype(n))).name for n in names}
-        inputs = (n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT)
-        return _Engine(graph, engine, dtypes, tuple(inputs))
-
-    def _check(self, engine: _Engine) -> None:
-        sides: tuple[list[GraphTensor], list[GraphTensor]] = ([], [])
-        for name, dtype in engine.dtypes.items():
-            shape = (None if s < 0 else int(s) for s in engine.engine.get_tensor_shape(name))
-            sides[name not in engine.inputs].append(GraphTensor(name, dtype, tuple(shape)))
-        check_signature(engine.name, self._options.manifest.precision, *sides)
-
-    def _build_small(self, graph: str) -> bytes:
-        """Compile one of the sampler's own graphs, for this GPU and the plans' profile."""
-        trt, path = self._trt, Path(__file__).parent.parent / "graphs" / f"{graph}.onnx"
-        builder = trt.Builder(self._log)
-        flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-        network = builder.create_network(0 if flag is None else 1 << int(flag))
-        parser = trt.OnnxParser(network, self._log)
-        if not parser.parse(path.read_bytes()):
-            raise self._failure(f"cannot parse {path.name}")
-        config = builder.create_builder_config()
-        set_builder_flags(trt, config, self.name, exact=True)
-        profile = builder.create_optimization_profile()
-        for name, shapes in self.profile.shapes(graph_inputs(path)).items():
-            profile.set_shape(name, *shapes)
-        config.add_optimization_profile(profile)
-        data = builder.build_serialized_network(network, config)
-        if data is None:
-            raise self._failure(f"builds no plan of {path.name}")
-        return bytes(data)
+        self.profile = self._engines.profile
 
     # -- one shape --------------------------------------------------------------------------------
 
-    def _context(self, graph: str, shapes: Mapping[str, Sequence[int]]) -> tuple[Any, int]:
-        """A context with its input shapes set, and the scratch memory that it needs (bytes)."""
-        engine = self._engines[graph]
-        context = engine.engine.create_execution_context(self._context_settings(engine.engine))
-        if context is None:
-            raise self._failure(f"makes no execution context of the {graph} graph")
-        for name in engine.inputs:
-            if not context.set_input_shape(name, tuple(shapes[name])):
-                raise self._failure(f"refuses {name} {list(shapes[name])} in the {graph} graph")
-        if missing := context.infer_shapes():
-            raise self._failure(f"lacks shapes of {missing} in the {graph} graph")
-        return context, int(context.update_device_memory_size_for_shapes())
-
-    def _context_settings(self, engine: Any) -> Any:
-        """What ``create_execution_context`` takes: who allocates, and on RTX what is compiled when.
-
-        TensorRT-RTX compiles kernels for a shape beside the first calls and runs slower ones that
-        fit every shape meanwhile: a graph captured then would hold the slow ones for good.
-        """
-        trt, strategy = self._trt, self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if self.name != "tensorrt-rtx":
-            return strategy
-        settings = engine.create_runtime_config()
-        settings.set_execution_context_allocation_strategy(strategy)
-        settings.dynamic_shapes_kernel_specialization_strategy = (
-            trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        )
-        if self._kernel_cache is None:
-            self._kernel_cache = settings.create_runtime_cache()
-            self._load_kernels()
-        if self._kernel_cache is not None:
-            settings.set_runtime_cache(self._kernel_cache)
-        return settings
-
-    def _load_kernels(self) -> None:
-        """Compiled kernels of earlier processes; they only save time."""
-        if self._kernel_cache is None:
-            return
-        try:
-            self._kernels_read = read_kernel_cache(self._kernels) or b""
-        except PlanError as error:
-            logger.warning("compiled kernels are not used: %s", error)
-            return
-        if self._kernels_read and not self._kernel_cache.deserialize(self._kernels_read):
-            logger.info("%s: of another driver or GPU: compiling again", self._kernels)
-            self._kernels_read = b""
-
-    def _keep_kernels(self) -> None:
-        if self._kernel_cache is None:
-            return
-        data = bytes(self._kernel_cache.serialize())
-        if data == self._kernels_read:
-            return
-        try:
-            write_kernel_cache(self._kernels, data)
-        except OSError as error:
-            logger.warning("%s: compiled kernels cannot be kept (%s)", self._kernels, error)
-
-    def _shapes(self, batch: int, n_frames: int) -> dict[str, tuple[int, ...]]:
-        table: dict[str, tuple[int, ...]] = {
-            "noisy": (batch, 3, n_frames, N_FREQS),
-            "t": (batch,),
-            "coefficients": (4,),
-            "tlb_skip": (2, 2),
-            "tlb_backbone": (2, 2),
-        }
-        table["clean_ri"] = table["fused"] = (batch, 2, n_frames, N_FREQS)
-        for name in ("noise", "xt", "mag_p", "sigma_z", "xt_next"):
-            table[name] = (batch, 1, n_frames, N_FREQS)
-        return table
-
-    def _make_slot(self, batch: int, n_frames: int, n_steps: int) -> _Slot:
-        shapes = self._shapes(batch, n_frames)
-        contexts, scratch = {}, 1
+    def _make_slot(self, batch: int, n_frames: int, n_steps: int) -> Slot:
+        contexts: dict[str, Any] = {}
+        shapes: dict[str, Sequence[int]] = {}
+        scratch = 1
         graphs = ("predictive", "start", "score", "step", "finish") if n_steps else ("predictive",)
         for graph in graphs:
-            contexts[graph], need = self._context(graph, shapes)
+            shapes |= self._engines.shapes(batch, n_frames, graph)
+            contexts[graph], need = self._engines.context(graph, shapes)
             scratch = max(scratch, need)
             if graph == "predictive":
                 for name in FEAT_NAMES:  # the engine knows their channels and bins
                     shapes[name] = tuple(contexts[graph].get_tensor_shape(name))
         inputs: dict[str, tuple[Sequence[int], str]] = {"noisy": (shapes["noisy"], "float32")}
+        causal = self._options.manifest.causal
+        if causal is not None and causal.lookahead_blocks:  # the frames that the output is of
+            inputs["late"] = inputs["noisy"]
         inputs["tlb_skip"] = inputs["tlb_backbone"] = ((2, 2), "float32")
         for i in range(n_steps):
             inputs[f"noise_{i}"] = (shapes["noise"], "float32")
             inputs[f"t_{i}"] = (shapes["t"], "float32")
         inputs["start"] = inputs["finish"] = ((4,), "float32")
         inputs |= {f"step_{i}": ((4,), "float32") for i in range(n_steps)}
-        result = "fused" if n_steps else "clean_ri"
-        work = {"clean_ri": (shapes["clean_ri"], "float32")}
-        dtypes = self._engines["predictive"].dtypes
+        clean_ri: tuple[Sequence[int], str] = (shapes["clean_ri"], "float32")
+        one: tuple[Sequence[int], str] = (shapes["xt"], "float32")
+        results = {"clean_ri": clean_ri}
+        if n_steps:
+            results = {"fused": clean_ri}
+            if causal is not None:  # what steps that return come in with
+                results |= {"clean_ri": clean_ri, "sigma_z_0": one}
+        dtypes = self._engines.dtypes("predictive")
+        work = {**results, "clean_ri": clean_ri}
         work |= {name: (shapes[name], dtypes[name]) for name in FEAT_NAMES}
         if n_steps:
-            one = (shapes["xt"], "float32")
-            work |= {"mag_p": one, "xt_0": one, "xt_1": one, "sigma_z": one}
-            work["fused"] = (shapes["fused"], "float32")
+            work |= {name: one for name in ("mag_p", "xt_0", "xt_1", "sigma_z_0", "sigma_z_1")}
+        for i in range(n_steps + 1 if causal is not None else 0):
+            size = self._engines.shapes(batch, n_frames, "score" if i else "predictive")[STATE]
+            work |= {f"state_{i}": (size, "float32"), f"next_{i}": (size, "float32")}
         work["scratch"] = ((scratch,), "uint8")
-        host = Block(self._cuda, inputs | {result: work[result]}, pinned=True)
+        host = Block(self._cuda, inputs | results, pinned=True)
         try:
             device = Block(self._cuda, inputs | work)  # the inputs first: offsets as on the host
         except BackendError:
@@ -392,14 +156,19 @@ class TrtBackend:
             raise
         for context in contexts.values():
             context.set_device_memory(device["scratch"], scratch)
-        slot = _Slot(batch, n_frames, n_steps, host, device, contexts)
-        slot.calls = list(_program(device, n_steps))
+        if causal is not None:  # places of a batch that no stream has must hold numbers, too
+            host.clear()
+            self._cuda.zero(device.base, device.size, self._stream)
+        last = next(reversed(inputs))
+        n_inputs = host.offsets[last] + host.n_bytes[last]
+        slot = Slot(batch, n_frames, n_steps, host, n_inputs, device, contexts)
+        slot.calls = list(program(device, n_steps))
         return slot
 
-    def _slot(self, batch: int, n_frames: int, n_steps: int) -> _Slot:
+    def _slot(self, batch: int, n_frames: int, n_steps: int) -> Slot:
         key = (batch, n_frames, n_steps)
         if key not in self._slots:
-            while len(self._slots) >= MAX_SLOTS:
+            while len(self._slots) >= self.max_slots:
                 self._drop(next(iter(self._slots)))
             try:
                 self._slots[key] = self._make_slot(*key)
@@ -420,18 +189,11 @@ class TrtBackend:
         slot.device.free()
         slot.host.free()
 
-    def _enqueue(self, context: Any, graph: str, addresses: Mapping[str, int]) -> None:
-        for name, address in addresses.items():
-            if not context.set_tensor_address(name, address):
-                raise self._failure(f"refuses the address of {name} in the {graph} graph")
-        if not context.execute_async_v3(self._stream):
-            raise self._failure(f"failed in the {graph} graph")
-
-    def _enqueue_all(self, slot: _Slot) -> None:
+    def _enqueue_all(self, slot: Slot) -> None:
         for graph, addresses in slot.calls:
-            self._enqueue(slot.contexts[graph], graph, addresses)
+            self._engines.enqueue(slot.contexts[graph], graph, addresses, self._stream)
 
-    def _capture(self, slot: _Slot) -> None:
+    def _capture(self, slot: Slot) -> None:
         graphs: list[Any] = []
         try:
             for name, context in slot.contexts.items():
@@ -483,6 +245,7 @@ class TrtBackend:
         copied there, not through the host. Batches beyond the profile, or beyond the GPU's memory,
         are run in parts.
         """
+        check_whole(self._options.manifest.causal)
         given: Any = noisy
         if hasattr(noisy, "__cuda_array_interface__"):
             given = device_array(noisy, "noisy")
@@ -504,15 +267,24 @@ class TrtBackend:
             )
         self._check_sizes(batch, n_frames, split=True)
         out = np.empty((batch, 2, n_frames, N_FREQS), np.float32)
+
+        def work(part: slice) -> None:
+            slot = self._slot(part.stop - part.start, n_frames, len(steps))
+            self._fill(slot, given, part, noise[:, part], start, steps, alpha, tlb)
+            (out[part],) = self._run(slot, 1)
+
+        self._in_parts(batch, work)
+        check_output(PREDICT_OUT, out, {"B": batch, "T": n_frames}, f"the sampler ({self.name})")
+        return out
+
+    def _in_parts(self, batch: int, work: Callable[[slice], None]) -> None:
+        """Call ``work`` with parts of a batch that the plans and the GPU's memory hold."""
         first = 0
         with self._cuda.current():
             while first < batch:
                 count = min(batch - first, self._max_batch or self.profile.batch[2])
-                part = slice(first, first + count)
                 try:
-                    slot = self._slot(count, n_frames, len(steps))
-                    self._fill(slot, given, part, noise[:, part], start, steps, alpha, tlb)
-                    out[part] = self._run(slot)
+                    work(slice(first, first + count))
                 except DeviceMemoryError as error:
                     if count <= self.profile.batch[0]:
                         raise
@@ -520,12 +292,10 @@ class TrtBackend:
                     logger.warning("%s: going on with batches of %d", error, self._max_batch)
                     continue
                 first += count
-        check_output(PREDICT_OUT, out, {"B": batch, "T": n_frames}, f"the sampler ({self.name})")
-        return out
 
     def _fill(
         self,
-        slot: _Slot,
+        slot: Slot,
         noisy: Any,
         part: slice,
         noise: FloatArray,
@@ -535,16 +305,14 @@ class TrtBackend:
         tlb: TlbFactors,
     ) -> None:
         """Inputs to the device: one copy from pinned memory; ``noisy`` from where it is."""
-        host, cuda = slot.host, self._cuda
+        host, cuda, count = slot.host, self._cuda, part.stop - part.start
         host.view("tlb_skip")[...], host.view("tlb_backbone")[...] = tlb.arrays()
         host.view("start")[...] = (start.w_x0, start.w_y, start.std, 0.0)
         host.view("finish")[...] = (alpha, 1.0 - alpha, 0.0, 0.0)
         for i, step in enumerate(steps):
-            host.view(f"noise_{i}")[...] = noise[i]
+            host.view(f"noise_{i}")[:count] = noise[i]
             host.view(f"t_{i}")[...] = step.t
             host.view(f"step_{i}")[...] = (step.a, step.b, step.e, step.n)
-        inputs = list(host.offsets)[:-1]  # the last is the output
-        end = host[inputs[-1]] + host.n_bytes[inputs[-1]] - host.base
         begin, n_noisy = 0, host.n_bytes["noisy"]
         if isinstance(noisy, DeviceArray):
             cuda.synchronize(noisy.stream)
@@ -552,11 +320,31 @@ class TrtBackend:
             cuda.copy(slot.device["noisy"], source, n_noisy, self._stream)
             begin = host.offsets["tlb_skip"]
         else:
-            host.view("noisy")[...] = noisy[part]
-        cuda.copy(slot.device.base + begin, host.base + begin, end - begin, self._stream)
+            host.view("noisy")[:count] = noisy[part]
+        cuda.copy(slot.device.base + begin, host.base + begin, slot.n_inputs - begin, self._stream)
 
-    def _run(self, slot: _Slot) -> FloatArray:
-        """Enqueue, capture or replay, and wait; a view of pinned memory."""
+    def _run(
+        self, slot: Slot, n_results: int, kept: Sequence[tuple[int, int, int]] = ()
+    ) -> list[FloatArray]:
+        """Enqueue, capture or replay, and wait; views of the first results in pinned memory.
+
+        Args:
+            slot: The shape.
+            n_results: How many.
+            kept: What is copied on the device afterwards: (target, source, bytes).
+        """
+        self._launch(slot)
+        for target, source, n_bytes in kept:
+            self._cuda.copy(target, source, n_bytes, self._stream)
+        results = [name for name, at in slot.host.offsets.items() if at >= slot.n_inputs]
+        for name in results[:n_results]:
+            n_bytes = slot.host.n_bytes[name]
+            self._cuda.copy(slot.host[name], slot.device[name], n_bytes, self._stream)
+        self._cuda.synchronize(self._stream)
+        slot.n_runs += 1
+        return [slot.host.view(name) for name in results[:n_results]]
+
+    def _launch(self, slot: Slot) -> None:
         # TensorRT wants one plain run before a capture; shapes that do not come again need none.
         if slot.graph is None and self.capture and slot.n_runs:
             self._capture(slot)
@@ -564,47 +352,49 @@ class TrtBackend:
             self._enqueue_all(slot)
         else:
             self._cuda.call("cudaGraphLaunch", slot.graph, self._stream)
-        result = list(slot.host.offsets)[-1]
-        n_bytes = slot.host.n_bytes[result]
-        self._cuda.copy(slot.host[result], slot.device[result], n_bytes, self._stream)
-        self._cuda.synchronize(self._stream)
-        slot.n_runs += 1
-        return slot.host.view(result)
 
     def _once(
-        self, graph: str, inputs: dict[str, Any], outputs: dict[str, Any], sizes: dict[str, int]
-    ) -> tuple[FloatArray, Block | None]:
-        """Run one graph by itself, in memory of its own; the plain interface's slow path."""
-        shapes = self._shapes(sizes["B"], sizes["T"])
-        feats = inputs.pop("feats", None)
+        self,
+        graph: str,
+        inputs: Mapping[str, FloatArray],
+        feats: Feats | None = None,
+        states: Mapping[str, int] | None = None,
+    ) -> tuple[FloatArray, Feats]:
+        """Run one graph by itself, in memory of its own; the plain interface's slow path.
+
+        Args:
+            graph: "predictive" or "score".
+            inputs: Arrays on the host.
+            feats: Of the score graph.
+            states: Addresses of a causal model's states.
+        """
+        result, main = ("clean_ri", "noisy") if graph == "predictive" else ("sigma_z", "xt")
+        batch, _, n_frames, _ = inputs[main].shape
+        shapes: dict[str, Sequence[int]] = {**self._engines.shapes(batch, n_frames, graph)}
         if feats is not None:
-            known = {n: tuple(feats.block._arrays[n][0]) for n in FEAT_NAMES}
-            shapes |= known
-        context, scratch = self._context(graph, shapes)
-        kept: Block | None = None
-        result = next(iter(outputs))
+            shapes |= {name: feats.block.shape(name) for name in FEAT_NAMES}
+        context, scratch = self._engines.context(graph, shapes)
+        arrays: dict[str, tuple[Sequence[int], str]]
         arrays = {n: (v.shape, "float32") for n, v in inputs.items()}
-        arrays |= {result: (shapes[result], "float32"), "scratch": ((max(scratch, 1),), "uint8")}
-        host = Block(self._cuda, {n: a for n, a in arrays.items() if n != "scratch"}, pinned=True)
+        arrays[result] = (shapes[result], "float32")
+        host = Block(self._cuda, arrays, pinned=True)
         try:
-            device = Block(self._cuda, arrays)
+            device = Block(self._cuda, arrays | {"scratch": ((max(scratch, 1),), "uint8")})
             try:
-                if graph == "predictive":
-                    dtypes = self._engines[graph].dtypes
-                    kept = Block(
-                        self._cuda,
-                        {n: (tuple(context.get_tensor_shape(n)), dtypes[n]) for n in FEAT_NAMES},
-                    )
+                if feats is None:
+                    dtypes = self._engines.dtypes(graph)
+                    found = {n: (tuple(context.get_tensor_shape(n)), dtypes[n]) for n in FEAT_NAMES}
+                    feats = Feats(Block(self._cuda, found), batch, n_frames)
                 context.set_device_memory(device["scratch"], max(scratch, 1))
                 for name, value in inputs.items():
                     host.view(name)[...] = value
                     self._cuda.copy(device[name], host[name], host.n_bytes[name], self._stream)
-                source = kept if kept is not None else feats.block
-                addresses = {n: device[n] for n in (*inputs, result)}
-                self._enqueue(context, graph, addresses | {n: source[n] for n in FEAT_NAMES})
+                addresses = {n: device[n] for n in (*inputs, result)} | dict(states or {})
+                addresses |= {name: feats.block[name] for name in FEAT_NAMES}
+                self._engines.enqueue(context, graph, addresses, self._stream)
                 self._cuda.copy(host[result], device[result], host.n_bytes[result], self._stream)
                 self._cuda.synchronize(self._stream)
-                return host.view(result).copy(), kept
+                return host.view(result).copy(), feats
             finally:
                 del context
                 device.free()
@@ -613,13 +403,12 @@ class TrtBackend:
 
     def predict(self, noisy: FloatArray) -> tuple[FloatArray, Sequence[Any]]:
         """Run the predictive graph; see ``Backend.predict``."""
+        check_whole(self._options.manifest.causal)
         sizes = check_predict(noisy)
         self._check_sizes(sizes["B"], sizes["T"])
         with self._cuda.current():
-            out, block = self._once("predictive", {"noisy": noisy}, {"clean_ri": None}, sizes)
-        source = f"the predictive graph ({self.name})"
-        assert block is not None  # the predictive graph's own
-        return check_output(PREDICT_OUT, out, sizes, source), _Feats(block, sizes["B"], sizes["T"])
+            out, feats = self._once("predictive", {"noisy": noisy})
+        return check_output(PREDICT_OUT, out, sizes, f"the predictive graph ({self.name})"), feats
 
     def score(
         self,
@@ -630,17 +419,21 @@ class TrtBackend:
         tlb_backbone: FloatArray,
     ) -> FloatArray:
         """Run the score graph; see ``Backend.score``."""
+        check_whole(self._options.manifest.causal)
         sizes = check_score(xt, t, feats, tlb_skip, tlb_backbone)
         self._check_sizes(sizes["B"], sizes["T"])
-        if not isinstance(feats, _Feats) or (feats.batch, feats.n_frames) != (
-            sizes["B"],
-            sizes["T"],
-        ):
-            raise InputError("feats are not what predict of this backend returned for this B and T")
+        own = self._own_feats(feats, sizes)
         inputs = {"xt": xt, "t": t, "tlb_skip": tlb_skip, "tlb_backbone": tlb_backbone}
         with self._cuda.current():
-            out, _ = self._once("score", {**inputs, "feats": feats}, {"sigma_z": None}, sizes)
+            out, _ = self._once("score", inputs, own)
         return check_output(SCORE_OUT, out, sizes, f"the score graph ({self.name})")
+
+    @staticmethod
+    def _own_feats(feats: Sequence[Any], sizes: Mapping[str, int]) -> Feats:
+        """The feats, if they are of a call of these sizes."""
+        if isinstance(feats, Feats) and (feats.batch, feats.n_frames) == (sizes["B"], sizes["T"]):
+            return feats
+        raise InputError("feats are not what predict of this backend returned for this B and T")
 
     def close(self) -> None:
         """Release graphs, contexts, memory and engines."""
@@ -652,49 +445,7 @@ class TrtBackend:
                 self._cuda.synchronize(self._stream)
                 for key in list(self._slots):
                     self._drop(key)
-                self._keep_kernels()
+                self._engines.keep_kernels()
                 self._cuda.call("cudaStreamDestroy", self._stream)
         self._slots.clear()
-        self._engines.clear()
-        self._kernel_cache = None
-
-
-def _program(at: Block, n_steps: int) -> Any:
-    """The sampler of runtime/sampler.py as calls: (graph, address of every tensor)."""
-    feats = {name: at[name] for name in FEAT_NAMES}
-    yield "predictive", {"noisy": at["noisy"], "clean_ri": at["clean_ri"], **feats}
-    if not n_steps:
-        return
-    yield "start", {
-        "noisy": at["noisy"], "clean_ri": at["clean_ri"], "noise": at["noise_0"],
-        "coefficients": at["start"], "mag_p": at["mag_p"], "xt": at["xt_0"],
-    }  # fmt: skip
-    for i in range(n_steps):
-        now, following = at[f"xt_{i % 2}"], at[f"xt_{(i + 1) % 2}"]
-        yield "score", {
-            "xt": now, "t": at[f"t_{i}"], **feats, "tlb_skip": at["tlb_skip"],
-            "tlb_backbone": at["tlb_backbone"], "sigma_z": at["sigma_z"],
-        }  # fmt: skip
-        yield "step", {
-            "noisy": at["noisy"], "xt": now, "sigma_z": at["sigma_z"],
-            # noise i + 1 follows step i; after the last its factor is 0
-            "noise": at[f"noise_{min(i + 1, n_steps - 1)}"],
-            "coefficients": at[f"step_{i}"], "xt_next": following,
-        }  # fmt: skip
-    yield "finish", {
-        "clean_ri": at["clean_ri"], "mag_p": at["mag_p"], "xt": at[f"xt_{n_steps % 2}"],
-        "coefficients": at["finish"], "fused": at["fused"],
-    }  # fmt: skip
-
-
-def _common(profiles: Any) -> Profile:
-    """Sizes that all profiles hold."""
-    first, second = profiles
-    sides = []
-    for name in ("frames", "batch"):
-        a, b = getattr(first, name), getattr(second, name)
-        low, high = max(a[0], b[0]), min(a[2], b[2])
-        if low > high:
-            raise BackendError(f"the two plans share no {name} ({a}, {b}): build both again")
-        sides.append((low, min(max(a[1], low), high), high))
-    return Profile(sides[0], sides[1])
+        self._engines.close()

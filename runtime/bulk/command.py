@@ -13,16 +13,17 @@ from typing import IO, Any
 from .. import command
 from ..backends.choose import cpu_quota
 from ..engines import find_engine
-from ..enhancer import resolve_tlb
 from ..errors import InputError, one_line
 from ..files import WholeFile
 from ..manifest import Manifest
+from ..options import chosen_steps, resolve_tlb
 from ..pipes import parse_raw
 from ..progress import Progress
 from . import places
 from .cluster import joined, work_there
 from .here import work_here
 from .journal import FOLDER, Journal
+from .lanes import n_lanes, serve_lanes
 from .lines import manifest_plan
 from .options import HUNG_S
 from .plan import folder_plan
@@ -57,9 +58,13 @@ def enhance_many(args: argparse.Namespace) -> int:
         return command.report(error, args, command.EXIT_USAGE)
     for text in [*plan.notes, *(entry["error"] for entry in plan.refused())]:
         command.say(text)
-    hung_s = HUNG_S if args.hung_after is None else args.hung_after
+    batch: int = args.batch or 1
+    # one watch a process: the lanes of a batch would wind each other's
+    hung_s = 0.0 if batch > 1 else HUNG_S if args.hung_after is None else args.hung_after
     threads = args.threads if args.ray else _threads(args)
-    engine = Engine(folder, args.backend, args.device, threads, args.tf32, options, hung_s)
+    engine = Engine(
+        folder, args.backend, args.device, threads, args.tf32, options, hung_s=hung_s, batch=batch
+    )
     n_jobs = args.jobs or 1
     with contextlib.ExitStack() as stack:
         ray = stack.enter_context(joined(args.ray)) if args.ray else None
@@ -80,7 +85,8 @@ def enhance_many(args: argparse.Namespace) -> int:
             settings = _settings(args, manifest, options)
             run = Run(journal, plan, settings, rules, out / FOLDER / PARTS, say)
             if ray is None:
-                with Pool(n_jobs, engine, serve) as pool:
+                serving = serve_lanes if batch > 1 else serve
+                with Pool(n_jobs, engine, serving, n_lanes(batch)) as pool:
                     work_here(run, pool, progress)
             else:
                 n_jobs = work_there(run, ray, engine, args.jobs, [root, out], progress)
@@ -94,9 +100,9 @@ def _folders(args: argparse.Namespace) -> tuple[Path, Path]:
     root, out = places.place(args.input[0]), places.place(args.output)
     if len(args.input) != 1 or not _is_dir(root):
         raise InputError(
-            f"{args.input[0]}: --recursive, --glob, --manifest, --jobs, --skip-existing, --resume, "
-            "--journal, --hung-after, --ray and URLs need one folder as IN (with --manifest, where "
-            "its paths begin)"
+            f"{args.input[0]}: --recursive, --glob, --manifest, --jobs, --batch, --skip-existing, "
+            "--resume, --journal, --hung-after, --ray and URLs need one folder as IN (with "
+            "--manifest, where its paths begin)"
         )
     if places.is_there(out) and not _is_dir(out):
         raise InputError(f"{out}: is no folder; the recordings of a folder go to a folder")
@@ -108,6 +114,11 @@ def _folders(args: argparse.Namespace) -> tuple[Path, Path]:
         raise InputError(f"{out}: --journal DIR must say where on this machine its journal lies")
     if args.overwrite and args.skip_existing:
         raise InputError("--overwrite and --skip-existing exclude each other")
+    if (args.batch or 1) > 1 and (args.ray or args.hung_after):
+        raise InputError(
+            "--batch excludes --ray and --hung-after: an engine on a cluster computes one window at "
+            "a time, and recordings that share a process are not watched"
+        )
     if args.manifest and (args.glob or args.recursive):
         raise InputError("--manifest names the recordings: --glob and --recursive choose nothing")
     return root, out
@@ -148,7 +159,7 @@ def _threads(args: argparse.Namespace) -> int | None:
 def _options(args: argparse.Namespace, manifest: Manifest) -> dict[str, Any]:
     return {
         "seed": args.seed,
-        "steps": args.steps,
+        "steps": chosen_steps(args.steps, args.quality),
         "alpha": args.alpha,
         "tlb": resolve_tlb(args.tlb, manifest.tlb_presets),
         "mix": args.mix,
@@ -167,8 +178,12 @@ def _settings(
         "tlb": dataclasses.asdict(options["tlb"]),
         "raw": None if raw is None else dataclasses.asdict(raw),
     }
-    graphs = {name: graph.sha256 for name, graph in manifest.graphs.items()}
+    graphs = manifest.hashes
     engine = {"backend": args.backend, "device": args.device, "tf32": args.tf32}
+    if (
+        args.batch or 1
+    ) > 1:  # rounding may depend on it; absent as in journals before it was there
+        engine["batch"] = args.batch
     return {**plain, **engine, "graphs": graphs}
 
 

@@ -16,7 +16,7 @@ def add_bulk_options(
 
     Args:
         parser: Its parser.
-        jobs: Reads the number of processes.
+        jobs: Reads a number of processes, or of windows.
         seconds: Reads a time.
     """
     many = parser.add_argument_group("a folder IN, its tree kept in the folder OUT")
@@ -35,6 +35,13 @@ def add_bulk_options(
     )
     many.add_argument(
         "--jobs", type=jobs, metavar="N", help="processes, with an engine each (default: 1)"
+    )
+    many.add_argument(
+        "--batch",
+        type=jobs,
+        metavar="N",
+        help="windows of several recordings that each process computes at a time, for GPUs "
+        "(default: 1)",
     )
     many.add_argument(
         "--skip-existing", action="store_true", help="leave outputs that are there already"
@@ -71,7 +78,7 @@ def is_bulk(args: argparse.Namespace) -> bool:
     Args:
         args: What was parsed.
     """
-    asked = args.recursive or args.glob or args.manifest or args.jobs
+    asked = args.recursive or args.glob or args.manifest or args.jobs or args.batch
     asked = asked or args.skip_existing or args.resume or args.journal or args.ray
     asked = (
         asked or args.hung_after is not None or any("://" in p for p in [*args.input, args.output])

@@ -85,6 +85,7 @@ class Run:
     stopped: str = ""
     n_left: int = 0
     opened: dict[str, Any] = field(default_factory=dict)
+    _first: deque[Job] = field(default_factory=deque)  # lost by no fault of theirs
     _again: deque[Job] = field(default_factory=deque)
     _busy: list[Job] = field(default_factory=list)
     _n_given: int = 0
@@ -122,7 +123,10 @@ class Run:
         """
         while self.n_left and not self.stopped:
             self.journal.beat()
-            job = next(self._jobs, None) or self._again.popleft()
+            if self._first:
+                job = self._first.popleft()
+            else:
+                job = next(self._jobs, None) or self._again.popleft()
             self.n_left -= 1
             job = fresh(job)
             row, alive = self.journal.row(job.target), self.journal.others()
@@ -209,7 +213,7 @@ class Run:
         job, kind = task.job, message[0]
         if kind == "died":
             if (count := self.journal.died(job, asked=message[2])) < POISON_ATTEMPTS:
-                self._again.append(job)
+                (self._first if message[2] else self._again).append(job)
                 self.n_left += 1
                 return
             reason = hung(trace_of(task.staged)) or message[1]

@@ -53,6 +53,7 @@ class Engine:
         options: For ``Enhancer.enhance_file``.
         hung_s: A process that makes no progress for so long (s), and a second more for each
             megabyte of the recording, is ended; 0: never.
+        batch: Windows computed at a time; see ``lanes``.
     """
 
     folder: Path
@@ -62,6 +63,7 @@ class Engine:
     tf32: bool
     options: dict[str, Any] = field(default_factory=dict)
     hung_s: float = 0.0
+    batch: int = 1
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,16 @@ class Task:
     staged: Path
 
 
-class _Sender(logging.Handler):
+class Sender(logging.Handler):
     """Messages of the runtime go to the parent, which alone writes to stderr."""
 
     def __init__(self, pipe: Connection) -> None:
+        """Remember the pipe to the parent."""
         super().__init__()
         self._pipe = pipe
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Send a message."""
         with contextlib.suppress(OSError):
             self._pipe.send(("said", record.getMessage()))
 
@@ -181,7 +185,7 @@ def serve(pipe: Connection, engine: Engine) -> None:
     """
     start_process()
     log = logging.getLogger("dvpd")
-    log.addHandler(_Sender(pipe))
+    log.addHandler(Sender(pipe))
     log.setLevel(logging.INFO)
     try:
         enhancer = Enhancer.open(
@@ -299,4 +303,14 @@ def _result(enhancer: Enhancer, done: EnhancedFile) -> dict[str, Any]:
     }
 
 
-__all__ = ["Engine", "Task", "Watch", "answer", "hung", "serve", "start_process", "trace_of"]
+__all__ = [
+    "Engine",
+    "Sender",
+    "Task",
+    "Watch",
+    "answer",
+    "hung",
+    "serve",
+    "start_process",
+    "trace_of",
+]

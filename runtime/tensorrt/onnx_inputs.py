@@ -93,11 +93,15 @@ def graph_inputs(path: Path) -> tuple[GraphInput, ...]:
     return tuple(found)
 
 
+# Frames and batch: one block of a stream, up to what a file is computed in; up to a pool's batch.
+LIVE = (FRAME_MULTIPLE, FRAME_MULTIPLE, 256), (1, 1, 64)
+
+
 @dataclass(frozen=True)
 class Profile:
     """Sizes that a plan accepts: (smallest, tuned for, largest) of frames and of the batch.
 
-    The default holds the runtime's window of 1024 frames.
+    The default holds the runtime's window of 1024 frames. A causal model's usual sizes are ``LIVE``.
     """
 
     frames: tuple[int, int, int] = (32, 256, 1024)
@@ -105,7 +109,7 @@ class Profile:
 
     def __post_init__(self) -> None:
         """Refuse sizes that no graph accepts."""
-        for name, step, low in (("frames", FRAME_MULTIPLE, MIN_FRAMES), ("batch", 1, 1)):
+        for name, step, low in (("frames", FRAME_MULTIPLE, FRAME_MULTIPLE), ("batch", 1, 1)):
             sizes = getattr(self, name)
             fits = (
                 isinstance(sizes, tuple)
@@ -143,6 +147,30 @@ class Profile:
                     ) from None
             table[value.name] = (rows[0], rows[1], rows[2])
         return table
+
+    @classmethod
+    def usual(cls, causal: bool) -> Profile:
+        """What plans are built for where nobody says it.
+
+        Args:
+            causal: Whether it is a causal model's.
+        """
+        return cls(*LIVE) if causal else cls()
+
+    def check(self, causal: bool) -> None:
+        """Refuse calls that a model's graph does not take.
+
+        Args:
+            causal: Whether it is a causal model's, which takes single blocks.
+
+        Raises:
+            InputError: The smallest call is too short.
+        """
+        if not causal and self.frames[0] < MIN_FRAMES:
+            raise InputError(
+                f"profile frames is {self.frames!r}; expected at least {MIN_FRAMES}: this model hears "
+                "windows, not blocks"
+            )
 
     def holds(self, n_frames: int, batch: int) -> bool:
         """Whether a call of this size is inside."""

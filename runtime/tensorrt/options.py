@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..manifest import Manifest
 from .onnx_inputs import Profile
 from .versions import BUILDERS
 
@@ -29,21 +30,36 @@ def sizes(text: str) -> tuple[int, int, int]:
 
 def add_profile_options(parser: argparse.ArgumentParser) -> None:
     """Add --frames and --batch, as every builder takes them."""
-    default = Profile()
     parser.add_argument(
         "--frames",
         type=sizes,
-        default=default.frames,
         metavar="MIN,OPT,MAX",
-        help="frames of one call, multiples of 4 (default: 32,256,1024; 125 a second)",
+        help="frames of one call, multiples of 4 (default: 32,256,1024, of live models 4,4,256; 125 a "
+        "second)",
     )
     parser.add_argument(
         "--batch",
         type=sizes,
-        default=default.batch,
         metavar="MIN,OPT,MAX",
-        help="recordings in one call (default: 1,1,4)",
+        help="recordings or streams in one call (default: 1,1,4, of live models 1,1,64)",
     )
+
+
+def chosen_profile(args: argparse.Namespace, manifest: Manifest) -> Profile:
+    """The sizes that the options ask for; what they leave open is usual for the model.
+
+    Args:
+        args: With ``frames`` and ``batch``.
+        manifest: Of the model.
+
+    Raises:
+        InputError: The model's graphs take no such calls.
+    """
+    causal = manifest.causal is not None
+    usual = Profile.usual(causal)
+    profile = Profile(args.frames or usual.frames, args.batch or usual.batch)
+    profile.check(causal)
+    return profile
 
 
 def add_build_options(parser: argparse.ArgumentParser) -> None:

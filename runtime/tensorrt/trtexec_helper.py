@@ -16,8 +16,8 @@ from ..manifest import Manifest
 from ..spec import GRAPH_NAMES
 from .caches import timing_cache_path
 from .gpus import Target, cuda_driver
-from .onnx_inputs import Profile, graph_inputs
-from .options import add_profile_options
+from .onnx_inputs import graph_inputs
+from .options import add_profile_options, chosen_profile
 from .plans import install_plan, load_plan, plan_spec
 
 
@@ -61,7 +61,7 @@ def _act(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error(f"{args.action} needs ENGINE_DIR and --graph")
     manifest = Manifest.load(args.folder)
     onnx = manifest.verify_graphs(args.folder)[args.graph]
-    profile = Profile(args.frames, args.batch)
+    profile = chosen_profile(args, manifest)
     if args.trt_version is None:
         parser.error(f"{args.action} needs --trt-version")
     spec = plan_spec(manifest, args.graph, "tensorrt", args.trt_version, _local_target(), profile)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dvpd.benchmarks import gpu_check, gpu_quick
-from dvpd.benchmarks.common import gpu_work, reference
+from dvpd.benchmarks.common import gpu_live, gpu_work, reference
 from dvpd.benchmarks.common.gpu_work import Work
 from dvpd.runtime.backends import choose
 from dvpd.runtime.errors import BackendError, InputError
@@ -313,3 +313,17 @@ assert subject.parity(gpu_quick.reference_of(subject)[0], 60.0)["met"]
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_live_streams_are_compared_and_their_blocks_timed(monkeypatch, capsys):
+    for name, value in (("PARITY_BLOCKS", 4), ("BLOCK_S", 0.01), ("N_STREAMS", (2,))):
+        monkeypatch.setattr(gpu_live, name, value)
+    live = ENGINES / "dvpd-live-tiny"
+    status = gpu_check.main(["--quick", str(live), "--device", "cpu", "--seconds", "600"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    (parity,) = only(rows, "parity")
+    assert (parity["engine"], parity["met"], parity["blocks"]) == ("dvpd-live-tiny", True, 4)
+    (block,) = only(rows, "block")
+    assert (block["mode"], block["streams"], block["block_ms"]) == ("eager", 2, 32.0)
+    assert math.isclose(block["rtf"], block["p50_ms"] / 32.0)
+    assert (status, rows[-1]["missed"]) == (0, [])

@@ -10,6 +10,7 @@ import soundfile
 
 from dvpd.benchmarks import windows
 from dvpd.benchmarks.common.recordings import RATE_HZ
+from dvpd.runtime.errors import InputError
 from dvpd.runtime.windows import WindowPlan
 
 pytest.importorskip("pesq")
@@ -50,6 +51,42 @@ def test_plans_are_what_they_are_called():
     assert windows.PLANS["one piece"].seams(600 * RATE_HZ) == ()
     past = windows.PLANS["windows, 2 s of the past"]
     assert past.context_samples == pytest.approx(2 * RATE_HZ, rel=0.03)
+
+
+def test_plans_by_their_frames():
+    assert windows.find_plan("1024/64/128") == WindowPlan()
+    assert windows.find_plan("one piece") == windows.PLANS["one piece"]
+    with pytest.raises(InputError, match=r"'512/16'; expected 'one piece', .* or frames as in"):
+        windows.find_plan("512/16")
+
+
+def test_side_by_side_is_timed_beside_in_turn(tiny_engine, tmp_path, capsys):
+    out = tmp_path / "t.json"
+    command = [
+        str(tiny_engine),
+        "--time",
+        "3",
+        "--rounds",
+        "2",
+        "--threads",
+        "2",
+        "--backend",
+        "ort",
+    ]
+    plans = ["--plan", "1024/64/128", "--plan", "96/8/32"]
+    assert windows.main([*command, *plans, "--json", str(out)]) == 0
+    turn, same, short = json.loads(out.read_text())["rows"]
+    assert [row["windows"] for row in (turn, same, short)] == ["in turn", *["side by side"] * 2]
+    assert [len(row["seconds"]) for row in (turn, same, short)] == [2, 2, 2]
+    assert turn["faster"] == 1.0
+    assert short["frames"] == pytest.approx(95 / 47)
+    assert capsys.readouterr().out.count("side by side") == 2
+
+
+def test_quality_or_speed(tiny_engine, tmp_path, capsys):
+    assert windows.main([str(tiny_engine)]) == 1
+    assert windows.main([str(tiny_engine), "--time", "3", "--set", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.count("give --set for the quality, or --time") == 2
 
 
 def test_a_missing_set_is_named(tiny_engine, tmp_path, capsys):

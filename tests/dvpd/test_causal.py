@@ -231,3 +231,23 @@ def test_costs_of_a_causal_model_are_those_of_its_blocks():
     first, _ = count_calls(model)
     assert ours["predictive"] == round(first.total * 125 / 4)
     assert 1.0 < ours["total"] / theirs["total"] < 1.5
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_look_ahead_begins_as_the_network_without_it(blocks):
+    plain, ahead = make(), make(lookahead_blocks=blocks)
+    ahead.load_state_dict(fit_weights(ahead, plain.state_dict(), was_causal=True))
+    noisy = spectra(48)
+    before = torch.nn.functional.pad(noisy, (0, 0, 4 * blocks, 0))  # the wait, in silence
+    with torch.no_grad():
+        for one, other in zip(parallel(ahead, noisy), parallel(plain, before), strict=True):
+            assert error(one, other[:, :, 4 * blocks :]) < 1e-6
+    # What is ahead is learnt from the first step on.
+    sum(x.square().mean() for x in parallel(ahead, noisy)).backward()
+    grad = ahead.predictive.encoder.stem.conv.weight.grad
+    assert float(grad[:, 3:].abs().max()) > 0.01 * float(grad[:, :3].abs().max())
+    back = fit_weights(plain, ahead.state_dict(), was_causal=True)
+    assert all(torch.equal(back[name], value) for name, value in plain.state_dict().items())
+    wide = grow(plain, replace(ahead.config, channels=16))
+    name, places = "predictive.encoder.stem.conv.weight", channel_places(8, 16)
+    assert torch.equal(wide.state_dict()[name][places], ahead.state_dict()[name])

@@ -52,6 +52,17 @@ def test_stripes_equal_the_paper_s_formula(form):
     assert (y - stripes_by_loops(module, x)).abs().max() < SAME
 
 
+def test_the_form_for_one_recording_is_the_same_module():
+    module = random_lisa().eval()
+    with torch.no_grad():
+        module.beta.uniform_(0.5, 1.5)
+        module.mean_weight.normal_(0, 0.3)
+    x = torch.randn(1, 8, 20, 16)
+    want = module(x)
+    module.single = True
+    assert (module(x) - want).abs().max() < SAME * want.abs().max()
+
+
 def test_both_forms_have_the_same_gradient():
     module = random_lisa()
     x = torch.randn(2, 8, 20, 16, requires_grad=True)

@@ -171,7 +171,7 @@ def test_an_application_with_torchs_newer_settings_is_left_alone():
     """torch 2.9 and later refuse to say allow_tf32 after these; process-wide, so another process."""
     code = """
 import torch
-from dvpd.torch_backend import tf32_allowed
+from dvpd.torch_device import tf32_allowed
 matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
 matmul.fp32_precision, conv.fp32_precision = "tf32", "ieee"
 with tf32_allowed(False):
@@ -221,9 +221,15 @@ def test_what_is_captured_bears_other_threads_work_and_reads_no_host(
     given = [torch.from_numpy(noisy), torch.from_numpy(noise[:1]), torch.tensor(rows)]
     given.append(torch.full((1, 1), steps[0].t))
     factors = backend._factors(*TLB_PRESETS[preset].arrays())
+    given += [factor for factor in factors if factor is not None]
+
+    def work(noisy, noise, coefficients, times, *some):
+        scales = backend._filled(factors, some)
+        return (backend._sampler(scales, noisy, noise, coefficients, times),)
+
     with torch.inference_mode():
-        captured = backend._captured(given, factors)
-        assert torch.equal(captured.out, backend._sampler(factors, *given))
+        captured = backend._captured(work, given)
+        assert torch.equal(captured.out[0], work(*given)[0])
     assert modes == ["thread_local"]
     # all that a later call may change is copied in
     assert len(captured.inputs) == 4 + sum(f is not None for f in factors)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 
+import fake_trt
 import numpy as np
 import onnx
 import pytest
 
-from dvpd.export import verify
+from dvpd.export import trt_api, verify
 from dvpd.export.build_engine import build_engines
 from dvpd.export.figures import calls, runtime_waveform, stream_waveform
 from dvpd.quality.models import open_model
@@ -16,7 +17,9 @@ from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.errors import BackendError, InputError
 from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.spec import GRAPH_NAMES, TLB_PRESETS, graph_io, padded_frames
-from dvpd.runtime.tensorrt.onnx_inputs import graph_inputs
+from dvpd.runtime.tensorrt import gpus
+from dvpd.runtime.tensorrt.onnx_inputs import Profile, graph_inputs
+from dvpd.runtime.tensorrt.plans import read_sidecar
 
 # Beside those of the other graphs: the tables of a call, whose length is read at run time.
 TABLES = {"Shape", "Range", "GreaterOrEqual", "Greater", "Exp", "Neg"}
@@ -87,6 +90,25 @@ def test_calls_of_any_length_and_several_streams_agree(live):
     assert np.abs(alone[0] - whole[1]).max() <= 1e-5 * np.abs(whole).max()
 
 
+def test_openvino_takes_the_next_block_in_a_request_of_its_size(live):
+    pytest.importorskip("openvino")
+    rng = np.random.default_rng(1)
+    noisy = rng.standard_normal((1, 3, 8, 257)).astype(np.float32) * np.float32(0.2)
+    with Enhancer.open(live, "openvino", "cpu", 1) as enhancer:
+        backend, state, parts = enhancer.backend, None, []
+        whole, _, after = backend.predict_next(noisy, None)
+        for first in (0, 4):
+            clean, feats, state = backend.predict_next(noisy[:, :, first : first + 4], state)
+            parts.append(clean)
+        assert [feat.shape[2] for feat in feats] == [4, 4, 2, 1, 2, 4]
+        used = [backend._requests[f"{graph}.block"].get_input_tensor(0) for graph in GRAPH_NAMES]
+        assert [list(tensor.shape) for tensor in used] == [[1, 3, 4, 257], [1, 1, 4, 257]]
+    assert np.abs(np.concatenate(parts, axis=2) - whole).max() <= 1e-5 * np.abs(whole).max()
+    assert np.abs(state - after).max() <= 1e-5 * np.abs(after).max()
+    with pytest.raises(BackendError, match="closed"):
+        backend.predict_next(noisy[:, :, :4], state)
+
+
 def test_verification_carries_the_state_on_every_backend(whole, monkeypatch):
     monkeypatch.setattr(verify, "ROOT", whole.parent)  # without the example: synthetic speech
     names = [name for name in ("ort", "openvino") if verify.installed(name)]
@@ -144,11 +166,32 @@ def test_tensorrt_rtx_reads_the_graphs(live):
         api.check_inputs(api.parse(path), graph_inputs(path), path)
 
 
-def test_no_plans_are_built_that_nobody_runs(live):
-    with pytest.raises(InputError, match="no plans are built"):
-        build_engines(live)
+@pytest.mark.slow
+def test_tensorrt_rtx_builds_plans(whole):
+    pytest.importorskip("tensorrt_rtx")
+    built = build_engines(whole, backend="tensorrt-rtx", profile=Profile((4, 4, 4), (1, 1, 2)))
+    assert [plan.graph for plan in built] == list(GRAPH_NAMES)
 
 
-def test_tensorrt_says_that_it_does_not_carry_the_state_yet(live):
-    with pytest.raises(BackendError, match="does not carry its state yet"):
+def test_plans_are_built_for_one_block_and_many_streams(whole, monkeypatch):
+    driver = gpus.CudaDriver((12, 6), (gpus.Gpu("Orin", "8.7"),))
+    monkeypatch.setattr(trt_api, "cuda_driver", lambda: driver)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(whole.parent / "cache"))
+    api = trt_api.TrtApi("tensorrt", fake_trt.make())
+    built = build_engines(whole, api=api)
+    assert [plan.graph for plan in built] == list(GRAPH_NAMES)
+    for plan in built:
+        profile = read_sidecar(plan.path).spec.profile
+        assert (profile.frames, profile.batch) == ((4, 4, 256), (1, 1, 64))
+    assert all(plan.reused for plan in build_engines(whole, api=api))
+
+
+def test_a_model_of_windows_takes_no_single_blocks():
+    Profile.usual(True).check(True)
+    with pytest.raises(InputError, match="at least 32: this model hears windows"):
+        Profile.usual(True).check(False)
+
+
+def test_one_provider_says_that_it_does_not_carry_the_state(live):
+    with pytest.raises(BackendError, match="does not carry its state: use backend tensorrt"):
         Enhancer.open(live, "ort", "tensorrt")

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dvpd.export import build, parity, to_onnx
+from dvpd.export import single as single_graphs
 from dvpd.runtime import Enhancer, engines
 from dvpd.runtime.errors import InputError, ManifestError, ParityError
 from dvpd.runtime.files import sha256_file
@@ -29,11 +30,13 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 def quick(monkeypatch, fp32, fp16):
     """Hand out the session's graphs instead of tracing the same model again."""
 
-    def ready(model, graph, precision):
+    def ready(model, graph, precision, *, single=False):
         engine = fp16 if precision == "fp16" else fp32
-        return onnx.load(str(engine.folder / f"{graph}.onnx"))
+        files = engine.manifest.single if single else engine.manifest.graphs
+        return onnx.load(str(engine.folder / files[graph].file))
 
-    monkeypatch.setattr(build, "build_graph", ready)
+    for module in (build, single_graphs):
+        monkeypatch.setattr(module, "build_graph", ready)
 
 
 def _tampered(monkeypatch, name):
@@ -89,7 +92,8 @@ def test_replaces_a_folder_and_spares_plans(quick, short, checkpoint, tmp_path, 
     assert json.loads(capsys.readouterr().out) == Manifest.load(out).to_dict()
     Manifest.load(out).verify_graphs(out)
     names = sorted(p.name for p in out.iterdir())
-    assert names == [MANIFEST_NAME, "predictive.onnx", "score.onnx", "score.trt.plan"]
+    graphs = [f"{g}{kind}.onnx" for g in ("predictive", "score") for kind in ("", ".single")]
+    assert names == [MANIFEST_NAME, *graphs, "score.trt.plan"]
     assert [p.name for p in tmp_path.iterdir()] == ["small"]
 
 

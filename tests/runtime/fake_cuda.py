@@ -162,6 +162,15 @@ class FakeCuda:
         self.enqueue(stream, copy)
         return (OK,)
 
+    def cudaMemsetAsync(self, target, value, n_bytes, stream):
+        self.find(target, n_bytes)
+
+        def fill():
+            self.find(target, n_bytes)[:] = value
+
+        self.enqueue(stream, fill)
+        return (OK,)
+
     # streams and graphs
 
     def enqueue(self, stream, work):

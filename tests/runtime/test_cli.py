@@ -71,6 +71,17 @@ def test_enhance_json_and_options(engine_shared, recording, tmp_path, capsys):
     assert np.abs(outs[0] - outs[2]).max() > 1e-3
 
 
+def test_quality_is_a_name_for_steps(engine_shared, recording, tmp_path, capsys):
+    for quality, calls in (("fast", 1), ("balanced", 2)):
+        out = tmp_path / f"{quality}.wav"
+        assert run(recording, out, "--json", "--quality", quality, engine=engine_shared) == 0
+        assert json.loads(capsys.readouterr().out)["nfe"] == calls
+    for command in ("enhance a b", "stream --rate 16000", "live"):
+        words = [*command.split(), "--steps", "1", "--quality", "fast"]
+        assert cli.main(words) == 2
+        assert "--quality: not allowed with argument --steps" in capsys.readouterr().err
+
+
 def test_default_engine_from_the_environment(engine_shared, recording, tmp_path, monkeypatch):
     monkeypatch.setenv("DVPD_ENGINE", str(engine_shared))
     assert run(recording, tmp_path / "out.wav", "--steps", 0) == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from tiny_graphs import write_engine
 
 from dvpd.runtime import BackendError, Enhancer, InputError, ManifestError, TlbFactors, engines
@@ -61,6 +62,25 @@ def test_every_option_changes_the_result(enhancer, speech):
         other = enhancer.enhance(wav, 16000, **options).wav
         assert np.abs(other - base).max() > 1e-4, options
         np.testing.assert_array_equal(other, enhancer.enhance(wav, 16000, **options).wav)
+
+
+def test_quality_is_a_name_for_steps(enhancer, speech, tmp_path):
+    wav = speech[:16000]
+    for quality, steps in (("fast", 0), ("balanced", 1), ("best", 3)):
+        done = enhancer.enhance(wav, 16000, quality=quality)
+        assert done.nfe == 1 + steps
+        np.testing.assert_array_equal(done.wav, enhancer.enhance(wav, 16000, steps=steps).wav)
+    path = tmp_path / "in.wav"
+    soundfile.write(path, wav, 16000)
+    assert enhancer.enhance_file(path, tmp_path / "out.wav", quality="balanced").nfe == 2
+    for call in (
+        lambda: enhancer.enhance(wav, 16000, steps=1, quality="best"),
+        lambda: enhancer.enhance_file(path, tmp_path / "no.wav", steps=1, quality="best"),
+        lambda: enhancer.stream(16000, steps=1, quality="best"),
+        lambda: enhancer.stream_pool(steps=1, quality="best"),
+    ):
+        with pytest.raises(InputError, match="give one of the two"):
+            call()
 
 
 def test_given_noise_equals_the_seeds_noise(enhancer, speech):
@@ -299,6 +319,7 @@ def test_bad_rate(enhancer, speech, rate):
         {"steps": 2.5},
         {"steps": 1001},
         {"steps": True},
+        {"quality": "good"},
         {"alpha": -0.1},
         {"alpha": 1.1},
         {"alpha": float("nan")},

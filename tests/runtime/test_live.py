@@ -11,11 +11,12 @@ import pytest
 from tiny_graphs import CAUSAL, make_manifest, write_engine
 
 from dvpd.runtime import Enhancer, InputError
+from dvpd.runtime.block_sampler import FADE_FRAMES
 from dvpd.runtime.errors import BackendError, NonFiniteError
 from dvpd.runtime.live import Stream
+from dvpd.runtime.polyphase import Polyphase
 from dvpd.runtime.pool import StreamPool
 from dvpd.runtime.spec import CausalSpec, SignalSpec, stream_latency
-from dvpd.runtime.stream import FADE_FRAMES
 from dvpd.runtime.windows import WindowPlan
 
 RATES = [8000, 11025, 16000, 22050, 32000, 44100, 48000, 96000, 192000]
@@ -202,6 +203,39 @@ def test_memory_does_not_grow():
         sizes.append(held(stream))
     assert sizes[0] > 10_000
     assert sizes == [sizes[0]] * 3
+
+
+@pytest.mark.parametrize(("rate_in", "rate_out"), [(44100, 16000), (16000, 44100), (48000, 16000)])
+def test_a_day_later_resamplers_give_the_same(rate_in, rate_out):
+    wav = speech(3000)[:, None]
+    fresh, old = (Polyphase(rate_in, rate_out, 1) for _ in range(2))
+    seconds = 86_400  # whole ones lie on both grids
+    old._n_in += seconds * rate_in
+    old._first += seconds * rate_in
+    old._n_out += seconds * rate_out
+    for part in np.array_split(wav, 7):
+        np.testing.assert_array_equal(old.push(part), fresh.push(part))
+
+
+def test_a_day_of_blocks_by_a_mocked_clock_leaves_nothing_behind():
+    """What a block adds is a count: a day's are added at once, and what follows is as before."""
+    outs, sizes = [], []
+    for day in (0, 86_400 * 125):  # frames
+        enhancer, networks = opened()
+        networks.seconds = 0.001
+        pool = enhancer.stream_pool(steps=3, clock=networks.clock)
+        stream = pool.open(16000)
+        networks.now += day / 125
+        stream.stats.blocks += day // 4
+        stream.stats.seconds += day / 125
+        for lane in stream._core.lanes:
+            lane.draw = lambda index, first, n: np.ones((n, 257), np.float32)
+            lane.first_frame += day
+        outs.append(stream.process(speech(64 * 512)))
+        sizes.append((len(pool._governor._round), len(stream._inbox._parts), stream.stats.late))
+        assert stream.stats.seconds == pytest.approx(day / 125 + 63 * 0.032, abs=1e-6)
+    np.testing.assert_array_equal(outs[0], outs[1])
+    assert sizes[0] == sizes[1]
 
 
 def test_the_input_is_given_back_by_a_mix_of_nothing():

@@ -63,6 +63,13 @@ def test_round_trip(engine):
         (lambda t: t["graphs"]["score"].update(file="/etc/passwd"), "bare file name"),
         (lambda t: t["graphs"]["score"].update(file="a\\b.onnx"), "bare file name"),
         (lambda t: t.update(graphs=[]), "expected dict"),
+        (lambda t: t.update(single_graphs={"score": {}}), "single_graphs are \\['score'\\]"),
+        (
+            lambda t: t.update(
+                single_graphs={g: {"file": "../x", "sha256": "0" * 64} for g in t["graphs"]}
+            ),
+            "single_graphs.*bare file name",
+        ),
     ],
 )
 def test_bad_manifest(engine, edit, message):

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from dvpd.runtime.block_sampler import BlockSampler
 from dvpd.runtime.noise import frame_noise
 from dvpd.runtime.schedule import SdeSpec, initial_state, sampler_steps
 from dvpd.runtime.spec import SignalSpec, TlbFactors
 from dvpd.runtime.stft import compress, istft, stft
-from dvpd.runtime.stream import BlockSampler, CausalStream, SpectralStream
+from dvpd.runtime.stream import CausalStream, SpectralStream
 
 SIGNAL = SignalSpec()
 

@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,14 +14,16 @@ PLAN = WindowPlan(
 
 
 def run(wav, process, sizes, plan=PLAN):
-    stream = WindowedStream(process, plan, 128)
+    stream = WindowedStream(lambda *window: partial(process, *window), plan, 128)
     pieces, position = [], 0
     rng = np.random.default_rng(0)
     while position < wav.size:
         size = sizes or int(rng.integers(1, 3000))
-        pieces += stream.push(wav[position : position + size])
+        pieces += [piece() for piece in stream.push(wav[position : position + size])]
         position += size
-    return np.concatenate([np.zeros(0, np.float32), *pieces, *stream.finish()])
+    return np.concatenate(
+        [np.zeros(0, np.float32), *pieces, *(piece() for piece in stream.finish())]
+    )
 
 
 SHORT_LAST = dataclasses.replace(PLAN, least_samples=31 * 128)

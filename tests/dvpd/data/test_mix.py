@@ -16,7 +16,7 @@ from dvpd.runtime.errors import InputError
 
 # What tests of one thing leave out.
 OFF = dict.fromkeys(
-    "silent_p pause_p turns_p far_p event_p telephone_p noise_change_p".split(), 0.0
+    "silent_p silent_full_p pause_p turns_p far_p event_p telephone_p noise_change_p".split(), 0.0
 )
 
 
@@ -155,6 +155,10 @@ def test_a_silent_crop_is_noise_and_its_target_silence(pools):
         noisy, clean = mixer.pair(0, 0, index)
         assert not clean.any()
         assert -50.01 <= 20 * np.log10(np.abs(noisy).max()) <= -19.99
+    full = Mixer(config(silent_p=1.0, silent_db=(-50.0, -20.0), silent_full_p=0.5), *pools)
+    peaks = np.array([np.abs(full.pair(0, 0, index)[0]).max() for index in range(60)])
+    assert np.mean(peaks > 0.999) == pytest.approx(0.5, abs=0.2)  # as the runtime gives noise alone
+    assert (peaks[peaks < 0.999] < 0.11).all()
     some = Mixer(config(silent_p=0.25), *pools)
     share = np.mean([not some.pair(0, 0, i)[1].any() for i in range(200)])
     assert share == pytest.approx(0.25, abs=0.1)

@@ -3,64 +3,27 @@
 import importlib.util
 import logging
 import os
-from dataclasses import replace
 
 import numpy as np
 import pytest
-from fake_cuda import FakeCuda, Misuse, cudaError, make_trt, plan_bytes
+from fake_cuda import FakeCuda, Misuse, cudaError, plan_bytes
 from tiny_graphs import make_manifest
+from trt_rig import PROFILE, Rig
 
-from dvpd.runtime.backends.base import LoadOptions
 from dvpd.runtime.backends.choose import open_backend
 from dvpd.runtime.backends.cuda import Cuda, DeviceLostError, DeviceMemoryError
-from dvpd.runtime.backends.trt import MAX_SLOTS, TrtBackend
+from dvpd.runtime.backends.trt import MAX_SLOTS
 from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.errors import BackendError, InputError, ManifestError
-from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.sampler import sample
 from dvpd.runtime.schedule import initial_state, sampler_steps
 from dvpd.runtime.spec import TLB_PRESETS
-from dvpd.runtime.tensorrt import gpus, onnx_inputs, plans, versions
+from dvpd.runtime.tensorrt import gpus, plans
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-GPU = gpus.Gpu("Test GPU", "8.7")
-RTX = gpus.Gpu("Test RTX", "8.9")
-PROFILE = onnx_inputs.Profile((32, 64, 128), (1, 1, 4))
 SAME_ENGINE = 2e-6  # ONNX Runtime's sums against NumPy's, float32
-
-
-class Rig:
-    """An engine folder with plans, a pretended GPU, and ways to open it."""
-
-    def __init__(self, folder, name="tensorrt", version="10.3.0", target=None, **gpu):
-        self.folder, self.name, self.version = folder, name, version
-        self.manifest = Manifest.load(folder)
-        self.gpu = FakeCuda(**gpu)
-        self.magic = plans.PLAN_MAGIC[name]
-        self.trt = make_trt(self.gpu, version, self.magic)
-        self.target = target or gpus.Target(GPU.name, GPU.compute_capability)
-
-    def build(self, **changes):
-        for graph in ("predictive", "score"):
-            spec = plans.plan_spec(
-                self.manifest, graph, self.name, self.version, self.target, PROFILE
-            )
-            data = (self.folder / f"{graph}.onnx").read_bytes()
-            numbers = versions.parse_version(self.version)[:3]
-            spec = replace(spec, **changes)
-            plans.install_plan(self.folder, spec, plan_bytes(data, self.magic, numbers))
-        return self
-
-    def open(self, device="cuda", gpu=None, **options):
-        options = LoadOptions(
-            self.folder / "predictive.onnx", self.folder / "score.onnx", self.manifest, device, None,
-            **options,
-        )  # fmt: skip
-        cuda = Cuda(0, self.gpu.runtime, self.gpu.driver)
-        gpu = gpu or (GPU if self.name == "tensorrt" else RTX)
-        return TrtBackend(options, self.name, trt=self.trt, cuda=cuda, gpu=gpu)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from bulk_parts import use_threads
 
 from dvpd.runtime import cli
 from dvpd.runtime.bulk import command, pool, worker
+from dvpd.runtime.manifest import Manifest
 
 pytest.importorskip("onnxruntime")
 
@@ -50,6 +51,14 @@ def run(engine_shared, enhancer, monkeypatch):
 
 def results(out):
     return [json.loads(line) for line in (out / command.RESULTS).read_text().splitlines()]
+
+
+def test_quality_of_a_folder_is_its_steps(engine_shared):
+    """So that a job begun with the one is gone on with by the other."""
+    parser, manifest = cli.build_parser(), Manifest.load(engine_shared)
+    for words, steps in (("--quality balanced", 1), ("--steps 1", 1), ("", None)):
+        args = parser.parse_args(["enhance", "in", "out", *words.split()])
+        assert command._options(args, manifest)["steps"] == steps
 
 
 def test_a_folder(run, root, out, capsys):

@@ -125,7 +125,7 @@ def test_targets_that_are_none(text):
     "sizes",
     [
         {"frames": (30, 256, 512)},
-        {"frames": (28, 256, 512)},
+        {"frames": (0, 256, 512)},
         {"frames": (32, 512, 256)},
         {"frames": (32, 257, 512)},
         {"frames": (32, 256)},

@@ -1,0 +1,229 @@
+"""What many files and long ones cost beside the networks, with a network that does nothing.
+
+    python benchmarks/bulk_limits.py engines/dvpd-tiny                 # minutes
+    python benchmarks/bulk_limits.py engines/dvpd-tiny --files 500,10000 --hours 10 --folder /big/disk
+
+Short files: CPU time of a job a file, from two sizes of the job, so that what is done once drops out;
+against the CPU time of the networks on such a file. Long files: peak memory of a process that
+enhances one, against one of a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dvpd.runtime import command
+from dvpd.runtime.arrays import FloatArray
+from dvpd.runtime.bulk.journal import Journal
+from dvpd.runtime.bulk.plan import folder_plan
+from dvpd.runtime.bulk.pool import Pool
+from dvpd.runtime.bulk.run import Rules, Run
+from dvpd.runtime.bulk.worker import Engine, answer, start_process
+from dvpd.runtime.engines import default_engine
+from dvpd.runtime.enhancer import Enhancer
+from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.progress import Progress
+from dvpd.runtime.spec import SAMPLE_RATE
+
+SHORT_S, MINUTE = 0.3, 60 * SAMPLE_RATE
+TIMES = 9
+MIB = 1024.0  # of ru_maxrss, which Linux gives in KiB
+
+
+class Passing:
+    """A network that hands on what it hears.
+
+    Attributes:
+        name: "passing".
+        device: "cpu".
+    """
+
+    name, device = "passing", "cpu"
+
+    def predict(self, noisy: FloatArray) -> tuple[FloatArray, Sequence[Any]]:
+        """See ``Backend.predict``."""
+        return noisy[:, :2].copy(), ()
+
+    def score(self, *given: Any, **named: Any) -> FloatArray:
+        """Never called: no steps are taken."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def serve(pipe: Any, engine: Engine) -> None:
+    """``worker.serve`` with the network that does nothing."""
+    start_process()
+    enhancer = Enhancer(Manifest.load(engine.folder), Passing())
+    pipe.send(("ready", {"backend": "passing", "device": "cpu"}))
+    try:
+        while True:
+            pipe.send(answer(pipe.recv(), enhancer, engine.options, pipe))
+    except EOFError:
+        pipe.close()
+
+
+def sound(n_samples: int, seed: int = 0) -> FloatArray:
+    """Noise in syllables, [n_samples] at 16 kHz."""
+    rng = np.random.default_rng(seed)
+    envelope = np.abs(np.sin(np.arange(n_samples) * (4.0 * np.pi / SAMPLE_RATE)))
+    return (0.1 * envelope * rng.standard_normal(n_samples)).astype(np.float32)
+
+
+def run_short(folder: Path, engine: Path, n_files: int) -> dict[str, float]:
+    """A job of short files in this process and a worker's.
+
+    Args:
+        folder: For its files.
+        engine: Engine folder, for its manifest.
+        n_files: How many.
+
+    Returns:
+        "cpu_s" of both, "wall_s", "parent_mib" and "worker_mib" (peaks).
+    """
+    source, out = folder / "in", folder / "out"
+    source.mkdir()
+    out.mkdir()
+    for i in range(n_files):
+        wav = sound(round(SHORT_S * SAMPLE_RATE), i)
+        soundfile.write(source / f"{i:06d}.wav", wav, SAMPLE_RATE, "PCM_16")
+    started, cpu = time.perf_counter(), time.process_time()
+    options = {"steps": 0, "salvage": False}
+    with Journal(out) as journal:
+        with Pool(1, Engine(engine, "ort", "cpu", 1, False, options), serve) as pool:
+            run = Run(journal, {}, Rules(), pool, command.say)
+            run.work(run.first_look(folder_plan(source, out, [], False).jobs), Progress("files"))
+        if run.counts.done != n_files:
+            raise RuntimeError(f"{run.counts.done} of {n_files} files were done")
+    workers, own = (
+        resource.getrusage(who) for who in (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF)
+    )
+    return {
+        "cpu_s": time.process_time() - cpu + workers.ru_utime + workers.ru_stime,
+        "wall_s": time.perf_counter() - started,
+        "parent_mib": own.ru_maxrss / MIB,
+        "worker_mib": workers.ru_maxrss / MIB,
+    }
+
+
+def run_long(folder: Path, engine: Path, minutes: int) -> dict[str, float]:
+    """One recording in this process.
+
+    Args:
+        folder: For its files.
+        engine: Engine folder, for its manifest.
+        minutes: Length of the recording.
+
+    Returns:
+        "wall_s" and "peak_mib".
+    """
+    source = folder / "in.wav"
+    minute = sound(MINUTE)
+    with soundfile.SoundFile(source, "w", SAMPLE_RATE, 1, "PCM_16") as stream:
+        for _ in range(minutes):
+            stream.write(minute)
+    started = time.perf_counter()
+    Enhancer(Manifest.load(engine), Passing()).enhance_file(source, folder / "out.wav", steps=0)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB
+    return {"wall_s": time.perf_counter() - started, "peak_mib": peak}
+
+
+def network_s(engine: Path) -> float:
+    """CPU time of the networks on one short file: the enhancer's without the passing one's."""
+    wav = sound(round(SHORT_S * SAMPLE_RATE))
+    medians = []
+    manifest = Manifest.load(engine)
+    with Enhancer.open(engine, "ort", "cpu", 1) as opened:
+        for enhancer, steps in ((opened, None), (Enhancer(manifest, Passing()), 0)):
+            spent = []
+            for _ in range(TIMES):
+                before = time.process_time()
+                enhancer.enhance(wav, SAMPLE_RATE, steps=steps)
+                spent.append(time.process_time() - before)
+            medians.append(float(np.median(spent)))
+    return medians[0] - medians[1]
+
+
+def apart(args: argparse.Namespace, engine: Path, kind: str, size: int) -> dict[str, float]:
+    """A run in a process of its own, whose peak of memory is its own, too.
+
+    Args:
+        args: The command's.
+        engine: Engine folder.
+        kind: "short" or "long".
+        size: Files, or minutes.
+    """
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        words = [str(engine), "--only", kind, "--size", str(size), "--folder", folder]
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__).resolve()), *words],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="bulk_limits.py", description=__doc__.split("\n")[0])
+    parser.add_argument("engine", nargs="?", type=Path, help="default: the default engine")
+    parser.add_argument("--files", default="200,2000", metavar="FEW,MANY")
+    parser.add_argument("--hours", type=float, default=1.0, help="of the long file")
+    parser.add_argument("--folder", type=Path, help="for the files (default: the system's)")
+    parser.add_argument("--only", choices=("short", "long"), help=argparse.SUPPRESS)
+    parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return command.run(build_parser(), argv, _main)
+
+
+def _main(args: argparse.Namespace) -> int:
+    engine = args.engine or default_engine()
+    if args.only:
+        measure = run_short if args.only == "short" else run_long
+        print(json.dumps(measure(args.folder, engine, args.size)))
+        return 0
+    few, many = sorted(int(n) for n in args.files.split(","))
+    small, large = apart(args, engine, "short", few), apart(args, engine, "short", many)
+    own_ms = 1e3 * (large["cpu_s"] - small["cpu_s"]) / (many - few)
+    networks_ms = 1e3 * network_s(engine)
+    print(
+        f"a file of {SHORT_S} s: {own_ms:.2f} ms of CPU beside the networks' {networks_ms:.1f} ms "
+        f"({100.0 * own_ms / networks_ms:.1f} %)"
+    )
+    for name in ("parent", "worker"):
+        print(
+            f"memory of the {name}: {small[f'{name}_mib']:.1f} MiB with {few} files, "
+            f"{large[f'{name}_mib']:.1f} MiB with {many}"
+        )
+    minute, hours = (apart(args, engine, "long", n) for n in (1, round(60 * args.hours)))
+    print(
+        f"a file of {args.hours:g} h: {hours['peak_mib']:.1f} MiB at most, of a minute "
+        f"{minute['peak_mib']:.1f} MiB ({hours['peak_mib'] / minute['peak_mib'] - 1.0:+.1%})"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    command.leave(main())

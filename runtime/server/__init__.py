@@ -1,0 +1,1 @@
+"""``dvpd serve``: recordings over HTTP, live sound over WebSocket, one engine for each."""

@@ -1,0 +1,223 @@
+"""The losses of the score branch around the clean magnitude: what each compares, and that it teaches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from train_parts import Tones, micro_config
+
+from dvpd.config.train import TrainConfig
+from dvpd.losses import weighted_sum
+from dvpd.runtime.errors import InputError
+from dvpd.runtime.schedule import SdeSpec, sampler_steps
+from dvpd.runtime.spec import SamplerSpec
+from dvpd.sde import Marginal
+from dvpd.spectral import compress, compressed_noisy, magnitude
+from dvpd.training.objective import Objective
+from dvpd.training.trainer import Trainer
+
+ALONE = {"branches": "score", "score_weight": 0.0}
+LOSSES = {
+    "x0": {"branches": "score", "target": "x0", "t_range": (0.03, 0.16)},
+    "start": {**ALONE, "start_weight": 1.0},
+    "start x0": {**ALONE, "start_weight": 1.0, "target": "x0"},
+    "consistency": {**ALONE, "consistency_weight": 1.0, "consistency_steps": 4},
+    "consistency by the average": {
+        **ALONE, "consistency_weight": 1.0, "consistency_steps": 4, "consistency_target": "ema",
+    },
+}  # fmt: skip
+
+
+def batch() -> list[torch.Tensor]:
+    """Two tones in noise and the tones alone, [2, 4096] each."""
+    pairs = [Tones().pair(0, 0, i) for i in (1, 2)]
+    return [torch.from_numpy(np.stack([pair[k] for pair in pairs])) for k in (0, 1)]
+
+
+def spectra() -> tuple[torch.Tensor, torch.Tensor]:
+    """Clean and noisy magnitude of the batch, [2, 1, T, 257]."""
+    noisy, clean = batch()
+    parts = compressed_noisy(noisy)[:, 2:3], magnitude(compress(clean))
+    y, x0 = (torch.nn.functional.pad(p, (0, 0, 0, -p.shape[2] % 4)) for p in parts)
+    return x0, y
+
+
+class Network(torch.nn.Module):
+    """A score network of a formula; keeps the times that it was asked at."""
+
+    def __init__(self, formula) -> None:
+        super().__init__()
+        self.formula, self.times = formula, []
+
+    def forward(self, xt, t, feats):
+        self.times.append(t.clone())
+        return self.formula(xt, t)
+
+
+def objective_with(formula, tmp_path, **train) -> Objective:
+    objective = Trainer(micro_config(**{"branches": "score", **train}), Tones(), tmp_path).objective
+    objective.model.score = Network(formula)
+    return objective
+
+
+def losses_of(objective: Objective, step: int = 0) -> dict[str, torch.Tensor]:
+    noisy, clean = batch()
+    return objective(noisy, clean, objective.draw(step, *noisy.shape, noisy.device))
+
+
+@pytest.mark.parametrize("name", ["bbed", "ouve"])
+def test_the_clean_magnitude_comes_back_from_the_true_noise(name):
+    sde = SdeSpec(name=name)
+    marginal, t = Marginal(sde), torch.tensor([0.02, 0.12])
+    x0, y = spectra()
+    noise = marginal.std(t) * torch.randn(x0.shape)
+    xt = marginal.mean(x0, y, t) + noise
+    torch.testing.assert_close(marginal.clean(xt, y, noise, t), x0, rtol=1e-4, atol=1e-5)
+    step = sampler_steps(sde, 0.12, 1, "exact")[0]
+    torch.testing.assert_close(
+        marginal.clean(xt, y, noise, t)[1],
+        step.a * xt[1] + step.b * y[1] + step.e * noise[1],
+        rtol=1e-4, atol=1e-5,
+    )  # fmt: skip
+
+
+def test_both_targets_are_one_error_in_two_units(tmp_path):
+    """At one time: error of x0 = error of sigma z / w, error of z = error of sigma z / sigma."""
+    found = {}
+    for target in ("noise", "x0"):
+        objective = objective_with(
+            lambda xt, t: 0.3 * xt, tmp_path / target, target=target, score_weight=0.0,
+            start_weight=1.0,
+        )  # fmt: skip
+        found[target] = losses_of(objective)["start"]
+    start = objective.plan.start
+    torch.testing.assert_close(found["x0"] * start.w_x0**2, found["noise"] * start.std**2)
+
+
+def test_the_start_loss_is_the_score_loss_at_the_start_time_alone(tmp_path):
+    objective = objective_with(lambda xt, t: 0.0 * xt, tmp_path, start_weight=0.5)
+    terms = losses_of(objective)
+    ranged, start = objective.model.score.times
+    assert list(terms) == ["score", "start"]
+    assert start.tolist() == pytest.approx([0.12, 0.12])
+    assert len(set(ranged.tolist())) == 2
+    assert terms["start"].item() == pytest.approx(1.0, rel=0.1)  # mean of z^2: none was found
+    assert weighted_sum(objective.config.train, terms) == terms["score"] + 0.5 * terms["start"]
+
+
+def test_a_network_that_knows_the_noise_loses_nothing(tmp_path):
+    x0, y = spectra()
+
+    def know(objective):
+        return lambda xt, t: xt - objective.marginal.mean(x0, y, t)
+
+    for i, train in enumerate(LOSSES.values()):
+        objective = objective_with(None, tmp_path / str(i), **train)
+        objective.model.score.formula = know(objective)
+        if objective.average is not None:
+            objective.average = objective.model.score
+        assert all(term.item() < 1e-8 for term in losses_of(objective).values()), train
+
+
+def test_neighbours_of_a_trajectory_are_compared_and_the_earliest_is_told_the_truth(tmp_path):
+    """An estimate that is always 0 is consistent: only the first interval's pairs object."""
+    config = {**ALONE, "consistency_weight": 1.0, "consistency_steps": 4}
+    objective = objective_with(None, tmp_path, **config)
+    _, y = spectra()
+    weight = objective.marginal.weight
+    objective.model.score.formula = lambda xt, t: xt - (1 - weight(t)) * y
+    grid = np.linspace(0.01, 0.12, 5)
+    power = spectra()[0].square().mean((1, 2, 3))
+    seen = set()
+    for step in range(12):
+        objective.model.score.times.clear()
+        loss = losses_of(objective, step)["consistency"]
+        earlier, later = (t.numpy() for t in objective.model.score.times)
+        interval = np.abs(earlier[:, None] - grid).argmin(1)
+        seen |= set(interval.tolist())
+        np.testing.assert_allclose(earlier, grid[interval], atol=1e-6)
+        np.testing.assert_allclose(later, grid[interval + 1], atol=1e-6)
+        expected = (power * torch.from_numpy(interval == 0)).mean()
+        torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-4)
+    assert seen == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "causal"),
+    [("x0", True), ("start", False), ("start x0", False), ("consistency", False),
+     ("consistency", True), ("consistency by the average", False)],
+)  # fmt: skip
+def test_a_small_network_learns_by_each_loss_and_the_frozen_branch_does_not_move(
+    tmp_path, name, causal
+):
+    config = micro_config(schedule="constant", **LOSSES[name])
+    config = replace(config, model=replace(config.model, causal=causal))
+    trainer = Trainer(config, Tones(), tmp_path)
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    with torch.no_grad():
+        first = weighted_sum(config.train, trainer.losses(*batch()))
+    for _ in range(5):
+        trainer.train_step(*batch())
+        trainer.step = 0  # the same times and noise
+    with torch.no_grad():
+        assert weighted_sum(config.train, trainer.losses(*batch())) < 0.97 * first
+    after = trainer.model.state_dict()
+    moved = {k for k in before if not torch.equal(before[k], after[k])}
+    assert {k.split(".")[0] for k in moved} == {"score"}
+    assert any("interactions" in k for k in moved)  # the features count, too
+
+
+def test_consistency_reaches_the_later_state_alone(tmp_path):
+    """The target has no gradient, be it the network's own estimate or its average's."""
+    for target in ("stop", "ema"):
+        config = micro_config(**{**LOSSES["consistency"], "consistency_target": target})
+        trainer = Trainer(config, Tones(), tmp_path / target)
+        asked = []
+        for network, who in ((trainer.model.score, "own"), (trainer.ema.model.score, "average")):
+            network.register_forward_hook(
+                lambda m, i, out, who=who, to=asked: to.append((who, out.requires_grad))
+            )
+        weighted_sum(config.train, trainer.losses(*batch())).backward()
+        told = "own" if target == "stop" else "average"
+        assert asked == [(told, False), ("own", True)]
+        assert all(p.grad is None for p in trainer.ema.model.parameters())
+        grads = [p.grad for p in trainer.model.score.decoder.parameters()]
+        assert all(torch.isfinite(g).all() for g in grads if g is not None)
+        assert any(g.abs().max() > 0 for g in grads if g is not None)
+
+
+def test_losses_without_room_are_refused_in_words(tmp_path):
+    def made(sampler=None, **train):
+        config = micro_config(branches="score", **train)
+        return Trainer(replace(config, sampler=sampler or SamplerSpec()), Tones(), tmp_path)
+
+    with pytest.raises(InputError, match=r"t_range ends at 0\.999.*lower the range's end"):
+        made(target="x0")
+    made(target="x0", score_weight=0.0, start_weight=1.0)  # the range is not used
+    with pytest.raises(InputError, match=r"t_rs is 0\.01; with train consistency_weight"):
+        made(SamplerSpec(t_rs=0.01), consistency_weight=1.0)
+    with pytest.raises(InputError, match="target is 'clean'; expected one of noise, x0"):
+        TrainConfig(target="clean")
+    with pytest.raises(InputError, match="expected one of stop, ema"):
+        TrainConfig(consistency_target="teacher")
+    with pytest.raises(InputError, match="consistency_steps"):
+        TrainConfig(consistency_steps=0)
+
+
+def test_the_draws_of_the_new_losses_leave_the_others_as_they_were(tmp_path):
+    plain = Trainer(micro_config(sampler_weight=1.0), Tones(), tmp_path / "a").objective
+    more = Trainer(
+        micro_config(sampler_weight=1.0, start_weight=1.0, consistency_weight=1.0), Tones(),
+        tmp_path / "b",
+    ).objective  # fmt: skip
+    old, new = (o.draw(3, 2, 4096, torch.device("cpu")) for o in (plain, more))
+    assert torch.equal(old.t, new.t)
+    assert torch.equal(old.z, new.z)
+    assert all(torch.equal(a, b) for a, b in zip(old.noise, new.noise, strict=True))
+    interval, z = new.trajectory
+    assert not torch.equal(new.start, z)
+    assert all(0 <= i < 8 and math.floor(i) == i for i in interval.tolist())
