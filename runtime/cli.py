@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import cli_live, cli_serve, cli_stream, command
 from .bulk.options import add_bulk_options, is_bulk
-from .cli_options import add_engine_options, add_steps_options, decibels, fraction, whole
+from .cli_options import (
+    add_engine_options,
+    add_steps_options,
+    between,
+    decibels,
+    fraction,
+    whole,
+)
 from .command import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, say
 from .errors import InputError, raise_interrupt
 from .noise import SEED_MAX
@@ -111,7 +118,7 @@ def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
         "--seed", type=whole(0, SEED_MAX), default=0, metavar="N", help="noise seed (default: 0)"
     )
     enhance.add_argument("--json", action="store_true", help="print one JSON object")
-    add_bulk_options(enhance, whole(1, 1024))
+    add_bulk_options(enhance, whole(1, 1 << 20), between(0.0, 1e9, "s"))
     enhance.set_defaults(run=_enhance)
 
     cli_stream.add_parser(commands)

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
-import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .. import command
 from ..backends.choose import cpu_quota
 from ..engines import find_engine
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..files import WholeFile
 from ..manifest import Manifest
 from ..options import chosen_steps, resolve_tlb
 from ..pipes import parse_raw
 from ..progress import Progress
+from . import places
+from .cluster import joined, work_there
+from .here import work_here
 from .journal import FOLDER, Journal
 from .lanes import n_lanes, serve_lanes
 from .lines import manifest_plan
-from .plan import Plan, check_targets, folder_plan
+from .options import HUNG_S
+from .plan import folder_plan
 from .pool import Pool
-from .run import Rules, Run
+from .run import PARTS, Rules, Run
 from .worker import Engine, serve
 
 RESULTS = "dvpd-results.jsonl"
@@ -49,69 +53,98 @@ def enhance_many(args: argparse.Namespace) -> int:
             plan = manifest_plan(Path(args.manifest), root, out)
         else:
             plan = folder_plan(root, out, args.glob or [], args.recursive)
-        check_targets(plan.jobs)
+        plan.check_targets()
     except InputError as error:
         return command.report(error, args, command.EXIT_USAGE)
-    for text in [*plan.notes, *(entry["error"] for entry in plan.refused)]:
+    for text in [*plan.notes, *(entry["error"] for entry in plan.refused())]:
         command.say(text)
     batch: int = args.batch or 1
-    engine = Engine(folder, args.backend, args.device, _threads(args), args.tf32, options, batch)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be made ({error.strerror or error})") from None
-    rules = Rules(args.overwrite, args.skip_existing, args.resume)
-    with Journal(out) as journal:
+    # one watch a process: the lanes of a batch would wind each other's
+    hung_s = 0.0 if batch > 1 else HUNG_S if args.hung_after is None else args.hung_after
+    threads = args.threads if args.ray else _threads(args)
+    engine = Engine(
+        folder, args.backend, args.device, threads, args.tf32, options, hung_s=hung_s, batch=batch
+    )
+    n_jobs = args.jobs or 1
+    with contextlib.ExitStack() as stack:
+        ray = stack.enter_context(joined(args.ray)) if args.ray else None
         try:
-            _check_rules(rules, journal, out)
-        except InputError as error:
-            return command.report(error, args, command.EXIT_USAGE)
-        serving = serve_lanes if batch > 1 else serve
-        pool = Pool(args.jobs or 1, engine, serving, n_lanes(batch))
-        with pool, Progress("enhance") as progress:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{out}: cannot be made ({error.strerror or error})") from None
+        rules = Rules(args.overwrite, args.skip_existing, args.resume)
+        journal = stack.enter_context(Journal(out, Path(args.journal) if args.journal else None))
+        refused = _refused(rules, journal, out)
+        if refused is None:
+            progress = stack.enter_context(Progress("enhance"))
 
             def say(text: str) -> None:
                 progress.close()  # above the bar
                 command.say(text)
 
-            run = Run(journal, _settings(args, manifest, options), rules, pool, say)
-            run.work(run.first_look(plan.jobs), progress)
-        results = _write_results(run, plan, out)
-    return _summary(args, run, plan, results, time.monotonic() - started)
+            settings = _settings(args, manifest, options)
+            run = Run(journal, plan, settings, rules, out / FOLDER / PARTS, say)
+            if ray is None:
+                serving = serve_lanes if batch > 1 else serve
+                with Pool(n_jobs, engine, serving, n_lanes(batch)) as pool:
+                    work_here(run, pool, progress)
+            else:
+                n_jobs = work_there(run, ray, engine, args.jobs, [root, out], progress)
+            results = _write_results(run, out)
+    if refused is not None:
+        return command.report(refused, args, command.EXIT_USAGE)
+    return _summary(args, run, n_jobs, results, time.monotonic() - started)
 
 
 def _folders(args: argparse.Namespace) -> tuple[Path, Path]:
-    if len(args.input) != 1 or not Path(args.input[0]).is_dir():
+    root, out = places.place(args.input[0]), places.place(args.output)
+    if len(args.input) != 1 or not _is_dir(root):
         raise InputError(
-            f"{args.input[0]}: --recursive, --glob, --manifest, --jobs, --batch, --skip-existing and "
-            "--resume need one folder as IN (with --manifest, where its paths begin)"
+            f"{args.input[0]}: --recursive, --glob, --manifest, --jobs, --batch, --skip-existing, "
+            "--resume, --journal, --hung-after, --ray and URLs need one folder as IN (with "
+            "--manifest, where its paths begin)"
         )
-    root, out = Path(args.input[0]), Path(args.output)
-    if os.path.lexists(out) and not out.is_dir():
+    if places.is_there(out) and not _is_dir(out):
         raise InputError(f"{out}: is no folder; the recordings of a folder go to a folder")
     if args.output == "-":
         raise InputError("-: the recordings of a folder go to a folder, not to standard output")
-    if out.exists() and os.path.samefile(root, out):
+    if places.identity(root) == places.identity(out):
         raise InputError(f"{out}: is the folder of the recordings; choose another")
+    if places.is_remote(out) and not args.journal:
+        raise InputError(f"{out}: --journal DIR must say where on this machine its journal lies")
     if args.overwrite and args.skip_existing:
         raise InputError("--overwrite and --skip-existing exclude each other")
+    if (args.batch or 1) > 1 and (args.ray or args.hung_after):
+        raise InputError(
+            "--batch excludes --ray and --hung-after: an engine on a cluster computes one window at "
+            "a time, and recordings that share a process are not watched"
+        )
     if args.manifest and (args.glob or args.recursive):
         raise InputError("--manifest names the recordings: --glob and --recursive choose nothing")
     return root, out
 
 
-def _check_rules(rules: Rules, journal: Journal, out: Path) -> None:
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except Exception as error:  # each storage has its own
+        raise InputError(f"{path}: {one_line(error)}") from None
+
+
+def _refused(rules: Rules, journal: Journal, out: Path) -> InputError | None:
+    """What can be said against the job, seen from the journal."""
     if rules.resume:
-        return
+        return None
     if others := journal.others():
-        raise InputError(
+        return InputError(
             f"{out}: {' and '.join(others.values())} is at work here: --resume shares the job"
         )
     if journal.begun and not (rules.overwrite or rules.skip_existing):
-        raise InputError(
+        return InputError(
             f"{out}: has the journal of an earlier job: --resume goes on with it, --overwrite does "
-            f"all again (the journal is {out / FOLDER})"
+            f"all again (the journal is {journal.folder})"
         )
+    return None
 
 
 def _threads(args: argparse.Namespace) -> int | None:
@@ -154,21 +187,29 @@ def _settings(
     return {**plain, **engine, "graphs": graphs}
 
 
-def _write_results(run: Run, plan: Plan, out: Path) -> Path:
+def _write_results(run: Run, out: Path) -> Path:
     path = out / RESULTS
+    if places.is_remote(path):
+        with path.open("w", encoding="utf-8") as stream:  # appears when it is closed
+            _write_lines(run, stream)
+        return path
     with WholeFile(path, overwrite=True) as whole:
         with open(whole.path, "w", encoding="utf-8") as stream:
-            for entry in run.results(plan.jobs, plan.refused):
-                stream.write(json.dumps(entry) + "\n")
+            _write_lines(run, stream)
         whole.commit()
     return path
 
 
+def _write_lines(run: Run, stream: IO[str]) -> None:
+    for entry in run.results():
+        stream.write(json.dumps(entry) + "\n")
+
+
 def _summary(
-    args: argparse.Namespace, run: Run, plan: Plan, results: Path, elapsed_s: float
+    args: argparse.Namespace, run: Run, n_jobs: int, results: Path, elapsed_s: float
 ) -> int:
-    counts, opened = run.counts, run.pool.opened
-    failed = counts.failed + len(plan.refused)
+    counts, opened = run.counts, run.opened
+    failed = counts.failed + run.plan.n_refused
     if args.json:
         table = {
             "done": counts.done,
@@ -179,7 +220,7 @@ def _summary(
             "duration_s": counts.seconds,
             "seconds": elapsed_s,
             "rtf": elapsed_s / counts.seconds if counts.seconds else None,
-            "jobs": args.jobs or 1,
+            "jobs": n_jobs,
             "results": str(results),
             **opened,
         }

@@ -1,6 +1,6 @@
 """The journal of a job: which output is done, by whom another is being made, what failed.
 
-SQLite in ``OUT/.dvpd``, in WAL mode. An output goes through these states::
+SQLite in ``OUT/.dvpd``, or in a folder of the user's choice, in WAL mode. An output goes through these states::
 
     (none) -> claimed -> placing -> done        placing: its bytes are safe under another name,
                       -> failed, poison         their hash is known, and it gets its name now
@@ -54,27 +54,30 @@ class Journal:
     """A journal, open for one run. Use as a context manager.
 
     Attributes:
-        folder: ``OUT/.dvpd``.
+        folder: Where it lies.
         begun: Whether an earlier run has begun with its outputs.
         run: Number of this run.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, folder: Path | None = None) -> None:
         """Open or make the journal of an output folder, and sign in.
 
         Args:
             out: The output folder, which exists.
+            folder: Where the journal lies; None: ``OUT/.dvpd``.
 
         Raises:
             JournalError: It is damaged, of another version, or cannot be written.
         """
         self._out = out
-        self.folder = out / FOLDER
+        self.folder = folder or out / FOLDER
         self._path = self.folder / NAME
         try:
-            self.folder.mkdir(exist_ok=True)
+            self.folder.mkdir(exist_ok=True, parents=folder is not None)
         except OSError as error:
-            raise InputError(f"{out}: cannot write here ({error.strerror or error})") from None
+            raise InputError(
+                f"{folder or out}: cannot write here ({error.strerror or error})"
+            ) from None
         self._host = socket.gethostname()
         self._beaten = time.monotonic()
         with self._told():
@@ -234,9 +237,11 @@ class Journal:
             self._db.execute("PRAGMA synchronous=FULL")
         try:
             done = self._write(
-                "UPDATE jobs SET state='placing', content=?, out_bytes=?, out_mtime_ns=?, "
-                "out_sha256=?, result=? WHERE target=? AND state='claimed' AND run=?",
+                "UPDATE jobs SET state='placing', n_bytes=?, mtime_ns=?, content=?, out_bytes=?, "
+                "out_mtime_ns=?, out_sha256=?, result=? "
+                "WHERE target=? AND state='claimed' AND run=?",
                 (
+                    *made.source,
                     made.content,
                     made.n_bytes,
                     made.mtime_ns,
@@ -250,20 +255,21 @@ class Journal:
             self._db.execute("PRAGMA synchronous=NORMAL")
         return done.rowcount == 1
 
-    def done(self, target: Path, run: int) -> bool:
+    def done(self, target: Path, run: int, mtime_ns: int | None = None) -> bool:
         """Note that an output has its name.
 
         Args:
             target: The output.
             run: The run that had placed it: this one, or a dead one.
+            mtime_ns: When the output was last changed; None: as it was noted.
 
         Returns:
             Whether nobody else has noted it.
         """
         done = self._write(
-            "UPDATE jobs SET state='done', run=?, attempts=0, times=times+1 "
-            "WHERE target=? AND state='placing' AND run=?",
-            (self.run, self._name(target), run),
+            "UPDATE jobs SET state='done', run=?, attempts=0, times=times+1, "
+            "out_mtime_ns=ifnull(?, out_mtime_ns) WHERE target=? AND state='placing' AND run=?",
+            (self.run, mtime_ns, self._name(target), run),
         )
         return done.rowcount == 1
 

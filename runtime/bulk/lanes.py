@@ -79,7 +79,7 @@ def _walk(pipe: Connection, engine: Engine, opened: Enhancer, batches: Batches) 
             task: Task = pipe.recv()
             with batches.lane() as lane:  # an Enhancer each: one computes one window at a time
                 enhancer = Enhancer(opened.manifest, lane, opened.window_plan)
-                done = answer(task, enhancer, engine.options, pipe)
+                done = answer(task, enhancer, engine, pipe.send)
             pipe.send(done)
     logging.getLogger("dvpd").removeHandler(sender)
 

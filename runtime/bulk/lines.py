@@ -9,6 +9,7 @@ from typing import Any
 
 from ..audio import target_in
 from ..errors import InputError
+from . import places
 from .journal import FOLDER
 from .plan import Plan
 
@@ -42,10 +43,11 @@ def manifest_plan(path: Path, root: Path, out: Path) -> Plan:
                     source, output, part = _read(line)
                 except InputError as error:
                     named = InputError(f"{path} line {number}: {error}")
-                    plan.refuse(named, manifest=str(path), line=number)
+                    plan.refuse(named, number, manifest=str(path), line=number)
                     continue
                 target = out / output if output else _default_target(out, source)
-                plan.add(root / source, target, part)
+                where = places.place(source) if places.is_url(source) else root / source
+                plan.add(where, target, part, number)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
     if not n_lines:
@@ -55,10 +57,12 @@ def manifest_plan(path: Path, root: Path, out: Path) -> Plan:
 
 def _default_target(out: Path, source: str) -> Path:
     """The tree is kept, unless it would lead out of the output folder."""
+    if places.is_url(source):
+        return target_in(out, source)
     parent = os.path.normpath(os.path.dirname(source) or ".")
     if os.path.isabs(parent) or parent.split(os.sep)[0] == "..":
         parent = "."
-    return target_in(out / parent, source)
+    return target_in(out if parent == "." else out / parent, source)
 
 
 def _read(line: str) -> tuple[str, str | None, tuple[float, float | None] | None]:

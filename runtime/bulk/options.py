@@ -6,13 +6,18 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+HUNG_S = 600.0
 
-def add_bulk_options(parser: argparse.ArgumentParser, jobs: Callable[[str], int]) -> None:
+
+def add_bulk_options(
+    parser: argparse.ArgumentParser, jobs: Callable[[str], int], seconds: Callable[[str], float]
+) -> None:
     """Add the options of folders and manifests to ``dvpd enhance``.
 
     Args:
         parser: Its parser.
         jobs: Reads a number of processes, or of windows.
+        seconds: Reads a time.
     """
     many = parser.add_argument_group("a folder IN, its tree kept in the folder OUT")
     many.add_argument("--recursive", action="store_true", help="look into its folders, too")
@@ -46,6 +51,25 @@ def add_bulk_options(parser: argparse.ArgumentParser, jobs: Callable[[str], int]
         action="store_true",
         help="go on with the job whose journal is in OUT, or share it with another run",
     )
+    many.add_argument(
+        "--journal",
+        metavar="DIR",
+        help="where the journal lies, on a local disk (default: OUT/.dvpd; needed if OUT is a URL)",
+    )
+    many.add_argument(
+        "--hung-after",
+        type=seconds,
+        metavar="S",
+        help="end a process that makes no progress for so long, and set its recording aside the "
+        f"second time (default: {HUNG_S:g} s; 0: wait for ever)",
+    )
+    many.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="spread the work over a Ray cluster: local, auto or HOST:PORT; --jobs is then the "
+        "number of processes on all of it (default: as many as it has CPUs, or GPUs with "
+        "--device cuda)",
+    )
 
 
 def is_bulk(args: argparse.Namespace) -> bool:
@@ -55,5 +79,8 @@ def is_bulk(args: argparse.Namespace) -> bool:
         args: What was parsed.
     """
     asked = args.recursive or args.glob or args.manifest or args.jobs or args.batch
-    asked = asked or args.skip_existing or args.resume
+    asked = asked or args.skip_existing or args.resume or args.journal or args.ray
+    asked = (
+        asked or args.hung_after is not None or any("://" in p for p in [*args.input, args.output])
+    )
     return bool(asked) or (len(args.input) == 1 and Path(args.input[0]).is_dir())

@@ -1,4 +1,7 @@
-"""What is to be done: the recordings of a folder or of a manifest, and where each output goes."""
+"""What is to be done: the recordings of a folder or of a manifest, and where each output goes.
+
+A plan lies in a database on the disk, so that millions of recordings take no memory.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,33 @@ import fnmatch
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..audio import check_file, check_suffix, target_in
-from ..errors import InputError
+from ..audio import check_suffix, target_in
+from ..errors import InputError, one_line
+from . import places
 
 # What is looked for in a folder without --glob: what libsndfile reads, and PyAV's usual ones.
 SUFFIXES = frozenset(
     ".wav .wave .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .caf .w64 .rf64 "
     ".m4a .m4b .mp4 .mka .webm .aac .wma .amr .3gp".split()
 )
+_PAGE = 1000
+_CACHE_KIB = 8192
+# The place of a job is its line, or its path: the order in which a plan is done. A job is open
+# until its outcome is known; the outcome is JSON where the journal does not know it.
+_TABLES = """
+CREATE TABLE jobs(
+    place PRIMARY KEY, source BLOB, target BLOB, start REAL, duration REAL, n_bytes INTEGER,
+    mtime_ns INTEGER, source_key BLOB, target_key BLOB, open INTEGER DEFAULT 1, outcome TEXT
+) WITHOUT ROWID;
+CREATE TABLE refused(place PRIMARY KEY, entry TEXT) WITHOUT ROWID;
+"""
+_JOB = "place, source, target, start, duration, n_bytes, mtime_ns"
 
 
 @dataclass(frozen=True)
@@ -31,6 +48,7 @@ class Job:
         part: Where to begin and how much to take (s; None: to the end); None for all of it.
         n_bytes: Size of the recording.
         mtime_ns: When it was last changed.
+        place: Its place in the plan.
     """
 
     source: Path
@@ -38,6 +56,7 @@ class Job:
     part: tuple[float, float | None] | None = None
     n_bytes: int = 0
     mtime_ns: int = 0
+    place: int | bytes = 0
 
     def key(self, settings: dict[str, Any]) -> str:
         """SHA-256 of everything but the recording's content that decides the output.
@@ -49,22 +68,35 @@ class Job:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-@dataclass
+def _job(row: tuple[Any, ...]) -> Job:
+    place, source, target, start, duration, n_bytes, mtime_ns = row
+    part = None if start is None else (start, duration)
+    paths = [places.place(os.fsdecode(path)) for path in (source, target)]
+    return Job(paths[0], paths[1], part, n_bytes, mtime_ns, place)
+
+
 class Plan:
     """Jobs that may run, and what was found wrong before.
 
     Attributes:
-        jobs: In the order in which they are done.
-        refused: Lines of a manifest and recordings that cannot be used, ready for the results.
         notes: What a user may want to know.
     """
 
-    jobs: list[Job] = field(default_factory=list)
-    refused: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    def __init__(self) -> None:
+        """Begin an empty plan, in a file that SQLite removes when the process ends."""
+        self.notes: list[str] = []
+        # without a name: private, on the disk, removed however the process ends
+        self._db = sqlite3.connect("", isolation_level=None)
+        self._db.executescript(_TABLES)
+        self._db.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
+        self._db.execute("BEGIN")  # never committed: nobody else reads it
 
     def add(
-        self, source: Path, target: Path, part: tuple[float, float | None] | None = None
+        self,
+        source: Path,
+        target: Path,
+        part: tuple[float, float | None] | None = None,
+        place: int | bytes | None = None,
     ) -> None:
         """Add a recording if it can be read.
 
@@ -72,26 +104,119 @@ class Plan:
             source: The recording.
             target: The output.
             part: As in ``Job``.
+            place: As in ``Job``; None: by its path.
         """
+        if place is None:
+            place = os.fsencode(str(source))
         try:
             check_suffix(target)
-            check_file(source)
-            state = os.stat(source)
+            n_bytes, mtime_ns = places.check(source)
         except (InputError, OSError) as error:
-            self.refuse(error, path=str(source), output=str(target))
+            self.refuse(error, place, path=str(source), output=str(target))
             return
-        self.jobs.append(Job(source, target, part, state.st_size, state.st_mtime_ns))
+        start, duration = part or (None, None)
+        paths = os.fsencode(str(source)), os.fsencode(str(target))
+        keys = places.identity(source), places.identity(target)
+        self._db.execute(
+            f"INSERT INTO jobs({_JOB}, source_key, target_key) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (place, *paths, start, duration, n_bytes, mtime_ns, *keys),
+        )
 
-    def refuse(self, error: Exception, **names: Any) -> None:
+    def refuse(self, error: Exception, place: int | bytes, **names: Any) -> None:
         """Set something aside.
 
         Args:
             error: Why.
+            place: Where it stands in the plan.
             names: What it is, for the results.
         """
-        self.refused.append(
-            {**names, "state": "refused", "error": str(error), "kind": type(error).__name__}
+        entry = {**names, "state": "refused", "error": str(error), "kind": type(error).__name__}
+        self._db.execute("INSERT INTO refused VALUES(?, ?)", (place, json.dumps(entry)))
+
+    def jobs(self, *, left: bool = False) -> Iterator[Job]:
+        """Jobs, in the order of the plan; they may be settled meanwhile.
+
+        Args:
+            left: Only those that are not settled.
+        """
+        for row in self._pages("jobs", _JOB, "AND open" if left else ""):
+            yield _job(row)
+
+    def outcomes(self) -> Iterator[tuple[Job, dict[str, Any] | None]]:
+        """All jobs, each with what ``settle`` was told."""
+        for row in self._pages("jobs", f"{_JOB}, outcome"):
+            yield _job(row[:-1]), None if row[-1] is None else json.loads(row[-1])
+
+    def refused(self) -> Iterator[dict[str, Any]]:
+        """Lines of a manifest and recordings that cannot be used, ready for the results."""
+        for row in self._pages("refused", "place, entry"):
+            yield json.loads(row[1])
+
+    def _pages(self, table: str, columns: str, more: str = "") -> Iterator[tuple[Any, ...]]:
+        """Rows by their places, page by page: what is read is not locked."""
+        last: tuple[Any, ...] = (-1,)  # numbers come before paths
+        while True:
+            rows = self._db.execute(
+                f"SELECT {columns} FROM {table} WHERE place > ? {more} ORDER BY place LIMIT {_PAGE}",
+                last[:1],
+            ).fetchall()
+            yield from rows
+            if len(rows) < _PAGE:
+                return
+            last = rows[-1]
+
+    def settle(self, job: Job, outcome: dict[str, Any] | None = None) -> None:
+        """Note that there is nothing more to do for a job.
+
+        Args:
+            job: The job.
+            outcome: For the results; None: the journal has it.
+        """
+        self._db.execute(
+            "UPDATE jobs SET open=0, outcome=? WHERE place=?",
+            (None if outcome is None else json.dumps(outcome), job.place),
         )
+
+    def left(self) -> tuple[int, int]:
+        """How many jobs are not settled, and the bytes of their recordings."""
+        query = "SELECT count(*), ifnull(sum(n_bytes), 0) FROM jobs WHERE open"
+        n, n_bytes = self._db.execute(query).fetchone()
+        return n, n_bytes
+
+    @property
+    def n_refused(self) -> int:
+        """How many recordings and lines cannot be used."""
+        n: int = self._db.execute("SELECT count(*) FROM refused").fetchone()[0]
+        return n
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was found at all."""
+        return not (self.left()[0] or self.n_refused)
+
+    def check_targets(self) -> None:
+        """Refuse outputs that would meet each other or an input, before anything is done.
+
+        Raises:
+            InputError: Two share an output, or an output is an input.
+        """
+        shared = self._db.execute(
+            "SELECT target_key FROM jobs GROUP BY target_key HAVING count(*) > 1 LIMIT 1"
+        ).fetchone()
+        if shared is not None:
+            query = f"SELECT {_JOB} FROM jobs WHERE target_key=? ORDER BY place LIMIT 2"
+            first, second = map(_job, self._db.execute(query, shared))
+            raise InputError(
+                f"{first.source} and {second.source} would share the output {second.target}; name "
+                "their outputs in a manifest, or choose one kind with --glob"
+            )
+        both = self._db.execute(
+            "SELECT target_key FROM jobs INTERSECT SELECT source_key FROM jobs LIMIT 1"
+        ).fetchone()
+        if both is not None:
+            query = f"SELECT {_JOB} FROM jobs WHERE target_key=?"
+            path = _job(self._db.execute(query, both).fetchone()).target
+            raise InputError(f"{path}: would be input and output; choose another output folder")
 
 
 def folder_plan(root: Path, out: Path, globs: Sequence[str], recursive: bool) -> Plan:
@@ -107,10 +232,18 @@ def folder_plan(root: Path, out: Path, globs: Sequence[str], recursive: bool) ->
         InputError: The folder cannot be read, or there is nothing in it.
     """
     plan = Plan()
-    for relative in sorted(_files(root, out, recursive, plan), key=os.fspath):
+    found = (
+        _urls(root, out, recursive)
+        if places.is_remote(root)
+        else _files(root, out, recursive, plan)
+    )
+    for relative in found:
         if _wanted(relative.name, globs):
-            plan.add(root / relative, target_in(out / relative.parent, relative.name))
-    if not plan.jobs and not plan.refused:
+            parent = relative.parent
+            # a URL would keep the dot
+            folder = out if parent == Path() else out / parent
+            plan.add(root / relative, target_in(folder, relative.name))
+    if plan.is_empty:
         what = f"that match {' or '.join(globs)}" if globs else "(by their suffixes)"
         hint = "choose others with --glob" if recursive else "--recursive looks into its folders"
         raise InputError(f"{root}: no recordings {what}; {hint}")
@@ -121,6 +254,28 @@ def _wanted(name: str, globs: Sequence[str]) -> bool:
     if globs:
         return any(fnmatch.fnmatch(name, pattern) for pattern in globs)
     return Path(name).suffix.lower() in SUFFIXES
+
+
+def _urls(root: Path, out: Path, recursive: bool) -> Iterator[Path]:
+    """Paths of files under a URL, relative to it; hidden ones and those of ``out`` are left out.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    remote: Any = root
+    excluded = out.path if places.is_remote(out) else None  # type: ignore[attr-defined]  # a UPath
+    base = remote.path.rstrip("/")
+    depth = None if recursive else 1
+    try:
+        for folder, folders, files in remote.fs.walk(base, maxdepth=depth, on_error="raise"):
+            for name in [n for n in folders if n.startswith(".") or f"{folder}/{n}" == excluded]:
+                folders.remove(name)
+            inside = Path(folder.rstrip("/")[len(base) :].lstrip("/"))
+            for name in files:
+                if name and not name.startswith("."):
+                    yield inside / name
+    except Exception as error:
+        raise InputError(f"{root}: {one_line(error)}") from None
 
 
 def _files(root: Path, out: Path, recursive: bool, plan: Plan) -> Iterator[Path]:
@@ -136,6 +291,7 @@ def _files(root: Path, out: Path, recursive: bool, plan: Plan) -> Iterator[Path]
         is_link = not folders
         relative = folders.pop() if folders else links.pop(0)
         folder = root / relative
+        within: list[tuple[str, bool]] = []
         try:
             state = os.stat(folder)
             if (identity := (state.st_dev, state.st_ino)) in seen:
@@ -145,39 +301,18 @@ def _files(root: Path, out: Path, recursive: bool, plan: Plan) -> Iterator[Path]
             seen.add(identity)
             if relative != Path() and os.path.realpath(folder) == excluded:
                 continue
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if not entry.is_dir():  # dangling links, too: they are refused by name
+                        yield relative / entry.name
+                    elif recursive:
+                        within.append((entry.name, entry.is_symlink()))
         except OSError as error:
             if relative == Path():
                 raise InputError(f"{root}: {error.strerror or error}") from None
-            plan.refuse(InputError(f"{folder}: {error.strerror or error}"), path=str(folder))
-            continue
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if not entry.is_dir():  # dangling links, too: they are refused by name
-                yield relative / entry.name
-            elif recursive:
-                (links if entry.is_symlink() else folders).append(relative / entry.name)
-
-
-def check_targets(jobs: Iterable[Job]) -> None:
-    """Refuse outputs that would meet each other or an input, before anything is done.
-
-    Args:
-        jobs: All of a plan.
-
-    Raises:
-        InputError: Two share an output, or an output is an input.
-    """
-    owners: dict[str, Job] = {}
-    sources: set[str] = set()
-    for job in jobs:
-        other = owners.setdefault(os.path.realpath(job.target), job)
-        if other is not job:
-            raise InputError(
-                f"{other.source} and {job.source} would share the output {job.target}; name their "
-                "outputs in a manifest, or choose one kind with --glob"
-            )
-        sources.add(os.path.realpath(job.source))
-    if both := next((path for path in owners if path in sources), None):
-        raise InputError(f"{both}: would be input and output; choose another output folder")
+            named = InputError(f"{folder}: {error.strerror or error}")
+            plan.refuse(named, os.fsencode(str(folder)), path=str(folder))
+        for name, linked in sorted(within):
+            (links if linked else folders).append(relative / name)

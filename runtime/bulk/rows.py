@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from ..files import sha256_file
+from . import places
 from .plan import Job
 
 
@@ -37,12 +38,16 @@ class Made:
     """An output that waits for its name.
 
     Attributes:
-        content: SHA-256 of the recording that it was made from.
+        path: Where it waits.
+        source: Size (bytes) and time (ns) of the recording that it was made from.
+        content: SHA-256 of that.
         n_bytes: Its size.
         mtime_ns: When it was last changed; its name does not change that.
         sha256: Its hash.
     """
 
+    path: Path
+    source: tuple[int, int]
     content: str
     n_bytes: int
     mtime_ns: int
@@ -65,10 +70,10 @@ def is_there(pid: int) -> bool:
 def fresh(job: Job) -> Job:
     """The job with its recording's size and time of now; a plan may be days old."""
     try:
-        state = os.stat(job.source)
+        n_bytes, mtime_ns = places.state(job.source)
     except OSError:
         return job  # the worker says why
-    return replace(job, n_bytes=state.st_size, mtime_ns=state.st_mtime_ns)
+    return replace(job, n_bytes=n_bytes, mtime_ns=mtime_ns)
 
 
 def held(row: Row, alive: dict[int, str]) -> bool:
@@ -81,7 +86,7 @@ def same_source(job: Job, row: Row) -> bool:
     if (job.n_bytes, job.mtime_ns) == (row.n_bytes, row.mtime_ns):
         return True
     try:
-        return job.n_bytes == row.n_bytes and sha256_file(job.source) == row.content
+        return job.n_bytes == row.n_bytes and places.sha256(job.source) == row.content
     except OSError:
         return False
 
@@ -89,10 +94,10 @@ def same_source(job: Job, row: Row) -> bool:
 def same_output(job: Job, row: Row) -> bool:
     """Whether an output is what was made: by size and time, else by content."""
     try:
-        state = os.stat(job.target)
-        if state.st_size != row.out_bytes:
+        n_bytes, mtime_ns = places.state(job.target)
+        if n_bytes != row.out_bytes:
             return False
-        return state.st_mtime_ns == row.out_mtime_ns or sha256_file(job.target) == row.out_sha256
+        return mtime_ns == row.out_mtime_ns or places.sha256(job.target) == row.out_sha256
     except OSError:
         return False
 
@@ -100,8 +105,8 @@ def same_output(job: Job, row: Row) -> bool:
 def named(job: Job, row: Row) -> bool:
     """Whether a dead run had given an output its name before it died."""
     try:
-        if os.stat(job.target).st_size != row.out_bytes:
+        if places.state(job.target)[0] != row.out_bytes:
             return False
-        return sha256_file(job.target) == row.out_sha256
+        return places.sha256(job.target) == row.out_sha256
     except OSError:
         return False

@@ -1,11 +1,11 @@
-"""The loop of a job: claim, hand out, give the output its name, note it; and wait for others."""
+"""A job's bookkeeping: claim, give the output its name, note it; and wait for other runs."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,15 +14,13 @@ from typing import Any
 
 from ..command import explain
 from ..errors import InputError
-from ..files import give_name
 from ..progress import Progress
+from . import places
 from .journal import POISON_ATTEMPTS, Journal
-from .plan import Job
-from .pool import Pool, Worker
-from .rows import Row, fresh, held, named, same_output, same_source
-from .worker import Task
+from .plan import Job, Plan
+from .rows import Made, Row, fresh, held, named, same_output, same_source
+from .worker import Task, hung, trace_of
 
-_WAIT_S = 0.5
 PARTS = "parts"
 _FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)))
 
@@ -62,96 +60,111 @@ class Counts:
 
 @dataclass
 class Run:
-    """One run over the jobs of a plan.
+    """One run over the jobs of a plan: what is given out, and what comes back.
 
     Attributes:
         journal: Open.
+        plan: Checked.
         settings: What decides the outputs beside the recordings.
         rules: About files that are there.
-        pool: Not started; it starts with the first job that has to be done.
+        stages: The folder of outputs that have no name yet, for all runs.
         say: Gets one line about each file that fails.
         counts: How far it is.
-        outcomes: Of targets that the journal does not know or that this run left alone: for the
-            results.
         stopped: Why the run ended early.
+        n_left: Jobs that wait to be given out.
+        opened: "backend" and "device" of the first engine.
     """
 
     journal: Journal
+    plan: Plan
     settings: dict[str, Any]
     rules: Rules
-    pool: Pool
+    stages: Path
     say: Callable[[str], None]
     counts: Counts = field(default_factory=Counts)
-    outcomes: dict[Path, dict[str, Any]] = field(default_factory=dict)
     stopped: str = ""
+    n_left: int = 0
+    opened: dict[str, Any] = field(default_factory=dict)
+    _first: deque[Job] = field(default_factory=deque)  # lost by no fault of theirs
+    _again: deque[Job] = field(default_factory=deque)
+    _busy: list[Job] = field(default_factory=list)
+    _n_given: int = 0
 
-    def first_look(self, jobs: list[Job]) -> list[Job]:
-        """Settle what needs no engine; nothing is claimed yet.
-
-        Args:
-            jobs: All of the plan.
-
-        Returns:
-            Those that are left.
-        """
+    def first_look(self) -> None:
+        """Settle what needs no engine; nothing is claimed yet."""
         alive = self.journal.others()
-        return [job for job in jobs if not self._settled(job, self.journal.row(job.target), alive)]
+        for job in self.plan.jobs():
+            self.journal.beat()
+            self._settled(job, self.journal.row(job.target), alive)
+        self.n_left, n_bytes = self.plan.left()
+        self._total = max(n_bytes, 1)
+        self._n_all = self.counts.settled + self.n_left
+        self._jobs = self.plan.jobs(left=True)
+        self._stages = self.stages / str(self.journal.run)
 
-    def work(self, jobs: list[Job], progress: Progress) -> None:
-        """Do the jobs.
-
-        Args:
-            jobs: From ``first_look``.
-            progress: Of the whole.
-        """
-        waiting, busy = deque(jobs), list[Job]()
-        total = max(sum(job.n_bytes for job in jobs), 1)
-        n_all = self.counts.settled + len(jobs)
-        self._stages = self.journal.folder / PARTS / str(self.journal.run)
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Run]:
+        """Look at what is there, and have a folder for outputs that have no name yet."""
+        self.first_look()
         self._remove_stages_of_the_dead()
         try:
-            if jobs:
-                self._stages.mkdir(parents=True)
-                self.pool.start(len(jobs))
-            while True:
-                self._hand_out(waiting, busy)
-                working = [w for w in self.pool.workers if w.task is not None]
-                if not working and (self.stopped or not (waiting or busy)):
-                    break
-                if not waiting and not working:  # all that is left is another run's
-                    waiting.extend(busy)  # is it done, or free, in a while?
-                    busy.clear()
-                for worker, message in self.pool.wait(_WAIT_S):
-                    self._hear(worker, message, waiting)
-                self.journal.beat()
-                parts = sum(w.share * w.task.job.n_bytes for w in self.pool.workers if w.task)
-                share = min((self.counts.bytes + parts) / total, 1.0)
-                hours = self.counts.seconds / 3600
-                if share > 0.0:
-                    note = f"{self.counts.settled} of {n_all} files, {hours:.2f} h of audio"
-                    progress(share, note)
+            if self.n_left:
+                self._stages.mkdir(parents=True, exist_ok=True)
+            yield self
         finally:
-            self.counts.left = len(waiting) + len(busy)
-            shutil.rmtree(self._stages, ignore_errors=True)
+            self.counts.left = self.n_left + len(self._busy)
+            places.remove_folder(self._stages)
 
-    def _hand_out(self, waiting: deque[Job], busy: list[Job]) -> None:
-        """Give every idle worker something to do."""
-        for worker in self.pool.workers:
-            while worker.idle and waiting:
-                if self.stopped:
-                    return
-                job = fresh(waiting.popleft())
-                row, alive = self.journal.row(job.target), self.journal.others()
-                if self._settled(job, row, alive):
-                    self.counts.bytes += job.n_bytes
-                elif (row is not None and held(row, alive)) or not self.journal.claim(
-                    job, job.key(self.settings), row
-                ):
-                    busy.append(job)
-                else:
-                    staged = self._stages / f"{worker.index}{job.target.suffix.lower()}"
-                    staged.unlink(missing_ok=True)
-                    worker.give(Task(job, staged))
+    def next_task(self) -> Task | None:
+        """Claim a job.
+
+        Returns:
+            None if none is left but those of other runs.
+        """
+        while self.n_left and not self.stopped:
+            self.journal.beat()
+            if self._first:
+                job = self._first.popleft()
+            else:
+                job = next(self._jobs, None) or self._again.popleft()
+            self.n_left -= 1
+            job = fresh(job)
+            row, alive = self.journal.row(job.target), self.journal.others()
+            if self._settled(job, row, alive):
+                self.counts.bytes += job.n_bytes
+            elif (row is not None and held(row, alive)) or not self.journal.claim(
+                job, job.key(self.settings), row
+            ):
+                self._busy.append(job)
+            else:
+                self._n_given += 1
+                return Task(job, self._stages / f"{self._n_given}{job.target.suffix.lower()}")
+        return None
+
+    def look_again(self) -> bool:
+        """What other runs were at: it is done, or free, in a while.
+
+        Returns:
+            Whether there is any.
+        """
+        self._again.extend(self._busy)
+        self.n_left += len(self._busy)
+        self._busy.clear()
+        return bool(self.n_left) and not self.stopped
+
+    def tick(self, progress: Progress, parts: float = 0.0) -> None:
+        """Give a sign of life, and show how far the whole is.
+
+        Args:
+            progress: Of the whole.
+            parts: What is done of the recordings that are worked on (bytes).
+        """
+        self.journal.beat()
+        share = min((self.counts.bytes + parts) / self._total, 1.0)
+        hours = self.counts.seconds / 3600
+        if share > 0.0:
+            note = f"{self.counts.settled} of {self._n_all} files, {hours:.2f} h of audio"
+            progress(share, note)
 
     def _settled(self, job: Job, row: Row | None, alive: dict[int, str]) -> bool:
         """Whether there is nothing to do for a job, and why."""
@@ -159,22 +172,24 @@ class Run:
             return False
         if row is not None and row.state == "placing" and named(job, row):
             row = self.journal.row(job.target) if self.journal.done(job.target, row.run) else row
-        there = os.path.lexists(job.target)
+        there = places.is_there(job.target)
         ours = row is not None and row.run == self.journal.run
         if row is not None and (self.rules.resume or self.rules.skip_existing or ours):
             same = row.key == job.key(self.settings) and same_source(job, row)
             if row.state == "poison" and same:
                 self.counts.failed += 1
                 self.say(f"{job.source}: is set aside: {json.loads(row.result or '{}')['error']}")
+                self.plan.settle(job)
                 return True
             if row.state == "done" and same and there and same_output(job, row):
                 self.counts.before += 1
+                self.plan.settle(job)
                 return True
         if not there or self.rules.overwrite:
             return False
         if self.rules.skip_existing:
             self.counts.skipped += 1
-            self.outcomes[job.target] = {"state": "skipped"}
+            self.plan.settle(job, {"state": "skipped"})
             return True
         why = "exists already and is not replaced without permission"
         if row is not None and row.state == "done":
@@ -187,46 +202,47 @@ class Run:
         self._failed(job, str(error), "InputError", known=False)
         return True
 
-    def _hear(self, worker: Worker, message: tuple[Any, ...], waiting: deque[Job]) -> None:
-        kind = message[0]
-        if kind == "said":
-            # each worker opens the same engine: one of them tells of it
-            if worker.task is not None or (worker.index == 0 and not self.pool.opened):
-                self.say(message[1])
-            return
-        assert worker.task is not None
-        job, staged = worker.task.job, worker.task.staged
-        worker.task = None
+    def hear(self, task: Task, message: tuple[Any, ...]) -> None:
+        """Take what became of a task.
+
+        Args:
+            task: The task.
+            message: ("done", Made, result), ("failed", reason, kind), ("died", reason, whether
+                the process was asked to end), or ("poison", reason).
+        """
+        job, kind = task.job, message[0]
         if kind == "died":
             if (count := self.journal.died(job, asked=message[2])) < POISON_ATTEMPTS:
-                if message[2]:
-                    waiting.appendleft(job)
-                else:
-                    waiting.append(job)
+                (self._first if message[2] else self._again).append(job)
+                self.n_left += 1
                 return
-            self._failed(job, f"{job.source}: {message[1]}, {count} times", "poison")
+            reason = hung(trace_of(task.staged)) or message[1]
+            self._failed(job, f"{job.source}: {reason}, {count} times", "poison")
+        elif kind == "poison":
+            self._failed(job, message[1], "poison")
         elif kind == "failed":
             if any(reason in message[1] for reason in _FULL):
                 self.stopped = f"{message[1]}: free space, and run again with --resume"
             self._failed(job, message[1], message[2])
         else:
-            self._place(job, staged, *message[1:])
+            self._place(job, *message[1:])
         self.counts.bytes += job.n_bytes
 
-    def _place(self, job: Job, staged: Path, made: Any, result: dict[str, Any]) -> None:
+    def _place(self, job: Job, made: Made, result: dict[str, Any]) -> None:
         if not self.journal.placing(job, made, result):
             self.counts.before += 1  # it took so long that another run has taken it over
+            self.plan.settle(job)
             return
         try:
-            target = Path(os.path.realpath(job.target))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            give_name(staged, target, overwrite=self.rules.overwrite)
+            mtime_ns = places.name_it(made.path, job.target, overwrite=self.rules.overwrite)
         except (InputError, OSError) as error:
             self._failed(job, explain(error), type(error).__name__)
             return
-        self.journal.done(job.target, self.journal.run)
+        self.journal.done(job.target, self.journal.run, mtime_ns)
+        self.plan.settle(job)
         self.counts.done += 1
         self.counts.seconds += result["duration_s"]
+        self.opened = self.opened or {key: result[key] for key in ("backend", "device")}
         for thing in result["left"]:
             self.say(f"{job.target}: {thing} of {job.source} could not be carried over")
 
@@ -235,34 +251,29 @@ class Run:
         self.say(said)
         result = {"error": said, "kind": kind}
         if known:
+            self.plan.settle(job)
             self.journal.fail(job, result, "poison" if kind == "poison" else "failed")
         else:
-            self.outcomes[job.target] = {"state": "refused", **result}
+            self.plan.settle(job, {"state": "refused", **result})
 
     def _remove_stages_of_the_dead(self) -> None:
         alive = {str(run) for run in self.journal.others()}
-        folder = self.journal.folder / PARTS
-        for path in folder.iterdir() if folder.is_dir() else ():
+        for path in self.stages.iterdir() if self.stages.is_dir() else ():
             if path.name not in alive:
-                shutil.rmtree(path, ignore_errors=True)
+                places.remove_folder(path)
 
-    def results(self, jobs: list[Job], refused: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """What became of every job: from this run, earlier ones and others.
-
-        Args:
-            jobs: All of the plan.
-            refused: Of the plan.
-        """
-        yield from refused
-        for job in jobs:
+    def results(self) -> Iterator[dict[str, Any]]:
+        """What became of every job: from this run, earlier ones and others."""
+        yield from self.plan.refused()
+        for job, known in self.plan.outcomes():
             head: dict[str, Any] = {"path": str(job.source), "output": str(job.target)}
             if job.part:
                 head |= dict(zip(("start", "duration"), job.part, strict=True))
-            if (known := self.outcomes.get(job.target)) is not None:
+            if known is not None:
                 yield {**head, **known}
                 continue
             row = self.journal.row(job.target)
-            if row is None:
+            if row is None or row.state in ("claimed", "placing"):
                 yield {**head, "state": "left"}
                 continue
             result = json.loads(row.result) if row.result else {}

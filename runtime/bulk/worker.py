@@ -1,19 +1,23 @@
 """The process that enhances: one engine, one recording after another, told through a pipe.
 
-It writes to a path that it is given, outside of everybody's sight, and never touches the journal.
+It writes to a place that it is given, outside of everybody's sight, and never touches the journal.
 """
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import signal
+import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -22,15 +26,17 @@ import numpy as np
 
 from ..audio import probe
 from ..command import explain
-from ..containers import SAMPLE_BYTES, Raw
+from ..containers import SAMPLE_BYTES
 from ..cut import cut
 from ..enhancer import EnhancedFile, Enhancer
 from ..errors import InputError
-from ..files import sha256_file
+from . import places
 from .plan import Job
 from .rows import Made
 
 PART_EVERY_S = 0.5
+_REARM_S, _SLOW_BYTES_S = 1.0, 1e6
+_FRAME = re.compile(r'File "(?:.*[/\\])?(.+)", line (\d+) in (\S+)')
 _FREE_BYTES = 1 << 20  # left to the journal
 
 
@@ -45,6 +51,8 @@ class Engine:
         threads: Likewise.
         tf32: Likewise.
         options: For ``Enhancer.enhance_file``.
+        hung_s: A process that makes no progress for so long (s), and a second more for each
+            megabyte of the recording, is ended; 0: never.
         batch: Windows computed at a time; see ``lanes``.
     """
 
@@ -53,7 +61,8 @@ class Engine:
     device: str
     threads: int | None
     tf32: bool
-    options: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
+    hung_s: float = 0.0
     batch: int = 1
 
 
@@ -82,6 +91,73 @@ class Sender(logging.Handler):
         """Send a message."""
         with contextlib.suppress(OSError):
             self._pipe.send(("said", record.getMessage()))
+
+
+class Watch:
+    """Ends this process when a task makes no progress for too long. Use as a context manager.
+
+    ``faulthandler`` does it, in a thread of C that waits for no lock of Python's: a codec, an
+    engine or a network drive that never returns is ended, too.
+    """
+
+    def __init__(self, limit_s: float, trace: Path) -> None:
+        """Begin to watch with the context.
+
+        Args:
+            limit_s: How long nothing may move (s); 0: for ever.
+            trace: Where it is written at which line everything stood; removed at the end.
+        """
+        self._limit_s, self._trace = limit_s, trace
+        self._armed = 0.0
+
+    def __enter__(self) -> Watch:
+        """Start."""
+        if self._limit_s:
+            self._file = self._trace.open("wb")
+            self.step()
+        return self
+
+    def step(self) -> None:
+        """Say that something has moved."""
+        if self._limit_s and time.monotonic() - self._armed >= min(_REARM_S, self._limit_s / 4):
+            self._armed = time.monotonic()
+            faulthandler.dump_traceback_later(self._limit_s, exit=True, file=self._file)
+
+    def __exit__(self, *error: object) -> None:
+        """Stop."""
+        if self._limit_s:
+            faulthandler.cancel_dump_traceback_later()
+            self._file.close()
+            with contextlib.suppress(OSError):
+                self._trace.unlink()
+
+
+def trace_of(staged: Path) -> Path:
+    """Where a task's ``Watch`` leaves its trace.
+
+    Args:
+        staged: The task's output.
+    """
+    return staged.with_name(f"{staged.name}.hung")
+
+
+def hung(trace: Path) -> str | None:
+    """What a ``Watch`` left when it ended its process, in words; None: it did not.
+
+    Args:
+        trace: Its file.
+    """
+    try:
+        text = trace.read_text(errors="replace")
+    except OSError:
+        return None
+    if not text.startswith("Timeout"):
+        return None
+    threads = text.split("Thread ")[1:]
+    ours = next((part for part in threads if " in answer\n" in part), "")
+    where = _FRAME.search(ours)  # the innermost frame stands first
+    place = f" (in {where[3]}, {where[1]} line {where[2]})" if where else ""
+    return f"nothing had moved for too long{place}, so the process that worked on it was ended"
 
 
 def start_process() -> None:
@@ -122,68 +198,82 @@ def serve(pipe: Connection, engine: Engine) -> None:
         pipe.send(("ready", {"backend": enhancer.backend.name, "device": enhancer.backend.device}))
         while True:
             task: Task = pipe.recv()
-            pipe.send(answer(task, enhancer, engine.options, pipe))
+            pipe.send(answer(task, enhancer, engine, pipe.send))
 
 
 def answer(
-    task: Task, enhancer: Enhancer, options: dict[str, Any], pipe: Connection
+    task: Task, enhancer: Enhancer, engine: Engine, tell: Callable[[tuple[Any, ...]], None]
 ) -> tuple[Any, ...]:
     """Do a task; whatever it raises is an answer, too.
 
     Args:
         task: The task.
         enhancer: The open engine.
-        options: For ``Enhancer.enhance_file``.
-        pipe: For how far it is.
+        engine: How it was opened.
+        tell: Gets how far it is.
     """
     last = time.monotonic()
+    job, staged = task.job, task.staged
+    with contextlib.ExitStack() as stack:
+        if places.is_remote(job.source) or places.is_remote(staged):
+            name = stack.enter_context(tempfile.TemporaryDirectory(prefix="dvpd-"))
+            near = Path(name)
+        else:
+            near = staged.parent
+        made = near / staged.name
+        source = job.source
+        try:
+            # the first pass over a large file tells nothing of itself
+            limit_s = engine.hung_s and engine.hung_s + job.n_bytes / _SLOW_BYTES_S
+            watch = stack.enter_context(Watch(limit_s, trace_of(made)))
 
-    def progress(share: float) -> None:
-        nonlocal last
-        if time.monotonic() - last >= PART_EVERY_S:
-            last = time.monotonic()
-            pipe.send(("part", share))
+            def progress(share: float) -> None:
+                nonlocal last
+                watch.step()
+                if time.monotonic() - last >= PART_EVERY_S:
+                    last = time.monotonic()
+                    tell(("part", share))
 
-    job = task.job
-    try:
-        _check_space(task, options.get("raw"), options["salvage"])
-        content = sha256_file(job.source)
-        done = enhancer.enhance_file(
-            job.source, task.staged, part=job.part, progress=progress, **options
-        )
-        now = os.stat(job.source)
-        if (now.st_size, now.st_mtime_ns) != (job.n_bytes, job.mtime_ns):
-            raise InputError(
-                f"{job.source}: was changed while it was read; nothing was written: run again with "
-                "--resume when it is complete"
+            before = places.state(job.source)
+            source = places.bring(job.source, near, watch.step)
+            _check_space(replace(job, source=source), made, engine.options)
+            content = places.sha256(source, watch.step)
+            done = enhancer.enhance_file(
+                source, made, part=job.part, progress=progress, **engine.options
             )
-        made = os.stat(task.staged)
-        sha256 = sha256_file(task.staged)
-        facts = Made(content, made.st_size, made.st_mtime_ns, sha256)
-        return "done", facts, _result(enhancer, done)
-    except BrokenPipeError:
-        raise
-    except Exception as error:
-        said = explain(error).replace(str(task.staged), str(job.target))
-        return "failed", said, type(error).__name__
+            if places.state(job.source) != before:
+                raise InputError(
+                    f"{job.source}: was changed while it was read; nothing was written: run again "
+                    "with --resume when it is complete"
+                )
+            sha256 = places.sha256(made, watch.step)
+            if places.is_remote(staged):
+                places.send(made, staged, watch.step)
+            facts = Made(staged, before, content, *places.state(staged), sha256)
+            return "done", facts, _result(enhancer, done)
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            said = explain(error).replace(str(made), str(job.target))
+            return "failed", said.replace(str(source), str(job.source)), type(error).__name__
 
 
-def _check_space(task: Task, raw: Raw | None, salvage: bool) -> None:
+def _check_space(job: Job, made: Path, options: dict[str, Any]) -> None:
     """Refuse what cannot fit before hours are spent: such as a sparse file of a terabyte.
 
     Raises:
         InputError: A WAV file would be larger than what is free.
     """
-    if task.staged.suffix.lower() != ".wav":
+    if made.suffix.lower() != ".wav":
         return
-    if task.job.n_bytes < shutil.disk_usage(task.staged.parent).free // 64:
+    if job.n_bytes < shutil.disk_usage(made.parent).free // 64:
         return  # not worth a look: the disk may still turn out to be full later
-    info = cut(probe(task.job.source, raw=raw, salvage=salvage), task.job.part)
+    info = cut(probe(job.source, raw=options.get("raw"), salvage=options["salvage"]), job.part)
     needed = info.n_samples * info.n_channels * SAMPLE_BYTES.get(info.subtype, 2)
-    free = shutil.disk_usage(task.staged.parent).free - _FREE_BYTES
+    free = shutil.disk_usage(made.parent).free - _FREE_BYTES
     if needed > free:
         raise InputError(
-            f"{task.job.source}: its output takes {needed} bytes, {max(free, 0)} are free: free "
+            f"{job.source}: its output takes {needed} bytes, {max(free, 0)} are free: free "
             "space, or enhance parts of it (start and duration in a manifest)"
         )
 
@@ -213,4 +303,14 @@ def _result(enhancer: Enhancer, done: EnhancedFile) -> dict[str, Any]:
     }
 
 
-__all__ = ["Engine", "Sender", "Task", "answer", "serve", "start_process"]
+__all__ = [
+    "Engine",
+    "Sender",
+    "Task",
+    "Watch",
+    "answer",
+    "hung",
+    "serve",
+    "start_process",
+    "trace_of",
+]

@@ -6,12 +6,14 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 
 from dvpd.runtime import InputError
 from dvpd.runtime.bulk import pool, run
+from dvpd.runtime.bulk.here import work_here
 from dvpd.runtime.bulk.journal import Journal
 from dvpd.runtime.bulk.plan import folder_plan
 from dvpd.runtime.bulk.worker import Engine, answer
@@ -36,6 +38,8 @@ class FakeEnhancer:
             raise SystemExit
         if data == b"killing":
             os.kill(os.getpid(), signal.SIGKILL)
+        if data == b"hanging":
+            time.sleep(600)
         if data == b"bad":
             raise InputError(f"{source}: no recording; {target} was not written")
         if data == b"growing":
@@ -53,7 +57,7 @@ def serve(pipe: Connection, engine: Engine) -> None:
     try:
         while True:
             task = pipe.recv()
-            pipe.send(answer(task, FakeEnhancer(), engine.options, pipe))
+            pipe.send(answer(task, FakeEnhancer(), engine, pipe.send))
     except (EOFError, OSError, SystemExit):
         pipe.close()
 
@@ -83,13 +87,16 @@ def use_threads(monkeypatch=None):
         monkeypatch.setattr(pool, "multiprocessing", fake)
 
 
-def do(root, out, rules, *, n=1, settings=None, said=None):
+def do(root, out, rules, *, n=1, settings=None, said=None, engine=ENGINE, journal=None):
     """One run over a folder; returns it, and its results by the input's name."""
-    out.mkdir(exist_ok=True)
+    if journal is None:
+        out.mkdir(exist_ok=True)
     plan = folder_plan(root, out, [], True)
-    with Journal(out) as journal, pool.Pool(n, ENGINE, serve) as workers:
-        said = [] if said is None else said
-        done = run.Run(journal, settings or {"steps": 3}, run.Rules(**rules), workers, said.append)
-        done.work(done.first_look(plan.jobs), Progress("x"))
-        results = {Path(r["path"]).name: r for r in done.results(plan.jobs, plan.refused)}
+    said = [] if said is None else said
+    with Journal(out, journal) as opened, pool.Pool(n, engine, serve) as workers:
+        rules, stages = run.Rules(**rules), out / ".dvpd" / "parts"
+        done = run.Run(opened, plan, settings or {"steps": 3}, rules, stages, said.append)
+        work_here(done, workers, Progress("x"))
+        done.n_workers = len(workers.workers)
+        results = {r["path"].rpartition("/")[2]: r for r in done.results()}
     return done, results

@@ -36,7 +36,7 @@ def run(engine_shared, enhancer, monkeypatch):
         pipe.send(("ready", {"backend": "ort", "device": "cpu"}))
         try:
             while True:
-                pipe.send(worker.answer(pipe.recv(), enhancer, engine.options, pipe))
+                pipe.send(worker.answer(pipe.recv(), enhancer, engine, pipe.send))
         except (EOFError, OSError):
             pipe.close()
 
@@ -235,6 +235,20 @@ def test_another_live_run_is_named(run, root, out, capsys):
         assert run(root, out, "--overwrite") == 2
         assert f"process {os.getpid()} on" in capsys.readouterr().err
         assert run(root, out, "--resume") == 0
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:1", "nothing answers there (Connection refused)"),
+        ("ray://head:10001", "expected local, auto or HOST:PORT"),
+        ("head", "expected local, auto or HOST:PORT"),
+    ],
+)
+def test_a_cluster_that_is_not_there(run, root, out, address, said, capsys):
+    assert run(root, out, "--ray", address) == 1
+    assert said in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_lengths_are_seconds_until_they_are_hours():

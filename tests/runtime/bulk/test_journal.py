@@ -4,6 +4,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from bulk_parts import do, use_threads
@@ -19,7 +20,7 @@ def job(tmp_path):
     return Job(tmp_path / "in.wav", tmp_path / "out.wav", None, 1, 2)
 
 
-MADE = Made("c", 3, 4, "s")
+MADE = Made(Path("s"), (1, 2), "c", 3, 4, "s")
 
 
 def sign_in(out, pid, host, beat):

@@ -2,18 +2,20 @@
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from bulk_parts import do
+from bulk_parts import ENGINE, do
 
 from dvpd.runtime import cli
 
@@ -58,6 +60,20 @@ def test_a_file_that_kills_a_real_process_is_set_aside(tmp_path):
     assert (done.counts.done, done.counts.failed) == (2, 1)
     assert results["b.wav"]["state"] == "poison"
     assert "was ended by SIGKILL; often memory that ran out, 2 times" in results["b.wav"]["error"]
+
+
+def test_a_file_at_which_a_process_stands_still_is_set_aside(tmp_path):
+    root = tmp_path / "in"
+    root.mkdir()
+    for name, data in (("a.wav", b"hanging"), ("b.wav", b"b")):
+        (root / name).write_bytes(data)
+    done, results = do(root, tmp_path / "out", {}, engine=replace(ENGINE, hung_s=1.5))
+    assert (done.counts.done, done.counts.failed) == (1, 1)
+    assert results["a.wav"]["state"] == "poison"
+    said = results["a.wav"]["error"]
+    assert re.search(
+        r"moved for too long \(in enhance_file, bulk_parts\.py line \d+\), .*, 2 t", said
+    )
 
 
 @pytest.mark.slow

@@ -172,7 +172,7 @@ def test_batched_files_are_those_of_one_at_a_time(run, enhancer, tmp_path, speec
 
 def test_a_causal_model_is_refused(engine_causal):
     ours, theirs = multiprocessing.Pipe()
-    engine = command.Engine(engine_causal, "ort", "cpu", 1, False, {}, 2)
+    engine = command.Engine(engine_causal, "ort", "cpu", 1, False, batch=2)
     thread = threading.Thread(target=lanes.serve_lanes, args=([theirs], engine))
     lanes_start, lanes.start_process = lanes.start_process, lambda: None
     try:

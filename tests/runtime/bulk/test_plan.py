@@ -5,7 +5,7 @@ import pytest
 
 from dvpd.runtime import InputError
 from dvpd.runtime.bulk.lines import manifest_plan
-from dvpd.runtime.bulk.plan import check_targets, folder_plan
+from dvpd.runtime.bulk.plan import folder_plan
 
 
 def fill(root, *names):
@@ -15,7 +15,7 @@ def fill(root, *names):
 
 
 def targets(plan, out):
-    return [job.target.relative_to(out).as_posix() for job in plan.jobs]
+    return [job.target.relative_to(out).as_posix() for job in plan.jobs()]
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_a_folder_keeps_its_tree(root, tmp_path):
 def test_an_output_folder_within_the_input_is_left_out(root):
     fill(root, "out/b.wav")
     plan = folder_plan(root, root / "out", ["b.wav"], True)
-    assert [job.source for job in plan.jobs] == [root / "b.wav"]
+    assert [job.source for job in plan.jobs()] == [root / "b.wav"]
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_files_that_cannot_be_read_are_named(root, tmp_path, monkeypatch):
     (root / "gone.wav").symlink_to(tmp_path / "nowhere")
     (root / "empty.wav").touch()
     plan = folder_plan(root, tmp_path / "out", [], False)
-    assert [job.source.name for job in plan.jobs] == ["a.mp3", "b.wav"]
-    assert [r["error"].split(": ")[1] for r in plan.refused] == [
+    assert [job.source.name for job in plan.jobs()] == ["a.mp3", "b.wav"]
+    assert [r["error"].split(": ")[1] for r in plan.refused()] == [
         "is an empty file (0 bytes)",
         "No such file or directory",
     ]
@@ -82,23 +82,23 @@ def test_files_that_cannot_be_read_are_named(root, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuse)
     plan = folder_plan(root, tmp_path / "out", [], True)
-    assert plan.refused[0]["error"] == f"{root / 's'}: Permission denied"
-    assert len(plan.jobs) == 2
+    assert [r["error"] for r in plan.refused()][2] == f"{root / 's'}: Permission denied"
+    assert len(list(plan.jobs())) == 2
 
 
 def test_outputs_that_meet_are_found_before_anything_runs(root, tmp_path):
     fill(root, "b.aiff")
     with pytest.raises(InputError, match=r"b\.aiff and .*b\.wav would share the output"):
-        check_targets(folder_plan(root, tmp_path / "out", [], False).jobs)
+        folder_plan(root, tmp_path / "out", [], False).check_targets()
 
 
 def test_no_output_is_an_input(root):
     fill(root, "in/b.wav")
     plan = folder_plan(root / "in", root, [], False)
-    check_targets(plan.jobs)
+    plan.check_targets()
     plan.add(root / "b.wav", root / "other.wav")
     with pytest.raises(InputError, match="would be input and output"):
-        check_targets(plan.jobs)
+        plan.check_targets()
 
 
 def test_manifest(root, tmp_path):
@@ -112,9 +112,9 @@ def test_manifest(root, tmp_path):
     lines.write_text("\n\n".join(map(json.dumps, good)))
     out = tmp_path / "out"
     plan = manifest_plan(lines, root, out)
-    assert plan.refused == []
+    assert list(plan.refused()) == []
     assert targets(plan, out) == ["cut/b.flac", "c.FLAC", "s/t/d.wav", "b.wav"]
-    assert [job.part for job in plan.jobs] == [(1.5, 2.0), None, (3.0, None), None]
+    assert [job.part for job in plan.jobs()] == [(1.5, 2.0), None, (3.0, None), None]
 
 
 @pytest.mark.parametrize(
@@ -139,10 +139,10 @@ def test_a_wrong_line_is_named_and_the_others_are_taken(root, tmp_path, line, sa
     lines = tmp_path / "in.jsonl"
     lines.write_bytes(('{"path": "a.mp3"}\n' + line).encode(errors="surrogateescape"))
     plan = manifest_plan(lines, root, tmp_path / "out")
-    assert [job.source.name for job in plan.jobs] == ["a.mp3"]
-    assert f"{lines} line 2: " in plan.refused[0]["error"]
-    assert said in plan.refused[0]["error"]
-    assert plan.refused[0]["line"] == 2
+    assert [job.source.name for job in plan.jobs()] == ["a.mp3"]
+    assert f"{lines} line 2: " in next(iter(plan.refused()))["error"]
+    assert said in next(iter(plan.refused()))["error"]
+    assert next(iter(plan.refused()))["line"] == 2
 
 
 def test_a_manifest_that_names_what_cannot_be_done(root, tmp_path):
@@ -150,8 +150,8 @@ def test_a_manifest_that_names_what_cannot_be_done(root, tmp_path):
     table = [{"path": "none.wav"}, {"path": "b.wav", "output": "b.mp3"}]
     lines.write_text("\n".join(map(json.dumps, table)))
     plan = manifest_plan(lines, root, tmp_path / "out")
-    assert "No such file" in plan.refused[0]["error"]
-    assert "unknown suffix '.mp3'" in plan.refused[1]["error"]
+    assert "No such file" in next(iter(plan.refused()))["error"]
+    assert "unknown suffix '.mp3'" in list(plan.refused())[1]["error"]
     lines.write_text("\n")
     with pytest.raises(InputError, match="has no lines"):
         manifest_plan(lines, root, tmp_path / "out")
