@@ -29,10 +29,11 @@ if __package__ in (None, ""):
 
 from dvpd.runtime import command
 from dvpd.runtime.arrays import FloatArray
-from dvpd.runtime.bulk.journal import Journal
+from dvpd.runtime.bulk.here import work_here
+from dvpd.runtime.bulk.journal import FOLDER, Journal
 from dvpd.runtime.bulk.plan import folder_plan
 from dvpd.runtime.bulk.pool import Pool
-from dvpd.runtime.bulk.run import Rules, Run
+from dvpd.runtime.bulk.run import PARTS, Rules, Run
 from dvpd.runtime.bulk.worker import Engine, answer, start_process
 from dvpd.runtime.engines import default_engine
 from dvpd.runtime.enhancer import Enhancer
@@ -57,7 +58,8 @@ class Passing:
 
     def predict(self, noisy: FloatArray) -> tuple[FloatArray, Sequence[Any]]:
         """See ``Backend.predict``."""
-        return noisy[:, :2].copy(), ()
+        clean_ri: FloatArray = noisy[:, :2].copy()
+        return clean_ri, ()
 
     def score(self, *given: Any, **named: Any) -> FloatArray:
         """Never called: no steps are taken."""
@@ -74,7 +76,7 @@ def serve(pipe: Any, engine: Engine) -> None:
     pipe.send(("ready", {"backend": "passing", "device": "cpu"}))
     try:
         while True:
-            pipe.send(answer(pipe.recv(), enhancer, engine.options, pipe))
+            pipe.send(answer(pipe.recv(), enhancer, engine, pipe.send))
     except EOFError:
         pipe.close()
 
@@ -83,7 +85,8 @@ def sound(n_samples: int, seed: int = 0) -> FloatArray:
     """Noise in syllables, [n_samples] at 16 kHz."""
     rng = np.random.default_rng(seed)
     envelope = np.abs(np.sin(np.arange(n_samples) * (4.0 * np.pi / SAMPLE_RATE)))
-    return (0.1 * envelope * rng.standard_normal(n_samples)).astype(np.float32)
+    wav: FloatArray = (0.1 * envelope * rng.standard_normal(n_samples)).astype(np.float32)
+    return wav
 
 
 def run_short(folder: Path, engine: Path, n_files: int) -> dict[str, float]:
@@ -105,10 +108,11 @@ def run_short(folder: Path, engine: Path, n_files: int) -> dict[str, float]:
         soundfile.write(source / f"{i:06d}.wav", wav, SAMPLE_RATE, "PCM_16")
     started, cpu = time.perf_counter(), time.process_time()
     options = {"steps": 0, "salvage": False}
+    plan = folder_plan(source, out, [], False)
     with Journal(out) as journal:
+        run = Run(journal, plan, {}, Rules(), out / FOLDER / PARTS, command.say)
         with Pool(1, Engine(engine, "ort", "cpu", 1, False, options), serve) as pool:
-            run = Run(journal, {}, Rules(), pool, command.say)
-            run.work(run.first_look(folder_plan(source, out, [], False).jobs), Progress("files"))
+            work_here(run, pool, Progress("files"))
         if run.counts.done != n_files:
             raise RuntimeError(f"{run.counts.done} of {n_files} files were done")
     workers, own = (

@@ -11,6 +11,7 @@ chance) is that of the other half, with an interval over recordings. Rivals need
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -92,10 +93,14 @@ def branches(
             steps=sampler_steps(sde, sampler.t_rs, steps, sampler.last_step),
             alpha=0.0,
             tlb=TlbFactors(),
-            draw=lambda index, seed=seed: frame_noise(seed, index, 0, noisy.shape[2]),
+            draw=functools.partial(_draw, seed, noisy.shape[2]),
         )
         found[name] = np.hypot(*clean_ri[0])
     return {name: magnitude[:n_frames] for name, magnitude in found.items()}
+
+
+def _draw(seed: int, n_frames: int, index: int) -> FloatArray:
+    return frame_noise(seed, index, 0, n_frames)
 
 
 def _db(power: NDArray[np.floating]) -> NDArray[np.float64]:

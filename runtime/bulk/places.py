@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..audio import check_file
 from ..errors import InputError, one_line
@@ -50,9 +50,9 @@ def place(text: str) -> Path:
     try:
         from upath import UPath
 
-        found: Path = UPath(text)
-        _ = found.fs  # type: ignore[attr-defined]  # a UPath: says whether its package is there
-        return found
+        found = UPath(text)
+        _ = found.fs  # says whether its package is there
+        return cast("Path", found)  # it does what a path of this machine does
     except ModuleNotFoundError as error:
         if error.name in ("upath", "fsspec"):
             raise
