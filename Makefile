@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 
-.PHONY: demo test quick lint types docs web clean
+.PHONY: demo test extras quick lint types docs web clean
 .DELETE_ON_ERROR:
 
 # The light CPU runtime: no torch. PESQ compiles C; without a compiler the demo only leaves it out.
@@ -21,6 +21,18 @@ $(VENV)/.full: $(VENV)/.runtime
 	$(PIP) -e ".[cpu,openvino,export,train,bench,demo,dev]"
 	$(PIP) tensorrt-rtx-cu13 cuda-python || echo "TensorRT-RTX is not available here: its checks will be skipped"
 	touch $@
+
+# What only some tests need: the server, LiveKit, Pipecat, a Ray cluster, the browser page. Without it they
+# are skipped and say so. Pipecat's pins of libraries that we share are older than ours.
+PIPECAT := aiofiles docstring_parser loguru loudness sentencex wait_for2 opentelemetry-api
+$(VENV)/.extras: $(VENV)/.full
+	$(PIP) -e ".[serve,livekit]"
+	$(PIP) $(PIPECAT) && $(PIP) --no-deps pipecat-ai || echo "Pipecat is not available here: its tests will be skipped"
+	$(PIP) "ray[data]" || echo "Ray is not available here: its tests will be skipped"
+	touch $@
+
+extras: $(VENV)/.extras
+	if command -v npm; then $(MAKE) --no-print-directory web; else echo "npm is not here: the browser page is not built"; fi
 
 demo: $(VENV)/.runtime
 	$(BIN)/python examples/demo.py

@@ -160,14 +160,13 @@ class StreamCalls(TorchDevice):
         batch, n_steps = len(arrays[0]), len(table) - 2
         # Streams come and go: shapes for 1, 2, 4, 8 ... of them are captured, not one for each number.
         places = 1 << (batch - 1).bit_length() if self._captures else batch
-        factors = self._factors(*tlb.arrays())
         given = [padded(self._to(x), int(i > 1), places) for i, x in enumerate(arrays)]
         given += [padded(self._begun(i, state, batch), 0, places) for i, state in enumerate(states)]
-        given += [self._to(table), *(f for f in factors if f is not None)]
+        # Factors of one, too: without them a score state would be shorter, and another at a later call.
+        given += [self._to(x) for x in (table, *tlb.arrays())]
 
         def work(noisy: Tensor, late: Tensor, noise: Tensor, times: Tensor, *rest: Tensor) -> Any:
-            before, (coefficients, *some) = rest[: n_steps + 1], rest[n_steps + 1 :]
-            scales = self._filled(factors, some)
+            before, (coefficients, *scales) = rest[: n_steps + 1], rest[n_steps + 1 :]
             network = self._open_model()
             (clean_ri, feats), after = advance(network.predictive, before[0], noisy)
             kept: list[Tensor] = [after]
@@ -184,7 +183,7 @@ class StreamCalls(TorchDevice):
                 fused = diffused(clean_ri, late[:, 2:3], noise, coefficients, score)
             return (*kept, fused, clean_ri, *sigmas[:1])
 
-        key = ("block", places, given[0].shape[2], n_steps, *(f is not None for f in factors))
+        key = ("block", places, given[0].shape[2], n_steps)
         out = self._replayed(key, work, given)
         # Of a captured graph they are written over by its next call.
         kept = tuple(state[:batch].clone() for state in out[: n_steps + 1])

@@ -50,10 +50,8 @@ _ARRAY_BLOCK = 1 << 18  # samples pushed at a time
 class Enhancer(Closing):
     """A loaded model.
 
-    Use as a context manager, or call ``close``. On a CPU the windows of a recording (and its
-    channels) are computed side by side, on as many threads as were asked for; threads that share an
-    Enhancer share those. A recording of one window gets all threads for itself, and there, and on
-    GPUs, threads take turns. Another process opens its own.
+    Use as a context manager, or call ``close``. On a CPU windows and channels are computed side by
+    side, a thread each; a recording of one window gets all threads. There, and on GPUs, callers wait.
 
     Attributes:
         manifest: What the engine folder says.
@@ -69,8 +67,7 @@ class Enhancer(Closing):
         Args:
             manifest: The engine's manifest.
             backend: Its graphs, loaded.
-            window_plan: How long recordings are cut; None for windows of 8.2 s, of which 1 s is the
-                recording's loudest.
+            window_plan: How long recordings are cut; None for the defaults of ``WindowPlan``.
 
         Raises:
             InputError: The windows do not start on frames.
@@ -90,10 +87,7 @@ class Enhancer(Closing):
         Raises:
             TypeError: Always.
         """
-        raise TypeError(
-            "an Enhancer holds a loaded engine, which can neither be copied nor sent to another "
-            "process: open one in each process (Enhancer.open)"
-        )
+        raise TypeError("an Enhancer holds a loaded engine: open one in each process (Enhancer.open)")
 
     @classmethod
     def open(
@@ -116,8 +110,7 @@ class Enhancer(Closing):
             device: "cpu", "cuda", "cuda:N" (not openvino), "tensorrt", "tensorrt:N" (ort: its
                 TensorRT provider), "gpu", "npu" (openvino) or "auto".
             threads: CPU threads; None for a sensible number.
-            window_plan: How long recordings are cut; None for windows of 8.2 s, of which 1 s is the
-                recording's loudest.
+            window_plan: How long recordings are cut; None for the defaults of ``WindowPlan``.
             tf32: Whether a GPU may round float32 products to TF32; see ``open_backend``.
 
         Raises:

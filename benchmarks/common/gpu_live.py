@@ -12,14 +12,13 @@ from dvpd.benchmarks.common import gpu_work, reference
 from dvpd.benchmarks.common.gpu_work import heard_warnings
 from dvpd.export.figures import snr_db
 from dvpd.runtime.arrays import FloatArray
-from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.errors import BackendError
-from dvpd.runtime.live import Stream
 from dvpd.runtime.manifest import Manifest
 from dvpd.torch_backend import TorchBackend, prepare
 
 if TYPE_CHECKING:
     from dvpd.benchmarks.gpu_quick import Check
+    from dvpd.runtime.live import Stream
 
 N_STREAMS = (1, 8, 64)
 PARITY_BLOCKS = 32  # about a second
@@ -67,6 +66,8 @@ class LiveSubject:
 
     def streamed(self, backend: Any, n_blocks: int) -> FloatArray:
         """What one stream gives for the first blocks of the clip, float32 [n]."""
+        from dvpd.runtime.enhancer import Enhancer  # needs soundfile, which such a machine may lack
+
         stream = Enhancer(self.manifest, backend).stream(
             self.manifest.signal.sample_rate, adapt=False
         )
@@ -93,6 +94,8 @@ class LiveSubject:
         Raises:
             BackendError: The blocks could not be captured.
         """
+        from dvpd.runtime.enhancer import Enhancer
+
         self.backend.capture = mode == "captured"
         pool = Enhancer(self.manifest, self.backend).stream_pool(adapt=False)
         streams = [pool.open(self.manifest.signal.sample_rate, seed=i) for i in range(n_streams)]

@@ -50,7 +50,8 @@ def serve_lanes(pipes: Sequence[Connection], engine: Engine) -> None:
     except Exception as error:
         pipes[0].send(("broken", explain(error)))
         return
-    log.removeHandler(first)
+    finally:
+        log.removeHandler(first)
     with opened:
         batches = _batches(opened, engine.batch)
         threads = [

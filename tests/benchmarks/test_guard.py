@@ -124,7 +124,8 @@ def test_an_engine_without_pin_or_a_pin_without_engine_fails():
     more = {**PINS["costs"], "new": PINS["costs"]["dvpd-tiny"]}
     assert all(f.fails for f in guard.compare_costs(PINS["costs"], more))
     lost = [f for f in guard.compare_costs(more, PINS["costs"]) if f.fails]
-    assert {f.where for f in lost} == {"new predictive", "new score"}
+    kinds = ("predictive", "predictive.single", "score", "score.single")
+    assert {f.where for f in lost} == {f"new {kind}" for kind in kinds}
     gone = guard.compare_quality({"new": {}, **PINS["quality"]}, PINS["quality"])
     assert [f.text() for f in gone] == ["new: quality is pinned (1) but not there"]
 

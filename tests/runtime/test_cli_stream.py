@@ -106,7 +106,7 @@ def test_every_format_goes_out_as_it_came_in(opened, monkeypatch, name):
 def test_options_reach_the_stream(opened, monkeypatch):
     run(monkeypatch, b"", "--steps", "0", "--max-attenuation", "12", "--fixed-steps")
     assert opened[0].options == {
-        "sample_rate": RATE, "channels": 1, "steps": 0, "attenuation_limit_db": 12.0,
+        "sample_rate": RATE, "channels": 1, "steps": 0, "quality": None, "attenuation_limit_db": 12.0,
         "adapt": False,
     }  # fmt: skip
 

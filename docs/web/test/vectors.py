@@ -18,7 +18,7 @@ from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.noise import frame_noise
 from dvpd.runtime.schedule import initial_state, sampler_steps
 from dvpd.runtime.stft import compress, istft, stft
-from dvpd.runtime.windows import LoudestStretch, WindowedStream, WindowPlan
+from dvpd.runtime.windows import LoudestStretch, Piece, WindowedStream, WindowPlan
 
 HERE = Path(__file__).resolve().parent
 ENGINES = HERE.parents[2] / "engines"
@@ -84,13 +84,13 @@ def windows() -> list[dict[str, Any]]:
     for n in (1, 16384, 16385, 20000, 28673, 60001):
         calls: list[list[int]] = []
 
-        def process(wav: np.ndarray, first: int, calls: list[list[int]] = calls) -> np.ndarray:
+        def begin(wav: np.ndarray, first: int, calls: list[list[int]] = calls) -> Piece:
             calls.append([first * 128, first * 128 + wav.size])
-            return wav * np.float32(0.5 + first / 100)
+            return lambda: wav * np.float32(0.5 + first / 100)
 
-        stream = WindowedStream(process, PLAN, 128)
+        stream = WindowedStream(begin, PLAN, 128)
         wav = formula(n)
-        out = np.concatenate([*stream.push(wav), *stream.finish()])
+        out = np.concatenate([piece() for piece in (*stream.push(wav), *stream.finish())])
         stretch = LoudestStretch(PLAN.reminder_samples, 128)
         stretch.push(wav)
         at = None if stretch.found is None else stretch.found.first_frame * 128
