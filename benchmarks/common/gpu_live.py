@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,7 @@ class LiveSubject:
         self.backend.capture = mode == "captured"
         pool = Enhancer(self.manifest, self.backend).stream_pool(adapt=False)
         streams = [pool.open(self.manifest.signal.sample_rate, seed=i) for i in range(n_streams)]
-        places = iter(np.arange(1 << 30) % len(self._blocks))
+        places = itertools.cycle(range(len(self._blocks)))
 
         def work() -> None:
             block = self._blocks[next(places)]
