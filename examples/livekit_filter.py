@@ -19,6 +19,7 @@ import soundfile
 from dvpd.integrations import StreamWorker
 from dvpd.runtime import command
 
+END_S = 2.0  # without a frame
 TAIL_S = 0.3  # of silence behind the recording: what is late comes out, too
 
 
@@ -52,10 +53,12 @@ async def hear(args: argparse.Namespace, worker: StreamWorker) -> None:
 
     speaking = asyncio.create_task(speak())
     with soundfile.SoundFile(args.output, "w", rate, channels, "PCM_16") as out:
-        async for event in stream:
-            out.write(np.frombuffer(event.frame.data, np.int16).reshape(-1, channels))
-            if speaking.done():
+        while out.frames < len(pcm):
+            try:
+                event = await asyncio.wait_for(anext(stream), END_S)
+            except (asyncio.TimeoutError, StopAsyncIteration):  # LiveKit has dropped frames
                 break
+            out.write(np.frombuffer(event.frame.data, np.int16).reshape(-1, channels))
     await speaking
     await stream.aclose()
     await source.aclose()

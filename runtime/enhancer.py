@@ -87,7 +87,7 @@ class Enhancer(Closing):
         Raises:
             TypeError: Always.
         """
-        raise TypeError("an Enhancer holds a loaded engine: open one in each process (Enhancer.open)")
+        raise TypeError("an Enhancer holds an engine: open one in each process (Enhancer.open)")
 
     @classmethod
     def open(

@@ -358,4 +358,4 @@ def test_warning_is_gone_with_a_report(tmp_path, few, caplog):
     verify.save(verify.verify_engine(folder, ["ort"], seconds=SHORT_S, quality=False), folder)
     with caplog.at_level(logging.WARNING, "dvpd"):
         Enhancer.open(folder, backend="ort", device="cpu").close()
-    assert caplog.records == []
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []

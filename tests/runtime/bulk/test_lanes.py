@@ -1,4 +1,5 @@
 import json
+import logging
 import multiprocessing
 import os
 import threading
@@ -170,7 +171,8 @@ def test_batched_files_are_those_of_one_at_a_time(run, enhancer, tmp_path, speec
     assert "with other settings" in capsys.readouterr().err
 
 
-def test_a_causal_model_is_refused(engine_causal):
+def test_a_causal_model_is_refused(engine_causal, caplog):
+    caplog.set_level(logging.INFO, "dvpd")  # as the process sets it; put back at the end
     ours, theirs = multiprocessing.Pipe()
     engine = command.Engine(engine_causal, "ort", "cpu", 1, False, batch=2)
     thread = threading.Thread(target=lanes.serve_lanes, args=([theirs], engine))
