@@ -184,10 +184,10 @@ def float_twin(model: onnx.ModelProto) -> onnx.ModelProto:
         if tensor.data_type == TensorProto.FLOAT16:
             value = numpy_helper.to_array(tensor).astype(np.float32)
             tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
-    for values in (twin.graph.input, twin.graph.output):
-        for value in values:
-            if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
-                value.type.tensor_type.elem_type = TensorProto.FLOAT
+    for infos in (twin.graph.input, twin.graph.output):
+        for info in infos:
+            if info.type.tensor_type.elem_type == TensorProto.FLOAT16:
+                info.type.tensor_type.elem_type = TensorProto.FLOAT
     del twin.graph.value_info[:]
     for node in twin.graph.node:
         for attribute in node.attribute:
