@@ -6,6 +6,7 @@ Files are written in blocks, and appear whole or not at all.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 from dataclasses import replace
@@ -76,6 +77,7 @@ def target_in(folder: Path, source: str) -> Path:
     return folder / (Path(name).stem + ".wav")
 
 
+@functools.cache  # soundfile asks the library for every subtype there is, each time
 def _writable(container: str, subtype: str) -> bool:
     return subtype in soundfile.available_subtypes(container)
 

@@ -149,6 +149,20 @@ def _candidates(name: str, device: str, folder: Path) -> list[tuple[str, str]]:
     return pairs + [(n, "cpu") for n in _cpu_order(names)]
 
 
+def on_cpu(name: str, device: str, folder: Path) -> bool:
+    """Whether an engine that is opened in this way can only be on the CPU.
+
+    Args:
+        name: Backend, or "auto".
+        device: As for ``open_backend``.
+        folder: Engine folder.
+
+    Raises:
+        BackendError: No engine is installed.
+    """
+    return all(where == "cpu" for _, where in _candidates(name, device, folder))
+
+
 def _cuda_order(names: Sequence[str]) -> list[str]:
     return [n for n in (*GPU_ONLY, "torch", "ort") if n in names]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .. import command
-from ..backends.choose import cpu_quota
+from ..backends.choose import MAX_WORKERS, cpu_quota, on_cpu, physical_cores
 from ..engines import find_engine
 from ..errors import InputError, one_line
 from ..files import WholeFile
@@ -26,7 +26,7 @@ from .journal import FOLDER, Journal
 from .lanes import n_lanes, serve_lanes
 from .lines import manifest_plan
 from .options import HUNG_S
-from .plan import folder_plan
+from .plan import Plan, folder_plan
 from .pool import Pool
 from .run import PARTS, Rules, Run
 from .worker import Engine, serve
@@ -61,11 +61,11 @@ def enhance_many(args: argparse.Namespace) -> int:
     batch: int = args.batch or 1
     # one watch a process: the lanes of a batch would wind each other's
     hung_s = 0.0 if batch > 1 else HUNG_S if args.hung_after is None else args.hung_after
-    threads = args.threads if args.ray else _threads(args)
+    n_jobs = _n_jobs(args, folder, plan)
+    threads = args.threads if args.ray else _threads(args, n_jobs)
     engine = Engine(
         folder, args.backend, args.device, threads, args.tf32, options, hung_s=hung_s, batch=batch
     )
-    n_jobs = args.jobs or 1
     with contextlib.ExitStack() as stack:
         ray = stack.enter_context(joined(args.ray)) if args.ray else None
         try:
@@ -147,10 +147,18 @@ def _refused(rules: Rules, journal: Journal, out: Path) -> InputError | None:
     return None
 
 
-def _threads(args: argparse.Namespace) -> int | None:
+def _n_jobs(args: argparse.Namespace, folder: Path, plan: Plan) -> int:
+    """Processes: as asked, or on a CPU one for each core, which serves more than threads in a call."""
+    if args.jobs:
+        return int(args.jobs)
+    if args.batch or args.threads or args.ray or not on_cpu(args.backend, args.device, folder):
+        return 1
+    return max(1, min(physical_cores(), MAX_WORKERS, plan.left()[0]))
+
+
+def _threads(args: argparse.Namespace, n_jobs: int) -> int | None:
     """CPU threads of each engine: the usual number, or what is left of the CPUs to each."""
     threads: int | None = args.threads
-    n_jobs = args.jobs or 1
     if threads is not None or n_jobs == 1:
         return threads
     return max(1, cpu_quota() // n_jobs)

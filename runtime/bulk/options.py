@@ -34,7 +34,10 @@ def add_bulk_options(
         '"output": ...}; paths begin in IN, outputs in OUT',
     )
     many.add_argument(
-        "--jobs", type=jobs, metavar="N", help="processes, with an engine each (default: 1)"
+        "--jobs",
+        type=jobs,
+        metavar="N",
+        help="processes, with an engine each (default: on a CPU one for each core, at most 4; else 1)",
     )
     many.add_argument(
         "--batch",

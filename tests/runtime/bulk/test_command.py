@@ -1,5 +1,7 @@
 import json
 import os
+from argparse import Namespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -219,12 +221,27 @@ def test_ctrl_c_leaves_a_job_that_can_be_resumed(run, root, out, monkeypatch, ca
 
 
 def test_processes_share_the_processors(monkeypatch):
-    from argparse import Namespace
-
     monkeypatch.setattr(command, "cpu_quota", lambda: 8)
-    threads = {n: command._threads(Namespace(threads=None, jobs=n)) for n in (None, 1, 3, 16)}
-    assert threads == {None: None, 1: None, 3: 2, 16: 1}
-    assert command._threads(Namespace(threads=5, jobs=4)) == 5
+    nothing = Namespace(threads=None)
+    threads = {n: command._threads(nothing, n) for n in (1, 3, 16)}
+    assert threads == {1: None, 3: 2, 16: 1}
+    assert command._threads(Namespace(threads=5), 4) == 5
+
+
+def test_a_cpu_has_a_process_for_each_core_unless_it_is_said(monkeypatch, engine_shared):
+    monkeypatch.setattr(command, "physical_cores", lambda: 3)
+
+    def n_jobs(n_files, **given):
+        defaults = {"jobs": None, "batch": None, "threads": None, "ray": None}
+        args = Namespace(**{**defaults, "backend": "ort", "device": "cpu", **given})
+        return command._n_jobs(args, engine_shared, SimpleNamespace(left=lambda: (n_files, 1)))
+
+    assert [n_jobs(n) for n in (0, 1, 2, 3, 100)] == [1, 1, 2, 3, 3]
+    assert n_jobs(100, jobs=7) == 7
+    for given in ({"batch": 4}, {"threads": 2}, {"ray": "local"}, {"device": "cuda"}):
+        assert n_jobs(100, **given) == 1
+    monkeypatch.setattr(command, "physical_cores", lambda: 64)
+    assert n_jobs(100) == 4  # each holds an engine
 
 
 def test_another_live_run_is_named(run, root, out, capsys):
