@@ -61,9 +61,9 @@ class Passing:
         clean_ri: FloatArray = noisy[:, :2].copy()
         return clean_ri, ()
 
-    def score(self, *given: Any, **named: Any) -> FloatArray:
-        """Never called: no steps are taken."""
-        raise NotImplementedError
+    def score(self, xt: FloatArray, *_: Any) -> FloatArray:
+        """See ``Backend.score``; it names no noise."""
+        return np.zeros_like(xt)
 
     def close(self) -> None:
         """Nothing is held."""
