@@ -38,6 +38,7 @@ class Settings:
     steps: tuple[SamplerStep, ...]
     alpha: float
     tlb: TlbFactors
+    phase_rounds: int
     noise: FloatArray | None
     noisy_share: float  # of the recording itself in the output
 

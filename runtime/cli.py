@@ -28,6 +28,7 @@ from .command import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, say
 from .errors import InputError, raise_interrupt
 from .noise import SEED_MAX
 from .progress import Progress
+from .spec import MAX_PHASE_ROUNDS
 from .tensorrt.options import add_build_options
 
 if TYPE_CHECKING:
@@ -113,6 +114,12 @@ def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
         metavar="PRESET|JSON",
         help="severe, moderate, mild, none, or "
         '{"skip": [[1, 1], [1, 1]], "backbone": [[1, 1], [1, 1]]}',
+    )
+    enhance.add_argument(
+        "--phase-rounds",
+        type=whole(0, MAX_PHASE_ROUNDS),
+        metavar="N",
+        help="how often the phase is brought nearer to the magnitude (default: the model's)",
     )
     enhance.add_argument(
         "--seed", type=whole(0, SEED_MAX), default=0, metavar="N", help="noise seed (default: 0)"
@@ -226,6 +233,7 @@ def _enhance(args: argparse.Namespace) -> int:
         "quality": args.quality,
         "alpha": args.alpha,
         "tlb": tlb,
+        "phase_rounds": args.phase_rounds,
         "mix": args.mix,
         "attenuation_limit_db": args.max_attenuation,
         "overwrite": args.overwrite,

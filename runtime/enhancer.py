@@ -29,11 +29,13 @@ from .live import Stream
 from .manifest import Manifest
 from .noise import check_seed, frame_noise
 from .options import Tlb, as_columns, chosen_steps, noisy_share, resolve_tlb, to_float
+from .phase import to_waveform
 from .pipes import PIPE, Sink, open_output
 from .pool import Clock, StreamPool
 from .results import Enhanced, EnhancedFile
 from .schedule import SamplerStep, sampler_steps
-from .stft import compress, decompress, istft, stft
+from .spec import check_phase_rounds
+from .stft import compress, decompress, stft
 from .stream import MAX_BIN
 from .window import denoise, pad
 from .windows import Reminder, WindowPlan
@@ -145,6 +147,7 @@ class Enhancer(Closing):
         quality: str | None = None,
         alpha: float | None = None,
         tlb: Tlb = None,
+        phase_rounds: int | None = None,
         noise: FloatArray | None = None,
         mix: float = 1.0,
         attenuation_limit_db: float | None = None,
@@ -168,6 +171,8 @@ class Enhancer(Closing):
             alpha: Weight of the predictive magnitude in [0, 1]; None for the manifest's.
             tlb: Preset name, {"skip": [[..], [..]], "backbone": [[..], [..]]} or TlbFactors; None
                 for all ones.
+            phase_rounds: How often the phase is brought nearer to the magnitude
+                (``phase.to_waveform``); None for the manifest's. Causal models: 0.
             noise: float32 [steps, n_frames or more, 257], instead of the seed's noise, for
                 comparisons; frames are absolute, at the model's rate.
             mix: Share of the enhanced waveform in the output, 0 (the input, exactly) to 1.
@@ -183,7 +188,9 @@ class Enhancer(Closing):
         rate = check_rate(sample_rate)
         columns = as_columns(wav)
         steps = chosen_steps(steps, quality)
-        settings = self._settings(seed, steps, alpha, tlb, noise, mix, attenuation_limit_db)
+        settings = self._settings(
+            seed, steps, alpha, tlb, noise, mix, attenuation_limit_db, phase_rounds
+        )
         if noise is not None:
             signal = self.manifest.signal
             check_noise(noise, settings, signal, n_model(len(columns), rate, self._rate))
@@ -217,6 +224,7 @@ class Enhancer(Closing):
         quality: str | None = None,
         alpha: float | None = None,
         tlb: Tlb = None,
+        phase_rounds: int | None = None,
         mix: float = 1.0,
         attenuation_limit_db: float | None = None,
         overwrite: bool = False,
@@ -241,6 +249,7 @@ class Enhancer(Closing):
             quality: See ``enhance``.
             alpha: See ``enhance``.
             tlb: See ``enhance``.
+            phase_rounds: See ``enhance``.
             mix: See ``enhance``.
             attenuation_limit_db: See ``enhance``.
             overwrite: Whether a file that is there may be replaced.
@@ -255,7 +264,9 @@ class Enhancer(Closing):
         """
         started = time.perf_counter()
         steps = chosen_steps(steps, quality)
-        settings = self._settings(seed, steps, alpha, tlb, None, mix, attenuation_limit_db)
+        settings = self._settings(
+            seed, steps, alpha, tlb, None, mix, attenuation_limit_db, phase_rounds
+        )
         info = cut(probe(source, raw=raw, salvage=salvage), part)
         rate, n_channels, n_samples = info.sample_rate, info.n_channels, info.n_samples
         writer, left = open_output(info, target, raw, overwrite)
@@ -366,6 +377,7 @@ class Enhancer(Closing):
         noise: FloatArray | None,
         mix: float,
         attenuation_limit_db: float | None,
+        phase_rounds: int | None = None,
     ) -> Settings:
         sampler = self.manifest.sampler
         count = sampler.n_steps if steps is None else check_whole("", "steps", steps, 0)
@@ -382,9 +394,18 @@ class Enhancer(Closing):
             steps=steps_taken,
             alpha=weight,
             tlb=resolve_tlb(tlb, self.manifest.tlb_presets),
+            phase_rounds=self._phase_rounds(phase_rounds),
             noise=noise,
             noisy_share=noisy_share(mix, attenuation_limit_db),
         )
+
+    def _phase_rounds(self, asked: int | None) -> int:
+        if asked is None:
+            return self.manifest.sampler.phase_rounds
+        rounds = check_phase_rounds("", asked)
+        if rounds and self.manifest.causal is not None:
+            raise InputError(f"phase_rounds is {asked}; expected 0: {self.manifest.name} is causal")
+        return rounds
 
     def _run(
         self,
@@ -497,4 +518,4 @@ class Enhancer(Closing):
                 f"{first_frame / signal.frame_rate_hz:.1f}; nothing was written: try another "
                 "backend or the fp32 engine, and report the recording"
             )
-        return istft(spec, wav.size, signal)
+        return to_waveform(spec, wav.size, signal, settings.phase_rounds)

@@ -97,6 +97,12 @@ def _causal(table: Mapping[str, Any]) -> CausalSpec | None:
         return None
     _need_keys(table[CAUSAL_KEY], tuple(f.name for f in fields(CausalSpec)), CAUSAL_KEY)
     spec: CausalSpec = _table(CausalSpec, table[CAUSAL_KEY], CAUSAL_KEY)
+    rounds = table["sampler"].get("phase_rounds", 0)
+    if rounds:
+        raise ManifestError(
+            f"manifest sampler phase_rounds is {rounds!r}; expected 0 for a causal model: each round "
+            "needs what comes later"
+        )
     return spec
 
 

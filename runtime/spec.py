@@ -89,6 +89,26 @@ def padded_frames(n_frames: int) -> int:
     return max(MIN_FRAMES, -(-n_frames // FRAME_MULTIPLE) * FRAME_MULTIPLE)
 
 
+MAX_PHASE_ROUNDS = 100  # 2 bring most of what many bring
+
+
+def check_phase_rounds(where: str, value: object) -> int:
+    """``value`` as the number of rounds of ``phase.to_waveform``.
+
+    Args:
+        where: Table of the option, for the message; may be empty.
+        value: What was given.
+
+    Raises:
+        InputError: It is no whole number, or out of range.
+    """
+    rounds = check_whole(where, "phase_rounds", value, 0)
+    if rounds > MAX_PHASE_ROUNDS:
+        name = f"{where} phase_rounds".strip()
+        raise InputError(f"{name} is {rounds}; expected 0 to {MAX_PHASE_ROUNDS}")
+    return rounds
+
+
 @dataclass(frozen=True)
 class SamplerSpec:
     """Defaults of the sampler (paper section 4.2); the shipped models take alpha = 0.7.
@@ -99,12 +119,15 @@ class SamplerSpec:
         alpha: Weight of the predictive magnitude in the fusion, in [0, 1].
         last_step: "euler" as in Algorithm 1, or "exact": what the network's noise says that x0 is
             (``schedule.sampler_steps``). A score network is trained through one of them.
+        phase_rounds: How often the result's phase is brought nearer to its magnitude (``phase``);
+            0 leaves the networks' phase. Not for causal models.
     """
 
     t_rs: float = 0.12
     n_steps: int = 3
     alpha: float = 0.4
     last_step: str = "euler"
+    phase_rounds: int = 0
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -113,6 +136,7 @@ class SamplerSpec:
         if not 0.0 < self.t_rs < 1.0:
             raise InputError(f"sampler t_rs is {self.t_rs}; expected 0 < t_rs < 1")
         check_whole("sampler", "n_steps", self.n_steps, 1)
+        check_phase_rounds("sampler", self.phase_rounds)
         if not 0.0 <= self.alpha <= 1.0:
             raise InputError(f"sampler alpha is {self.alpha}; expected 0 <= alpha <= 1")
         if self.last_step not in LAST_STEPS:

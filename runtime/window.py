@@ -12,10 +12,11 @@ import numpy as np
 
 from .arrays import FloatArray
 from .backends.base import Backend
+from .phase import to_waveform
 from .sampler import sample
 from .schedule import SamplerStep, SdeSpec, initial_state, sampler_steps
 from .spec import SamplerSpec, SignalSpec, TlbFactors, padded_frames
-from .stft import compress, decompress, istft, stft
+from .stft import compress, decompress, stft
 
 Draw = Callable[[int], FloatArray]  # number of the draw -> noise [T, F], T as padded
 
@@ -105,7 +106,9 @@ def denoise(
     )
 
 
-def decode(clean_ri: FloatArray, n_frames: int, n_samples: int, signal: SignalSpec) -> FloatArray:
+def decode(
+    clean_ri: FloatArray, n_frames: int, n_samples: int, signal: SignalSpec, phase_rounds: int = 0
+) -> FloatArray:
     """Waveforms of what ``denoise`` returned.
 
     Args:
@@ -113,9 +116,11 @@ def decode(clean_ri: FloatArray, n_frames: int, n_samples: int, signal: SignalSp
         n_frames: Frames before the padding.
         n_samples: Samples of each waveform.
         signal: The front end.
+        phase_rounds: See ``phase.to_waveform``.
 
     Returns:
         float32 [B, L].
     """
     spectra = (decompress(x[:, :n_frames], signal) for x in clean_ri)
-    return np.stack([istft(x, n_samples, signal) for x in spectra]).astype(np.float32, copy=False)
+    wavs = [to_waveform(x, n_samples, signal, phase_rounds) for x in spectra]
+    return np.stack(wavs).astype(np.float32, copy=False)

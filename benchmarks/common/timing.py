@@ -167,7 +167,8 @@ def enhance_windows(
         steps=schedule,
     )
     sampled = time.perf_counter()
-    decoded = decode(clean_ri, n_frames, wavs.shape[1], signal)
+    rounds = manifest.sampler.phase_rounds
+    decoded = decode(clean_ri, n_frames, wavs.shape[1], signal, rounds)
     out = (decoded.astype(np.float64) * peaks[:, None]).astype(np.float32)
     end = time.perf_counter()
     networks = clock.predictive_s + sum(clock.score_s) + (clock.sampler_s or 0.0)

@@ -49,6 +49,14 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     data: DataConfig = field(default_factory=DataConfig)
 
+    def __post_init__(self) -> None:
+        """Refuse what the tables say against each other."""
+        if self.model.causal and self.sampler.phase_rounds:
+            raise InputError(
+                f"sampler.phase_rounds is {self.sampler.phase_rounds} with model.causal; expected 0: "
+                "each round needs what comes later"
+            )
+
 
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
     """Build the dataclass ``cls`` from a table, nested ones too.
@@ -117,7 +125,7 @@ def complete_old(values: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(values.get("model"), Mapping):
         completed["model"] = {**_LATER_MODEL_KEYS, **values["model"]}
     if isinstance(values.get("sampler"), Mapping):
-        completed["sampler"] = {"last_step": "euler", **values["sampler"]}
+        completed["sampler"] = {"last_step": "euler", "phase_rounds": 0, **values["sampler"]}
     return completed
 
 

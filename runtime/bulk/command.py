@@ -170,6 +170,7 @@ def _options(args: argparse.Namespace, manifest: Manifest) -> dict[str, Any]:
         "steps": chosen_steps(args.steps, args.quality),
         "alpha": args.alpha,
         "tlb": resolve_tlb(args.tlb, manifest.tlb_presets),
+        "phase_rounds": args.phase_rounds,
         "mix": args.mix,
         "attenuation_limit_db": args.max_attenuation,
         "salvage": args.salvage,
@@ -181,8 +182,10 @@ def _settings(
     args: argparse.Namespace, manifest: Manifest, options: dict[str, Any]
 ) -> dict[str, Any]:
     """What decides the outputs beside the recordings, as JSON holds it."""
-    raw = options["raw"]
+    raw, sampler = options["raw"], manifest.sampler
+    usual = {"steps": sampler.n_steps, "alpha": sampler.alpha, "phase_rounds": sampler.phase_rounds}
     plain = options | {
+        **{name: options[name] if options[name] is not None else usual[name] for name in usual},
         "tlb": dataclasses.asdict(options["tlb"]),
         "raw": None if raw is None else dataclasses.asdict(raw),
     }

@@ -3,6 +3,7 @@ import json
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,7 @@ def test_every_option_changes_the_result(enhancer, speech):
         {"seed": 1},
         {"steps": 2},
         {"alpha": 0.9},
+        {"phase_rounds": 2},
         {"tlb": "severe"},
         {"tlb": {"skip": [[1, 1], [1, 2]], "backbone": [[1, 1], [1, 1]]}},
         {"tlb": TlbFactors(backbone=((1, 1), (1, 2)))},
@@ -62,6 +64,32 @@ def test_every_option_changes_the_result(enhancer, speech):
         other = enhancer.enhance(wav, 16000, **options).wav
         assert np.abs(other - base).max() > 1e-4, options
         np.testing.assert_array_equal(other, enhancer.enhance(wav, 16000, **options).wav)
+
+
+def test_phase_rounds_come_from_the_manifest_unless_asked_for(enhancer, speech, tmp_path):
+    wav, plain = speech[:16000], enhancer.manifest
+    often = replace(plain, sampler=replace(plain.sampler, phase_rounds=2))
+    path = tmp_path / "in.wav"
+    soundfile.write(path, wav, 16000, subtype="FLOAT")
+    asked = enhancer.enhance(wav, 16000, phase_rounds=2).wav
+    enhancer.enhance_file(path, tmp_path / "asked.wav", phase_rounds=2)
+    usual = Enhancer(often, enhancer.backend)
+    np.testing.assert_array_equal(usual.enhance(wav, 16000).wav, asked)
+    np.testing.assert_allclose(soundfile.read(tmp_path / "asked.wav")[0], asked, atol=1e-6)
+    np.testing.assert_array_equal(
+        usual.enhance(wav, 16000, phase_rounds=0).wav, enhancer.enhance(wav, 16000).wav
+    )
+    for bad in (-1, 101, 1.5, True):
+        with pytest.raises(InputError, match="phase_rounds is"):
+            enhancer.enhance(wav, 16000, phase_rounds=bad)
+
+
+def test_a_causal_model_takes_no_phase_rounds(speech):
+    with Enhancer.open("dvpd-live-tiny", "ort") as live:
+        with pytest.raises(InputError, match=r"phase_rounds is 2; expected 0: .* is causal"):
+            live.enhance(speech[:8000], 16000, phase_rounds=2)
+        same = live.enhance(speech[:8000], 16000, phase_rounds=0).wav
+        np.testing.assert_array_equal(same, live.enhance(speech[:8000], 16000).wav)
 
 
 def test_quality_is_a_name_for_steps(enhancer, speech, tmp_path):

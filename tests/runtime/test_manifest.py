@@ -51,6 +51,8 @@ def test_round_trip(engine):
         (lambda t: t["sampler"].update(n_steps=0), "n_steps"),
         (lambda t: t["sampler"].update(t_rs="x"), "t_rs"),
         (lambda t: t["sampler"].update(last_step="heun"), "last_step is 'heun'"),
+        (lambda t: t["sampler"].update(phase_rounds=-1), "phase_rounds is -1"),
+        (lambda t: t["sampler"].update(phase_rounds=101), "phase_rounds is 101; expected 0 to 100"),
         (lambda t: t["tlb_presets"].update(bad={"skip": 1}), "preset 'bad'"),
         (lambda t: t["tlb_presets"]["none"].update(skip=[[2, 1], [1, 1]]), "all ones"),
         (lambda t: t.update(precision="int8"), "precision"),
@@ -78,6 +80,23 @@ def test_bad_manifest(engine, edit, message):
         load(engine)
     assert "\n" not in str(error.value)
     assert "manifest.json" in str(error.value)
+
+
+def test_a_manifest_from_before_phase_rounds_means_none(engine):
+    change(engine, lambda t: t["sampler"].pop("phase_rounds", None))
+    assert load(engine).sampler.phase_rounds == 0
+    change(engine, lambda t: t["sampler"].update(phase_rounds=2))
+    assert load(engine).sampler.phase_rounds == 2
+
+
+def test_a_causal_manifest_has_no_phase_rounds(engine):
+    table = {"lookahead_blocks": 0, "block_frames": 4, "latency_samples": 896,
+             "state_size": {"predictive": 1, "score": 1}}  # fmt: skip
+    change(engine, lambda t: t.update(causal=table))
+    assert load(engine).causal is not None
+    change(engine, lambda t: t["sampler"].update(phase_rounds=2))
+    with pytest.raises(ManifestError, match="phase_rounds is 2; expected 0 for a causal model"):
+        load(engine)
 
 
 def test_a_manifest_from_before_last_step_means_algorithm_1(engine):

@@ -3,6 +3,7 @@
 import { LevelTracker } from "./level";
 import type { Manifest } from "./manifest";
 import { frameNoise } from "./noise";
+import { toWaveform } from "./phase";
 import { sample, type Networks, type Sampler, type States } from "./sampler";
 import { initialState, samplerSteps } from "./schedule";
 import { Analysis, Synthesis, type Planes } from "./stft";
@@ -43,7 +44,7 @@ export async function enhance(
 
 async function enhanceWindows(
   wav: Float32Array,
-  { signal }: Manifest,
+  { signal, sampler: settings }: Manifest,
   sampler: Sampler,
   { seed, sizes = SIZES }: Settings,
   done: Done,
@@ -84,13 +85,10 @@ async function enhanceWindows(
       return z;
     };
     const clean = await sample(sampler, noisy, draw);
-    const synthesis = new Synthesis(signal);
-    const out = new Float32Array(window.length);
-    const body = synthesis.push(clean, before, own.nFrames).subarray(0, out.length);
-    out.set(body);
-    out.set(synthesis.rest().subarray(0, out.length - body.length), body.length);
-    check(synthesis);
-    return out.map((x) => x * peak);
+    const rounds = settings.phase_rounds ?? 0;
+    const found = toWaveform(clean, before, own.nFrames, window.length, signal, rounds);
+    check(found);
+    return found.wav.map((x) => x * peak);
   }
 
   const pieces = plan(wav.length, signal.hop_length, sizes);
@@ -142,8 +140,8 @@ async function enhanceCausal(
   return out;
 }
 
-function check(synthesis: Synthesis): void {
-  if (!(synthesis.largest <= MAX_BIN)) {
+function check({ largest }: { largest: number }): void {
+  if (!(largest <= MAX_BIN)) {
     throw new Error("The network returned values beyond any signal. Try the other model.");
   }
 }

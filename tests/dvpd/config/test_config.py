@@ -120,3 +120,15 @@ def test_a_score_branch_without_a_loss_is_refused():
     with pytest.raises(InputError, match=r"score_weight, .* are all 0"):
         TrainConfig(branches="score", score_weight=0.0)
     assert TrainConfig(branches="score", score_weight=0.0, sampler_weight=1.0).score_weight == 0.0
+
+
+def test_a_causal_config_has_no_phase_rounds():
+    with pytest.raises(InputError, match=r"phase_rounds is 1 with model.causal; expected 0"):
+        from_dict(Config, {"model": {"causal": True}, "sampler": {"phase_rounds": 1}})
+    assert from_dict(Config, {"sampler": {"phase_rounds": 1}}).sampler.phase_rounds == 1
+
+
+def test_a_checkpoint_from_before_phase_rounds_means_none():
+    values = to_dict(Config())
+    del values["sampler"]["phase_rounds"]
+    assert complete_from_dict(values).sampler.phase_rounds == 0

@@ -1,6 +1,7 @@
 import json
 import os
 from argparse import Namespace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -61,6 +62,19 @@ def test_quality_of_a_folder_is_its_steps(engine_shared):
     for words, steps in (("--quality balanced", 1), ("--steps 1", 1), ("", None)):
         args = parser.parse_args(["enhance", "in", "out", *words.split()])
         assert command._options(args, manifest)["steps"] == steps
+
+
+def test_a_journal_knows_the_models_own_settings(engine_shared):
+    """A new version of a model with the same graphs and other defaults makes other outputs."""
+    args = cli.build_parser().parse_args(["enhance", "in", "out", "--alpha", "0.2"])
+    old = Manifest.load(engine_shared)
+    new = replace(old, sampler=replace(old.sampler, n_steps=1, phase_rounds=2))
+    before, after = (
+        command._settings(args, manifest, command._options(args, manifest))
+        for manifest in (old, new)
+    )
+    assert (before["steps"], before["alpha"], before["phase_rounds"]) == (3, 0.2, 0)
+    assert after == before | {"steps": 1, "phase_rounds": 2}
 
 
 def test_a_folder(run, root, out, capsys):
