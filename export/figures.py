@@ -107,7 +107,7 @@ def runtime_waveform(
     """
     noisy, n_frames = encode(wav[None], spec.signal)
     ri = denoise(backend, spec, noisy, lambda i: noise[i], tlb=tlb)
-    out: FloatArray = decode(ri, n_frames, len(wav), spec.signal, spec.sampler.phase_rounds)[0]
+    out: FloatArray = decode(ri, n_frames, len(wav), spec.signal)[0]
     return out
 
 
