@@ -61,6 +61,8 @@ EXTRAS = {
     "ray": "ray",
     "upath": "cloud",
     "fsspec": "cloud",
+    "huggingface_hub": "hub",
+    "gradio": "demo-app",
     "livekit": "livekit",
     "pipecat": "pipecat",
     "fastapi": "serve",
