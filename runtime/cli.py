@@ -36,11 +36,15 @@ if TYPE_CHECKING:
 SHELLS = ("bash", "zsh", "tcsh")
 PIPE = "-"
 # Commands with a parser of their own: module and help.
-_BENCHMARKS = {
+_OUTSIDE = {
     "benchmark": ("dvpd.benchmarks.rtf", "measure speed, memory and energy on this machine"),
     "predict-device": (
         "dvpd.benchmarks.predict_device",
         "estimate speed and memory on a device that is not available",
+    ),
+    "export-hub": (
+        "dvpd.export.hub_folder",
+        "write an engine as a folder for the Hugging Face Hub",
     ),
 }
 
@@ -135,10 +139,10 @@ def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
     build.set_defaults(run=_build)
 
     # No prefix character: every word after the command belongs to the module's own parser.
-    for name, (_, text) in _BENCHMARKS.items():
+    for name, (_, text) in _OUTSIDE.items():
         outside = commands.add_parser(name, help=text, add_help=False, prefix_chars="\0")
         outside.add_argument("words", nargs="*")
-        outside.set_defaults(run=_benchmark)
+        outside.set_defaults(run=_outside)
 
     doctor = commands.add_parser(
         "doctor",
@@ -341,9 +345,9 @@ def _doctor(args: argparse.Namespace) -> int:
     return EXIT_DONE if report["ready"] else EXIT_FAILED
 
 
-def _benchmark(args: argparse.Namespace) -> int:
+def _outside(args: argparse.Namespace) -> int:
     # outside the light runtime: imported by name when asked for
-    module = importlib.import_module(_BENCHMARKS[args.command][0])
+    module = importlib.import_module(_OUTSIDE[args.command][0])
     return int(module.main(args.words, prog=f"dvpd {args.command}"))
 
 

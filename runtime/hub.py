@@ -190,6 +190,6 @@ def _assemble(files: list[Path], folder: Path) -> None:
                 shutil.copyfile(file, part / file.name)
         shutil.rmtree(folder, ignore_errors=True)  # damaged, or somebody else's a moment ago
         with suppress(OSError):  # another process was faster; what it made is checked as well
-            part.replace(folder)
+            part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dvpd.runtime import DvpdError, Enhancer, InputError, ManifestError, cli, hub
+from dvpd.runtime import DvpdError, Enhancer, HubError, InputError, ManifestError, cli, hub
 from dvpd.runtime.engines import find_engine
-from dvpd.runtime.errors import HubError
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "engines" / "dvpd-tiny"
