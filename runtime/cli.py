@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import cli_live, cli_serve, cli_stream, command
+from . import cli_demo, cli_live, cli_serve, cli_stream, command
 from .bulk.options import add_bulk_options, is_bulk
 from .cli_options import (
     add_engine_options,
@@ -128,6 +128,7 @@ def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
     cli_stream.add_parser(commands)
     cli_live.add_parser(commands)
     cli_serve.add_parser(commands)
+    cli_demo.add_parser(commands)
 
     build = commands.add_parser(
         "build",
