@@ -22,11 +22,12 @@ $(VENV)/.full: $(VENV)/.runtime
 	$(PIP) tensorrt-rtx-cu13 cuda-python || echo "TensorRT-RTX is not available here: its checks will be skipped"
 	touch $@
 
-# What only some tests need: the server, LiveKit, Pipecat, a Ray cluster, the browser page. Without it they
-# are skipped and say so. Pipecat's pins of libraries that we share are older than ours.
+# What only some tests need: the server, LiveKit, Pipecat, a Ray cluster, the Hub, the demo's page, the
+# notebook, the browser page. Without it they are skipped and say so. Pipecat's pins of libraries that we share are older than ours.
 PIPECAT := aiofiles docstring_parser loguru loudness sentencex wait_for2 opentelemetry-api
 $(VENV)/.extras: $(VENV)/.full
-	$(PIP) -e ".[serve,livekit]"
+	$(PIP) -e ".[serve,livekit,hub,demo-app]"
+	$(PIP) nbclient nbformat ipykernel playwright
 	$(PIP) $(PIPECAT) && $(PIP) --no-deps pipecat-ai || echo "Pipecat is not available here: its tests will be skipped"
 	$(PIP) "ray[data]" || echo "Ray is not available here: its tests will be skipped"
 	touch $@

@@ -22,10 +22,16 @@ from dvpd.macs import macs_per_second, parameter_counts
 from dvpd.model import DVPD, causal_spec
 from dvpd.runtime.backends.base import LoadOptions
 from dvpd.runtime.backends.ort import OrtBackend
-from dvpd.runtime.engines import VERIFICATION_NAME
 from dvpd.runtime.errors import InputError, ParityError
 from dvpd.runtime.files import sha256_file
-from dvpd.runtime.manifest import MANIFEST_NAME, SINGLE, GraphFile, Manifest, manifest_to_metadata
+from dvpd.runtime.manifest import (
+    MANIFEST_NAME,
+    SINGLE,
+    VERIFICATION_NAME,
+    GraphFile,
+    Manifest,
+    manifest_to_metadata,
+)
 from dvpd.runtime.spec import GRAPH_NAMES, PRECISIONS, TLB_PRESETS
 from dvpd.torch_backend import prepare
 

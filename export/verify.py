@@ -40,11 +40,11 @@ from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.backends.base import Backend, LoadOptions, StreamBackend
 from dvpd.runtime.backends.choose import BACKENDS, installed, open_backend
 from dvpd.runtime.doctor import processor_name
-from dvpd.runtime.engines import VERIFICATION_FORMAT, VERIFICATION_NAME, find_checkpoint
+from dvpd.runtime.engines import VERIFICATION_FORMAT, find_checkpoint
 from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.errors import BackendError, DvpdError, InputError
 from dvpd.runtime.files import write_whole
-from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.manifest import VERIFICATION_NAME, Manifest
 from dvpd.runtime.progress import Steps
 from dvpd.runtime.spec import N_FEATS, PREDICTIVE_INPUTS, TLB_PRESETS, padded_frames
 

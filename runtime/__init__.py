@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .errors import BackendError, DvpdError, InputError, ManifestError, ParityError
+from .errors import BackendError, DvpdError, HubError, InputError, ManifestError, ParityError
 
 if TYPE_CHECKING:
     from .enhancer import Enhanced, EnhancedFile, Enhancer
@@ -23,6 +23,7 @@ __all__ = [
     "Enhanced",
     "EnhancedFile",
     "Enhancer",
+    "HubError",
     "InputError",
     "Manifest",
     "ManifestError",
@@ -45,7 +46,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(pool if name == "StreamPool" else live, name)
     if name in ("Manifest", "TlbFactors"):
-        from . import spec
+        from . import manifest, spec
 
-        return getattr(spec, name)
+        return getattr(manifest if name == "Manifest" else spec, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,11 +13,15 @@ from .arrays import FloatArray
 from .audio import Resampler, check_finite
 from .backends.base import StreamBackend
 from .block_sampler import BlockSampler
+from .checks import check_whole, number
 from .closing import Closing
 from .errors import InputError
+from .manifest import Manifest
+from .noise import check_seed
+from .options import Tlb, resolve_tlb
 from .polyphase import MAX_RATE_HZ, MIN_RATE_HZ, Polyphase
-from .schedule import SamplerStep, initial_state
-from .spec import CausalSpec, SignalSpec, TlbFactors
+from .schedule import SamplerStep, initial_state, sampler_steps
+from .spec import CausalSpec, SignalSpec, TlbFactors, check_phase_rounds
 from .stream import CausalStream
 from .windows import LoudestStretch, Piece, Reminder, WindowedStream
 from .workers import Work
@@ -25,6 +29,7 @@ from .workers import Work
 if TYPE_CHECKING:
     from .enhancer import Enhancer
 
+MAX_STEPS = 1000
 MAX_AMPLITUDE = 1e30  # with MAX_BIN it stays below float32's largest number
 OFFSET_SHARE = 0.02  # of the peak: a mean above it is an offset ...
 OFFSET_FROM_S = 1.0  # ... in a recording that is not too short to tell
@@ -41,6 +46,57 @@ class Settings:
     phase_rounds: int
     noise: FloatArray | None
     noisy_share: float  # of the recording itself in the output
+
+
+def make_settings(
+    manifest: Manifest,
+    seed: int,
+    steps: int | None,
+    alpha: float | None,
+    tlb: Tlb,
+    noise: FloatArray | None = None,
+    noisy_share: float = 0.0,
+    phase_rounds: int | None = None,
+) -> Settings:
+    """Check what a user asks of the sampler, and fill in what is left open.
+
+    Args:
+        manifest: Of the model, whose defaults hold.
+        seed: See ``Enhancer.enhance``.
+        steps: See there.
+        alpha: See there.
+        tlb: See there.
+        noise: See there.
+        noisy_share: Share of the recording itself in the output, 0 to 1.
+        phase_rounds: See there.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+    sampler = manifest.sampler
+    count = sampler.n_steps if steps is None else check_whole("", "steps", steps, 0)
+    if not count <= MAX_STEPS:
+        raise InputError(f"steps is {count}; expected 0 (predictive alone) to {MAX_STEPS}")
+    weight = sampler.alpha if alpha is None else number("", "alpha", alpha)
+    if not 0.0 <= weight <= 1.0:
+        raise InputError(f"alpha is {weight}; expected 0 (diffusion) to 1 (predictive)")
+    rounds = sampler.phase_rounds
+    if phase_rounds is not None:
+        rounds = check_phase_rounds("", phase_rounds)
+    if rounds and manifest.causal is not None:
+        raise InputError(f"phase_rounds is {rounds}; expected 0: {manifest.name} is causal")
+    steps_taken: tuple[SamplerStep, ...] = ()
+    if count:
+        steps_taken = sampler_steps(manifest.sde, sampler.t_rs, count, sampler.last_step)
+    return Settings(
+        seed=check_seed(seed),
+        steps=steps_taken,
+        alpha=weight,
+        tlb=resolve_tlb(tlb, manifest.tlb_presets),
+        phase_rounds=rounds,
+        noise=noise,
+        noisy_share=noisy_share,
+    )
 
 
 @dataclass(frozen=True)

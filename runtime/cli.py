@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import cli_live, cli_serve, cli_stream, command
+from . import cli_demo, cli_live, cli_serve, cli_stream, command
 from .bulk.options import add_bulk_options, is_bulk
 from .cli_options import (
     add_engine_options,
@@ -37,11 +37,15 @@ if TYPE_CHECKING:
 SHELLS = ("bash", "zsh", "tcsh")
 PIPE = "-"
 # Commands with a parser of their own: module and help.
-_BENCHMARKS = {
+_OUTSIDE = {
     "benchmark": ("dvpd.benchmarks.rtf", "measure speed, memory and energy on this machine"),
     "predict-device": (
         "dvpd.benchmarks.predict_device",
         "estimate speed and memory on a device that is not available",
+    ),
+    "export-hub": (
+        "dvpd.export.hub_folder",
+        "write an engine as a folder for the Hugging Face Hub",
     ),
 }
 
@@ -131,6 +135,7 @@ def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
     cli_stream.add_parser(commands)
     cli_live.add_parser(commands)
     cli_serve.add_parser(commands)
+    cli_demo.add_parser(commands)
 
     build = commands.add_parser(
         "build",
@@ -142,10 +147,10 @@ def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
     build.set_defaults(run=_build)
 
     # No prefix character: every word after the command belongs to the module's own parser.
-    for name, (_, text) in _BENCHMARKS.items():
+    for name, (_, text) in _OUTSIDE.items():
         outside = commands.add_parser(name, help=text, add_help=False, prefix_chars="\0")
         outside.add_argument("words", nargs="*")
-        outside.set_defaults(run=_benchmark)
+        outside.set_defaults(run=_outside)
 
     doctor = commands.add_parser(
         "doctor",
@@ -349,9 +354,9 @@ def _doctor(args: argparse.Namespace) -> int:
     return EXIT_DONE if report["ready"] else EXIT_FAILED
 
 
-def _benchmark(args: argparse.Namespace) -> int:
+def _outside(args: argparse.Namespace) -> int:
     # outside the light runtime: imported by name when asked for
-    module = importlib.import_module(_BENCHMARKS[args.command][0])
+    module = importlib.import_module(_OUTSIDE[args.command][0])
     return int(module.main(args.words, prog=f"dvpd {args.command}"))
 
 

@@ -61,6 +61,8 @@ EXTRAS = {
     "ray": "ray",
     "upath": "cloud",
     "fsspec": "cloud",
+    "huggingface_hub": "hub",
+    "gradio": "demo-app",
     "livekit": "livekit",
     "pipecat": "pipecat",
     "fastapi": "serve",
@@ -305,6 +307,9 @@ class _Handler(logging.Handler):
 @contextlib.contextmanager
 def _logging() -> Iterator[None]:
     log, handler = logging.getLogger("dvpd"), _Handler()
+    if any(isinstance(known, _Handler) for known in log.handlers):  # a command within a command
+        yield
+        return
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)

@@ -64,14 +64,15 @@ def save(wav: FloatArray, sample_rate: int, path: str | Path) -> Path:
     return target
 
 
-def level_db(wav: FloatArray) -> FloatArray:
+def level_db(wav: FloatArray, hop: int = HOP) -> FloatArray:
     """Power spectrogram in dB, [n_freqs, n_frames], low frequencies first.
 
     Args:
         wav: float32 [L].
+        hop: Samples from one frame to the next.
     """
     padded = np.pad(wav, (0, max(0, N_FFT - len(wav))))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP]
+    frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::hop]
     spec = np.fft.rfft(frames * np.hanning(N_FFT).astype(np.float32), axis=1)
     shown: FloatArray = (10 * np.log10(np.square(np.abs(spec)) + 1e-20)).astype(np.float32).T
     return shown

@@ -9,15 +9,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from . import hub
 from .errors import DvpdError, ManifestError
 from .files import sha256_file
-from .manifest import MANIFEST_NAME, Manifest
+from .manifest import MANIFEST_NAME, VERIFICATION_NAME, Manifest
 
 ENGINE_VARIABLE = "DVPD_ENGINE"
 DEFAULT_ENGINES = ("dvpd-base", "dvpd-tiny")
 SIZES = ("", "-base", "-tiny")  # a name without its size: the best that is there
 LIVE_ENGINES = ("dvpd-live", "dvpd-live-tiny")
-VERIFICATION_NAME = "verification.json"  # written by export/verify.py
 VERIFICATION_FORMAT = 1
 logger = logging.getLogger("dvpd")
 _told: set[Path] = set()
@@ -82,17 +82,21 @@ def find_engine(model: str | Path | None = None) -> Path:
 
     Args:
         model: A folder; or the name of an engine folder under the roots, such as "dvpd-tiny",
-            without its size for the best that is there ("dvpd-live"); or None for
-            ``default_engine``.
+            without its size for the best that is there ("dvpd-live"); or a repository of the
+            Hugging Face Hub, "hf:owner/name" or "hf:owner/name@revision", which alone is fetched;
+            or None for ``default_engine``.
 
     Returns:
         A folder. One that was given with its path is returned as it is, whether it exists or not.
 
     Raises:
         ManifestError: None of the roots has an engine of that name.
+        DvpdError: See ``hub.fetch``.
     """
     if model is None:
         return default_engine()
+    if isinstance(model, str) and model.startswith(hub.PREFIX):
+        return hub.fetch_named(model)
     folder = Path(model)
     # A word is a name, unless the current folder has such a folder.
     if folder.name != str(model) or folder.is_dir():

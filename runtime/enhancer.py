@@ -18,23 +18,30 @@ from .arrays import FloatArray
 from .audio import check_rate, probe, read_blocks
 from .backends.base import Backend
 from .backends.choose import open_backend
-from .chain import Chain, Levels, Settings, check_noise, find_levels, mixed, n_model
-from .checks import check_whole, number
+from .chain import (
+    Chain,
+    Levels,
+    Settings,
+    check_noise,
+    find_levels,
+    make_settings,
+    mixed,
+    n_model,
+)
 from .closing import Closing
 from .containers import Raw
 from .cut import cut
 from .engines import find_engine, warn_unverified
-from .errors import BackendError, InputError
+from .errors import BackendError
+from .hub import fetch
 from .live import Stream
 from .manifest import Manifest
-from .noise import check_seed, frame_noise
+from .noise import frame_noise
 from .options import Tlb, as_columns, chosen_steps, noisy_share, resolve_tlb, to_float
 from .phase import to_waveform
 from .pipes import PIPE, Sink, open_output
 from .pool import Clock, StreamPool
 from .results import Enhanced, EnhancedFile
-from .schedule import SamplerStep, sampler_steps
-from .spec import check_phase_rounds
 from .stft import compress, decompress, stft
 from .stream import MAX_BIN
 from .window import denoise, pad
@@ -45,7 +52,6 @@ __all__ = ["Enhanced", "EnhancedFile", "Enhancer", "Progress", "Tlb", "noisy_sha
 
 Progress = Callable[[float], None]
 
-MAX_STEPS = 1000
 _ARRAY_BLOCK = 1 << 18  # samples pushed at a time
 
 
@@ -126,6 +132,20 @@ class Enhancer(Closing):
         warn_unverified(folder, manifest)
         return cls(manifest, opened, window_plan)
 
+    @classmethod
+    def from_pretrained(cls, name: str, revision: str | None = None, **options: Any) -> Enhancer:
+        """Fetch an engine from the Hugging Face Hub, unless it is in the cache, and load it.
+
+        Args:
+            name: "owner/name".
+            revision: Branch, tag or commit; None for "main". Only a commit stays what it is.
+            **options: As of ``open``.
+
+        Raises:
+            DvpdError: See ``hub.fetch`` and ``open``.
+        """
+        return cls.open(fetch(name, revision), **options)
+
     def close(self) -> None:
         """Release the engine."""
         with self._lock:
@@ -188,9 +208,8 @@ class Enhancer(Closing):
         rate = check_rate(sample_rate)
         columns = as_columns(wav)
         steps = chosen_steps(steps, quality)
-        settings = self._settings(
-            seed, steps, alpha, tlb, noise, mix, attenuation_limit_db, phase_rounds
-        )
+        share = noisy_share(mix, attenuation_limit_db)
+        settings = make_settings(self.manifest, seed, steps, alpha, tlb, noise, share, phase_rounds)
         if noise is not None:
             signal = self.manifest.signal
             check_noise(noise, settings, signal, n_model(len(columns), rate, self._rate))
@@ -264,9 +283,8 @@ class Enhancer(Closing):
         """
         started = time.perf_counter()
         steps = chosen_steps(steps, quality)
-        settings = self._settings(
-            seed, steps, alpha, tlb, None, mix, attenuation_limit_db, phase_rounds
-        )
+        share = noisy_share(mix, attenuation_limit_db)
+        settings = make_settings(self.manifest, seed, steps, alpha, tlb, None, share, phase_rounds)
         info = cut(probe(source, raw=raw, salvage=salvage), part)
         rate, n_channels, n_samples = info.sample_rate, info.n_channels, info.n_samples
         writer, left = open_output(info, target, raw, overwrite)
@@ -361,51 +379,12 @@ class Enhancer(Closing):
             InputError: An option is out of range.
         """
         steps = chosen_steps(steps, quality)
-        settings = self._settings(0, steps, alpha, tlb, None, 1.0, None)
+        settings = make_settings(self.manifest, 0, steps, alpha, tlb)
         return StreamPool(self, settings, adapt=adapt, max_batch=max_batch, clock=clock)
 
     @property
     def _rate(self) -> int:
         return self.manifest.signal.sample_rate
-
-    def _settings(
-        self,
-        seed: int,
-        steps: int | None,
-        alpha: float | None,
-        tlb: Tlb,
-        noise: FloatArray | None,
-        mix: float,
-        attenuation_limit_db: float | None,
-        phase_rounds: int | None = None,
-    ) -> Settings:
-        sampler = self.manifest.sampler
-        count = sampler.n_steps if steps is None else check_whole("", "steps", steps, 0)
-        if not count <= MAX_STEPS:
-            raise InputError(f"steps is {count}; expected 0 (predictive alone) to {MAX_STEPS}")
-        weight = sampler.alpha if alpha is None else number("", "alpha", alpha)
-        if not 0.0 <= weight <= 1.0:
-            raise InputError(f"alpha is {weight}; expected 0 (diffusion) to 1 (predictive)")
-        steps_taken: tuple[SamplerStep, ...] = ()
-        if count:
-            steps_taken = sampler_steps(self.manifest.sde, sampler.t_rs, count, sampler.last_step)
-        return Settings(
-            seed=check_seed(seed),
-            steps=steps_taken,
-            alpha=weight,
-            tlb=resolve_tlb(tlb, self.manifest.tlb_presets),
-            phase_rounds=self._phase_rounds(phase_rounds),
-            noise=noise,
-            noisy_share=noisy_share(mix, attenuation_limit_db),
-        )
-
-    def _phase_rounds(self, asked: int | None) -> int:
-        if asked is None:
-            return self.manifest.sampler.phase_rounds
-        rounds = check_phase_rounds("", asked)
-        if rounds and self.manifest.causal is not None:
-            raise InputError(f"phase_rounds is {asked}; expected 0: {self.manifest.name} is causal")
-        return rounds
 
     def _run(
         self,

@@ -23,6 +23,10 @@ class NonFiniteError(BackendError):
     """An engine returned NaN, infinity, or values beyond any signal."""
 
 
+class HubError(DvpdError):
+    """The Hugging Face Hub does not give an engine that was asked for by name."""
+
+
 class ParityError(DvpdError):
     """Two forms of the same model disagree by more than the stated tolerance."""
 

@@ -34,6 +34,16 @@ def temporary_path(target: Path) -> Path:
     return target.with_name(f".{name}.{secrets.token_hex(6)}.tmp")
 
 
+def cache_path(name: str) -> Path:
+    """Where something is kept that can be made again: below ~/.cache/dvpd, or $XDG_CACHE_HOME/dvpd.
+
+    Args:
+        name: Its file or folder there.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "dvpd" / name
+
+
 def check_free(target: str | Path, *, overwrite: bool = False) -> None:
     """Refuse to replace a file without permission.
 

@@ -25,6 +25,7 @@ from .spec import (
 
 MANIFEST_FORMAT = 1
 MANIFEST_NAME = "manifest.json"
+VERIFICATION_NAME = "verification.json"  # written by export/verify.py
 MANIFEST_MAX_BYTES = 1 << 20
 METADATA_PREFIX = "dvpd."
 

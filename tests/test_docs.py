@@ -36,7 +36,11 @@ FENCE = re.compile(
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 PATH = re.compile(r"`((?:dvpd|runtime|export|benchmarks|engines|examples|tests|docs)/[\w./-]+)`")
 # Commands whose arguments go to a module's own parser.
-FORWARDED = {"benchmark": "dvpd.benchmarks.rtf", "predict-device": "dvpd.benchmarks.predict_device"}
+FORWARDED = {
+    "benchmark": "dvpd.benchmarks.rtf",
+    "predict-device": "dvpd.benchmarks.predict_device",
+    "export-hub": "dvpd.export.hub_folder",
+}
 
 
 @dataclass(frozen=True)

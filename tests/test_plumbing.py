@@ -25,6 +25,8 @@ STDERR = {
 RENAMES = {
     "runtime/files.py": "the one place for atomic files",
     "export/build.py": "a whole folder, whose graphs are checked before it gets its name",
+    "export/hub_folder.py": "a whole folder",
+    "runtime/hub.py": "a whole folder",
     "dvpd/lease/parts.py": "a whole folder",
     "dvpd/lease/publish.py": "a whole folder",
     "dvpd/data/make_set.py": "a whole folder",
@@ -85,3 +87,9 @@ def test_progress_goes_through_progress():
 def test_every_command_begins_and_ends_in_command(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     assert "command.leave(main())" in text or "process(" in text
+
+
+def test_every_public_name_can_be_imported():
+    import dvpd.runtime
+
+    assert [name for name in dvpd.runtime.__all__ if not hasattr(dvpd.runtime, name)] == []

@@ -5,19 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..files import cache_path
 from .gpus import Gpu, Target
 from .plans import PlanSpec, read_owned, write_owned
 from .versions import release
 
 
-def _cache(name: str) -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "dvpd" / name
-
-
 def timing_cache_path(spec: PlanSpec) -> Path:
     """Where TensorRT's measurements of this machine are kept, shared by all engine folders."""
-    return _cache(f"{spec.builder}-{release(spec.version)}.{spec.target.slug}.timing")
+    return cache_path(f"{spec.builder}-{release(spec.version)}.{spec.target.slug}.timing")
 
 
 def kernel_cache_path(version: str, gpu: Gpu) -> Path:
@@ -28,7 +24,7 @@ def kernel_cache_path(version: str, gpu: Gpu) -> Path:
         gpu: The GPU.
     """
     slug = Target(gpu.name, gpu.compute_capability).slug
-    return _cache(f"tensorrt-rtx-{release(version)}.{slug}.kernels")
+    return cache_path(f"tensorrt-rtx-{release(version)}.{slug}.kernels")
 
 
 def read_kernel_cache(path: Path) -> bytes | None:

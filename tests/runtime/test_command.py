@@ -187,6 +187,14 @@ def test_messages_of_the_logger_are_shown_while_it_runs(capsys):
     assert not logging.getLogger("dvpd").handlers
 
 
+def test_messages_of_a_command_within_a_command_are_shown_once(capsys):
+    def body(args):
+        logging.getLogger("dvpd").info("auto chose %s", "ort")
+
+    assert command.run(parser(), [], lambda args: command.run(parser(), [], body)) == 0
+    assert capsys.readouterr().err == "dvpd: auto chose ort\n"
+
+
 def test_types_of_options(capsys):
     made = parser()
     made.add_argument("--count", type=command.whole(2))

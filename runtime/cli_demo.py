@@ -1,0 +1,71 @@
+"""``dvpd demo``: a page in the browser, served by this machine."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+from typing import Any
+
+from .cli_options import add_engine_options, whole
+from .command import EXIT_DONE, say
+from .engines import find_engine
+
+PORT = 8131
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to those of ``dvpd``.
+
+    Args:
+        commands: What ``add_subparsers`` returned.
+    """
+    parser = commands.add_parser(
+        "demo",
+        help="try recordings in a page of the browser",
+        description="Serve a page: drop a recording or record one, hear and see it before and after. "
+        "It listens on this machine alone unless told otherwise, and then only with a token; nothing "
+        "is sent anywhere else. Needs pip install 'dvpd[demo-app]'.",
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)"
+    )
+    parser.add_argument(
+        "--port", type=whole(0, 65535), default=PORT, metavar="N", help=f"default: {PORT}; 0: any"
+    )
+    parser.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="holds the token, which is the password of the user dvpd (default: $DVPD_TOKEN)",
+    )
+    add_engine_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command.
+
+    Args:
+        args: Parsed arguments.
+
+    Returns:
+        0 when the server ended by itself; a signal ends the command as it does others.
+
+    Raises:
+        DvpdError: The page cannot be served.
+    """
+    from .server.limits import Door, find_token
+
+    door = Door(find_token(args.host, args.token_file))
+    model = find_engine(args.model)
+    page: Any = importlib.import_module("dvpd.runtime.demo_page")  # needs the extra
+
+    def started(_: object, address: str) -> None:
+        who = "with the token" if door.token else "from this machine alone"
+        say(f"{address} in a browser, {who}; Ctrl-C ends it")
+
+    options = (args.backend, args.device, args.threads)
+    with page.Desk(model, options, tf32=args.tf32) as desk:
+        page.serve(desk, door, args.host, args.port, started)
+    return EXIT_DONE
