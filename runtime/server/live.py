@@ -86,11 +86,9 @@ class LiveSession:
         hello = _hello(message)
         if (refusal := service.door.refusal(self._socket.headers, hello.get("token"))) is not None:
             raise Refusal(401, refusal)
-        if len(service.sounds) >= self._limits.streams:
+        if (refusal := service.full(hello["channels"])) is not None:
             service.counts.refused_streams += 1
-            raise Refusal(
-                429, f"{self._limits.streams} streams are open, the most there may be; come later"
-            )
+            raise Refusal(429, refusal)
         self._raw = Raw(hello["rate"], hello["channels"], FORMATS[hello["format"]], "LITTLE")
         sound = service.live.open(
             hello["rate"],

@@ -117,7 +117,7 @@ def test_a_lost_connection_leaves_nothing_behind(client, pcm):
         socket.recv(WAIT_S)
         assert client.metric("streams") == 1
         socket.socket.shutdown(sockets.SHUT_RDWR)
-    client.until(lambda: not client.service.sounds and not client.service.live.pool.streams)
+    client.until(lambda: not client.service.sounds and not client.service.live.workers[0].pool.streams)
     assert client.metric("streams") == 0
     assert client.metric("blocks_total") > before
 
