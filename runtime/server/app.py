@@ -41,6 +41,7 @@ class Service:
         limits: What clients may ask for.
         door: Whom the server lets in.
         sounds: Live streams that are open.
+        sessions: Connections for live streams.
         files: Recordings that are there.
         counts: For ``/metrics``.
         ending: Set when the server ends; streams then give what they have and close.
@@ -61,6 +62,7 @@ class Service:
         self.live, self.desk, self.limits, self.door = live, desk, limits, door
         self._folder = folder
         self.sounds: set[LiveSound] = set()
+        self.sessions: set[LiveSession] = set()
         self.files = 0
         self.counts = Counts()
         self.ending = asyncio.Event()
@@ -81,8 +83,8 @@ class Service:
         if live.channels + channels <= live.max_channels:
             return None
         return (
-            f"this machine computes {live.max_channels} channels of live sound in time, and "
-            f"{live.channels} are open; come later, or bring fewer than {channels}"
+            f"this machine computes {live.max_channels} channels of live sound in time, "
+            f"{live.channels} are open and {channels} more asked for; come later"
         )
 
     def leave(self, sound: LiveSound) -> None:
@@ -98,6 +100,8 @@ class Service:
     async def drain(self) -> None:
         """Let streams and recordings end, for a time."""
         self.ending.set()
+        for session in self.sessions:
+            session.stop()
         loop = asyncio.get_running_loop()
         until = loop.time() + self.limits.end_s
         while (self.sounds or self.files) and loop.time() < until:
