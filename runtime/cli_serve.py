@@ -53,7 +53,13 @@ def add_parser(commands: Any) -> None:
         help="diffusion steps for /stream, at most (default: the model's)",
     )
     for name, least, most, unit, text in (
-        ("streams", 1, 1024, "", "live streams at a time (default: as many as are computed in time)"),
+        (
+            "streams",
+            1,
+            1024,
+            "",
+            "live streams at a time (default: as many as are computed in time)",
+        ),
         ("files", 1, 1024, "", "recordings at a time, one of which is computed (default: 8)"),
         ("megabytes", 1e-3, 1e6, "MB", "of a recording (default: 200)"),
         ("minutes", 1e-3, 1e5, "minutes", "of a recording in stereo at 48 kHz (default: 60)"),
@@ -96,9 +102,13 @@ def run(args: argparse.Namespace) -> int:
 
     def started(running: Any, address: str) -> None:
         live = running.service.live
-        streams = f"{limits.streams} streams" if limits.streams else (
-            f"{live.max_channels} channels of live sound (a block takes "
-            f"{1e3 * min(live.costs.values()):.1f} ms, {len(live.workers)} at a time)"
+        streams = (
+            f"{limits.streams} streams"
+            if limits.streams
+            else (
+                f"{live.max_channels} channels of live sound (a block takes "
+                f"{1e3 * min(live.costs.values()):.1f} ms, {len(live.workers)} at a time)"
+            )
         )
         say(
             f"{address}: POST /enhance, WebSocket /stream, /health, /metrics, "

@@ -153,7 +153,7 @@ class StreamWorker(Closing):
             model: A causal model, see ``Enhancer.open``; None for the best that is there.
             backend: See ``Enhancer.open``.
             device: See ``Enhancer.open``.
-            threads: See ``Enhancer.open``.
+            threads: CPU threads of each call; None for one, as a block is too little to be shared.
             **options: Of ``Enhancer.stream_pool``.
 
         Raises:
@@ -162,7 +162,9 @@ class StreamWorker(Closing):
         from .engines import find_live_engine
         from .enhancer import Enhancer
 
-        enhancer = Enhancer.open(find_live_engine(model), backend, device, threads)
+        enhancer = Enhancer.open(
+            find_live_engine(model), backend, device, 1 if threads is None else threads
+        )
         try:
             return cls(enhancer, owned=True, **options)
         except DvpdError:
@@ -180,9 +182,7 @@ class StreamWorker(Closing):
         Raises:
             InputError: The worker is closed. What else is wrong comes with the first result.
         """
-        sound = LiveSound(
-            self, channels, lambda: self.pool.open(sample_rate, channels, **options)
-        )
+        sound = LiveSound(self, channels, lambda: self.pool.open(sample_rate, channels, **options))
         self._sounds.add(sound)
         return sound
 

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from .enhancer import Enhancer
     from .pool import Clock
 
-MOST_LOAD = 0.75  # of a worker's time; the rest is for rates, messages and what else the machine does
+MOST_LOAD = (
+    0.75  # of a worker's time; the rest is for rates, messages and what else the machine does
+)
 MAX_WORKERS = 8  # each holds an engine
 PROBED_BLOCKS = 9  # whose median counts
 PROBE_RATE_HZ = 48000  # the usual one, and the dearest: both changes of rate are in it
@@ -169,3 +171,6 @@ class StreamWorkers(Closing):
         """Do what was asked for before, then end the threads and the streams."""
         for worker in self.workers:
             worker.close()
+
+
+Worker = StreamWorker | StreamWorkers

@@ -146,6 +146,7 @@ class LiveSession:
                 "blocks": stats.blocks,
                 "late": stats.late,
                 "passed": stats.passed,
+                "steps_used": {str(steps): n for steps, n in sorted(stats.steps_used.items())},
                 "ended_by": "client" if message is not None else "server",
             }
         )
