@@ -53,7 +53,13 @@ def add_parser(commands: Any) -> None:
         help="diffusion steps for /stream, at most (default: the model's)",
     )
     for name, least, most, unit, text in (
-        ("streams", 1, 1024, "", "live streams at a time (default: 8)"),
+        (
+            "streams",
+            1,
+            1024,
+            "",
+            "live streams at a time (default: as many as are computed in time)",
+        ),
         ("files", 1, 1024, "", "recordings at a time, one of which is computed (default: 8)"),
         ("megabytes", 1e-3, 1e6, "MB", "of a recording (default: 200)"),
         ("minutes", 1e-3, 1e5, "minutes", "of a recording in stereo at 48 kHz (default: 60)"),
@@ -79,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from .enhancer import Enhancer
     from .server.limits import Door, Limits, find_token
-    from .stream_worker import StreamWorker
+    from .stream_workers import StreamWorkers
 
     given = {field.name: getattr(args, f"max_{field.name}", None) for field in fields(Limits)}
     limits = Limits(**{name: value for name, value in given.items() if value is not None})
@@ -87,17 +93,26 @@ def run(args: argparse.Namespace) -> int:
     folder = find_engine(args.model)
     server: Any = importlib.import_module("dvpd.runtime.server.run")  # needs the extra
 
-    def open_live() -> StreamWorker:
+    def open_live() -> StreamWorkers:
         model, steps = args.live_model, args.live_steps
-        return StreamWorker.start(model, args.backend, args.device, args.threads, steps=steps)
+        return StreamWorkers.start(model, args.backend, args.device, args.threads, steps=steps)
 
     def open_files() -> Enhancer:
         return Enhancer.open(folder, args.backend, args.device, args.threads, tf32=args.tf32)
 
-    def started(_: object, address: str) -> None:
+    def started(running: Any, address: str) -> None:
+        live = running.service.live
+        streams = (
+            f"{limits.streams} streams"
+            if limits.streams
+            else (
+                f"{live.max_channels} channels of live sound (a block takes "
+                f"{1e3 * min(live.costs.values()):.1f} ms, {len(live.workers)} at a time)"
+            )
+        )
         say(
             f"{address}: POST /enhance, WebSocket /stream, /health, /metrics, "
-            f"{server.reach(args.host)}; at most {limits.streams} streams and {limits.files} recordings"
+            f"{server.reach(args.host)}; at most {streams} and {limits.files} recordings"
         )
 
     server.serve(open_live, open_files, limits, door, server.listen(args.host, args.port), started)

@@ -26,7 +26,7 @@ from .errors import (
     one_line,
     raise_interrupt,
 )
-from .governor import Governor
+from .governor import Forecast, Governor
 from .live import Stream
 from .noise import check_seed
 from .options import noisy_share
@@ -96,6 +96,30 @@ class StreamPool(Closing):
         """Score network calls of the next block."""
         return self._governor.steps
 
+    @property
+    def block_s(self) -> float:
+        """Audio that is computed at a time (s)."""
+        return self._block_s
+
+    @property
+    def ladder(self) -> tuple[int, ...]:
+        """Numbers of steps that are chosen from, most first."""
+        return self._governor.ladder
+
+    def plan(self, costs: Mapping[int, float], most_load: float) -> None:
+        """Take fewer steps before computing falls behind, not after.
+
+        Args:
+            costs: Number of steps, each of ``ladder`` -> time for a block of one channel (s).
+            most_load: Share of the time that blocks may take.
+        """
+        with self._lock:
+            self._governor.forecast = Forecast(costs, most_load, self._block_s)
+            self._expect()
+
+    def _expect(self) -> None:
+        self._governor.expect(sum(stream.channels for stream in self._streams))
+
     def close(self) -> None:
         """Close all streams; the Enhancer stays open."""
         with self._lock:
@@ -127,6 +151,7 @@ class StreamPool(Closing):
             if not self._streams:
                 self._warm_up(stream)
             self._streams.append(stream)
+            self._expect()
             return stream
 
     def process(
@@ -189,6 +214,7 @@ class StreamPool(Closing):
     def _leave(self, stream: Stream) -> None:
         if stream in self._streams:
             self._streams.remove(stream)
+            self._expect()
 
     def _drop(self, stream: Stream, error: BackendError) -> None:
         """End a stream that failed; its next call raises the error."""
@@ -226,9 +252,11 @@ class StreamPool(Closing):
                     stream._give(core.ready.popleft())
         if not processed:
             return
-        spent = self._clock() - started
+        spent, channels = self._clock() - started, sum(stream.channels for stream in streams)
+        if self._governor.forecast is not None:
+            self._governor.forecast.count(spent, channels, steps)
         late = self._governor.spent(spent, streams, self._block_s)
-        share = spent / sum(stream.channels for stream in streams)
+        share = spent / channels
         for stream in streams:
             stream._count(share * stream.channels, self._block_s, steps, late)
         for stream in self._streams:

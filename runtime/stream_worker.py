@@ -45,12 +45,13 @@ class LiveSound:
     A sound that cannot be opened, or fails, answers every call with its error.
 
     Attributes:
+        channels: Of its blocks.
         latency_samples: See ``Stream``; None until it is open.
     """
 
-    def __init__(self, worker: StreamWorker, open_: Callable[[], Stream]) -> None:
+    def __init__(self, worker: StreamWorker, channels: int, open_: Callable[[], Stream]) -> None:
         """See ``StreamWorker.open``."""
-        self._worker, self._open = worker, open_
+        self._worker, self.channels, self._open = worker, channels, open_
         self._stream: Stream | None = None
         self.latency_samples: int | None = None
         self.opened: Future[Stream] = worker._ask(_Job(self, self._begin))
@@ -94,6 +95,7 @@ class LiveSound:
 
     def close(self) -> None:
         """Give up its memory, when what was asked for before is done."""
+        self._worker._sounds.discard(self)
         if not self._worker.closed:
             self._worker._ask(_Job(self, self._end))
 
@@ -132,6 +134,7 @@ class StreamWorker(Closing):
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # between the last job and the end
         self.closed = False
+        self._sounds: set[LiveSound] = set()
         self._thread = threading.Thread(target=self._run, name="dvpd-streams", daemon=True)
         self._thread.start()
 
@@ -150,7 +153,7 @@ class StreamWorker(Closing):
             model: A causal model, see ``Enhancer.open``; None for the best that is there.
             backend: See ``Enhancer.open``.
             device: See ``Enhancer.open``.
-            threads: See ``Enhancer.open``.
+            threads: CPU threads of each call; None for one, as a block is too little to be shared.
             **options: Of ``Enhancer.stream_pool``.
 
         Raises:
@@ -159,7 +162,9 @@ class StreamWorker(Closing):
         from .engines import find_live_engine
         from .enhancer import Enhancer
 
-        enhancer = Enhancer.open(find_live_engine(model), backend, device, threads)
+        enhancer = Enhancer.open(
+            find_live_engine(model), backend, device, 1 if threads is None else threads
+        )
         try:
             return cls(enhancer, owned=True, **options)
         except DvpdError:
@@ -177,7 +182,14 @@ class StreamWorker(Closing):
         Raises:
             InputError: The worker is closed. What else is wrong comes with the first result.
         """
-        return LiveSound(self, lambda: self.pool.open(sample_rate, channels, **options))
+        sound = LiveSound(self, channels, lambda: self.pool.open(sample_rate, channels, **options))
+        self._sounds.add(sound)
+        return sound
+
+    @property
+    def channels(self) -> int:
+        """Of the sounds that were opened and not closed."""
+        return sum(sound.channels for sound in tuple(self._sounds))
 
     def close(self) -> None:
         """Do what was asked for before, then end the thread and the streams."""

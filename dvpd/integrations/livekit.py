@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from livekit import rtc
 
-from ..runtime.stream_worker import StreamWorker
+from ..runtime.stream_workers import Worker
 from .sound import FilteredSound, Pcm
 
 
@@ -23,7 +23,7 @@ class NoiseFilter(rtc.FrameProcessor[rtc.AudioFrame]):
     the one that was computed meanwhile: as long, and late by the model's delay and ``buffer_ms``.
     """
 
-    def __init__(self, worker: StreamWorker, *, buffer_ms: float = 30.0, **options: Any) -> None:
+    def __init__(self, worker: Worker, *, buffer_ms: float = 30.0, **options: Any) -> None:
         """Use an engine.
 
         Args:

@@ -13,7 +13,7 @@ import numpy as np
 from pipecat.audio.filters.base_audio_filter import BaseAudioFilter
 from pipecat.frames.frames import FilterControlFrame, FilterEnableFrame
 
-from ..runtime.stream_worker import StreamWorker
+from ..runtime.stream_workers import Worker
 from .sound import FilteredSound
 
 
@@ -23,7 +23,7 @@ class NoiseFilter(BaseAudioFilter):
     As many bytes come back as went in, late by the model's delay. ``FilterEnableFrame`` switches it.
     """
 
-    def __init__(self, worker: StreamWorker, *, channels: int = 1, **options: Any) -> None:
+    def __init__(self, worker: Worker, *, channels: int = 1, **options: Any) -> None:
         """Use an engine.
 
         Args:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from ..runtime.arrays import FloatArray
 from ..runtime.errors import one_line
-from ..runtime.stream_worker import LiveSound, StreamWorker, to_int16
+from ..runtime.stream_worker import LiveSound, to_int16
+from ..runtime.stream_workers import Worker
 
 logger = logging.getLogger("dvpd")
 
@@ -37,7 +38,7 @@ class FilteredSound:
 
     def __init__(
         self,
-        worker: StreamWorker,
+        worker: Worker,
         *,
         buffer_ms: float = 0.0,
         clock: Callable[[], float] = time.monotonic,

@@ -19,7 +19,8 @@ from starlette.requests import ClientDisconnect
 
 from ..command import explain
 from ..errors import InputError
-from ..stream_worker import LiveSound, StreamWorker
+from ..stream_worker import LiveSound
+from ..stream_workers import StreamWorkers
 from .files import FileDesk, FileJob
 from .limits import SLOWEST, Door, Limits, Refusal
 from .live import LiveSession
@@ -35,18 +36,19 @@ class Service:
     """What the addresses share.
 
     Attributes:
-        live: The engine for live streams.
+        live: The engines for live streams.
         desk: The engine for recordings.
         limits: What clients may ask for.
         door: Whom the server lets in.
         sounds: Live streams that are open.
+        sessions: Connections for live streams.
         files: Recordings that are there.
         counts: For ``/metrics``.
         ending: Set when the server ends; streams then give what they have and close.
     """
 
     def __init__(
-        self, live: StreamWorker, desk: FileDesk, limits: Limits, door: Door, folder: Path
+        self, live: StreamWorkers, desk: FileDesk, limits: Limits, door: Door, folder: Path
     ) -> None:
         """Serve with two engines.
 
@@ -60,9 +62,30 @@ class Service:
         self.live, self.desk, self.limits, self.door = live, desk, limits, door
         self._folder = folder
         self.sounds: set[LiveSound] = set()
+        self.sessions: set[LiveSession] = set()
         self.files = 0
         self.counts = Counts()
         self.ending = asyncio.Event()
+
+    def full(self, channels: int) -> str | None:
+        """Why no more live streams are taken; None if there is room.
+
+        Args:
+            channels: Of the one that comes.
+        """
+        most, live = self.limits.streams, self.live
+        if most is not None:
+            return (
+                f"{most} streams are open, the most there may be; come later"
+                if len(self.sounds) >= most
+                else None
+            )
+        if live.channels + channels <= live.max_channels:
+            return None
+        return (
+            f"this machine computes {live.max_channels} channels of live sound in time, "
+            f"{live.channels} are open and {channels} more asked for; come later"
+        )
 
     def leave(self, sound: LiveSound) -> None:
         """End a live stream.
@@ -77,6 +100,8 @@ class Service:
     async def drain(self) -> None:
         """Let streams and recordings end, for a time."""
         self.ending.set()
+        for session in self.sessions:
+            session.stop()
         loop = asyncio.get_running_loop()
         until = loop.time() + self.limits.end_s
         while (self.sounds or self.files) and loop.time() < until:
@@ -87,6 +112,8 @@ class Service:
         table = {
             "status": "ending" if self.ending.is_set() else "ok",
             "streams": len(self.sounds),
+            "live_channels": self.live.channels,
+            "max_live_channels": self.live.max_channels if self.limits.streams is None else None,
             "files": self.files,
             "live_model": self.live.enhancer.manifest.name,
             "model": self.desk.opened.result().manifest.name,
@@ -96,7 +123,7 @@ class Service:
     async def metrics(self) -> Response:
         """Figures for Prometheus."""
         stats = [sound.stats for sound in self.sounds]
-        steps = self.live.pool.steps_now
+        steps = self.live.steps_now
         return PlainTextResponse(
             render(self.counts, stats, self.files, steps), media_type=CONTENT_TYPE
         )

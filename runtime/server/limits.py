@@ -22,7 +22,7 @@ class Limits:
     """What clients may ask for; beyond it they are refused, those that are served notice nothing.
 
     Attributes:
-        streams: Live streams at a time.
+        streams: Live streams at a time; None for as many channels as are computed in time.
         files: Recordings at a time, one of which is computed.
         megabytes: Of a recording's body (10^6 bytes).
         minutes: Of a recording, with two channels at 48 kHz; of others as many samples.
@@ -31,7 +31,7 @@ class Limits:
         end_s: How long streams and recordings may go on when the server ends (s).
     """
 
-    streams: int = 8
+    streams: int | None = None
     files: int = 8
     megabytes: float = 200.0
     minutes: float = 60.0

@@ -10,18 +10,19 @@ import contextlib
 import json
 import logging
 import time
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import numpy as np
+from numpy.typing import NDArray
 from starlette.websockets import WebSocket
 
 from ..arrays import FloatArray
 from ..command import explain
-from ..containers import Raw
 from ..errors import DvpdError, InputError
-from ..pipes import from_raw, to_raw
 from ..spec import MAX_CHANNELS
-from ..stream_worker import LiveSound
+from ..stream_worker import LiveSound, to_int16
 from .limits import Refusal
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dvpd")
 
-FORMATS = {"s16": "PCM_16", "f32": "FLOAT"}
+FORMATS = {"s16": "<i2", "f32": "<f4"}
 FIELDS = {"rate", "channels", "format", "max_attenuation", "token"}
 EXAMPLE = '{"rate": 48000, "channels": 1, "format": "s16"}'
 PIECE_S = 0.1  # that is computed at a time: long blocks hold up nobody
@@ -54,12 +55,24 @@ class LiveSession:
         """
         self._service, self._socket = service, socket
         self._limits = service.limits
-        self._receiving: asyncio.Task[Any] | None = None
-        self._raw = Raw(1, 1, "PCM_16", "LITTLE")
+        self._waiting: anyio.CancelScope | None = None  # for the client
+        self._rate, self._channels, self._dtype = 1, 1, np.dtype("<i2")
         self._samples_in = self._samples_out = 0
 
     async def run(self) -> None:
         """Serve it to its end; what goes wrong is said and closes the connection."""
+        self._service.sessions.add(self)
+        try:
+            await self._run()
+        finally:
+            self._service.sessions.discard(self)
+
+    def stop(self) -> None:
+        """Wait no longer for the client: the server ends."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    async def _run(self) -> None:
         with contextlib.suppress(_Gone):
             try:
                 await self._serve()
@@ -75,8 +88,6 @@ class LiveSession:
             except Exception as error:  # a fault of ours: others are served on
                 logger.error("a stream: %s", explain(error))
                 await self._close(1011, "unexpected error; the server's log says more")
-        if self._receiving is not None:
-            self._receiving.cancel()
 
     async def _serve(self) -> None:
         service = self._service
@@ -86,12 +97,11 @@ class LiveSession:
         hello = _hello(message)
         if (refusal := service.door.refusal(self._socket.headers, hello.get("token"))) is not None:
             raise Refusal(401, refusal)
-        if len(service.sounds) >= self._limits.streams:
+        if (refusal := service.full(hello["channels"])) is not None:
             service.counts.refused_streams += 1
-            raise Refusal(
-                429, f"{self._limits.streams} streams are open, the most there may be; come later"
-            )
-        self._raw = Raw(hello["rate"], hello["channels"], FORMATS[hello["format"]], "LITTLE")
+            raise Refusal(429, refusal)
+        self._rate, self._channels = hello["rate"], hello["channels"]
+        self._dtype = np.dtype(FORMATS[hello["format"]])
         sound = service.live.open(
             hello["rate"],
             hello["channels"],
@@ -136,24 +146,23 @@ class LiveSession:
                 "blocks": stats.blocks,
                 "late": stats.late,
                 "passed": stats.passed,
+                "steps_used": {str(steps): n for steps, n in sorted(stats.steps_used.items())},
                 "ended_by": "client" if message is not None else "server",
             }
         )
         await self._close(1000 if message is not None else 1001)
 
-    def _samples(self, message: bytes) -> FloatArray:
-        size = self._raw.frame_bytes
+    def _samples(self, message: bytes) -> NDArray[Any]:
+        size = self._dtype.itemsize * self._channels
         if len(message) % size:
             raise Refusal(
                 400, f"a block of {len(message)} bytes; expected whole frames of {size} bytes"
             )
-        if not message:
-            return np.zeros((0, self._raw.n_channels), np.float32)
-        return from_raw(message, self._raw)
+        return np.frombuffer(message, self._dtype).reshape(-1, self._channels)
 
-    async def _enhanced(self, sound: LiveSound, wav: FloatArray, begun: float) -> FloatArray:
+    async def _enhanced(self, sound: LiveSound, wav: NDArray[Any], begun: float) -> FloatArray:
         """The block's answer, in pieces; not before its time, so that all get their share."""
-        rate = self._raw.sample_rate
+        rate = self._rate
         size = max(1, round(PIECE_S * rate))
         done: list[FloatArray] = []
         for first in range(0, len(wav), size):
@@ -164,7 +173,9 @@ class LiveSession:
             piece = wav[first : first + size]
             done.append(await asyncio.wrap_future(sound.process(piece)))
             self._samples_in += len(piece)
-        return np.concatenate(done) if done else wav
+        if len(done) == 1:
+            return done[0]
+        return np.concatenate(done) if done else np.zeros((0, self._channels), np.float32)
 
     async def _next(self, what: str) -> str | bytes | None:
         """The next message; None when the server ends.
@@ -173,39 +184,34 @@ class LiveSession:
             Refusal: None comes.
             _Gone: The client has closed.
         """
-        if self._receiving is None:
-            self._receiving = asyncio.create_task(self._socket.receive())
-        ending = asyncio.ensure_future(self._service.ending.wait())
-        try:
-            done, _ = await asyncio.wait(
-                {self._receiving, ending},
-                timeout=self._limits.stall_s,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-        finally:
-            ending.cancel()
-        if self._receiving not in done:
-            if ending in done:
+        message = None
+        with anyio.move_on_after(self._limits.stall_s) as self._waiting:
+            if self._service.ending.is_set():  # only what is there already
+                self._waiting.cancel()
+            message = await self._socket.receive()
+        self._waiting = None
+        if message is None:
+            if self._service.ending.is_set():
                 return None
             raise Refusal(408, f"nothing came for {self._limits.stall_s:g} s; expected {what}")
-        message, self._receiving = self._receiving.result(), None
         if message["type"] == "websocket.disconnect":
             raise _Gone
         data: str | bytes = message.get("bytes") or message.get("text") or b""
         return data
 
     async def _give(self, wav: FloatArray) -> None:
-        data, _ = to_raw(wav, self._raw)
+        coded = to_int16(wav) if self._dtype.kind == "i" else wav
         self._samples_out += len(wav)
-        await self._sent(self._socket.send_bytes(bytes(data)))
+        await self._sent(self._socket.send_bytes(coded.astype(self._dtype, copy=False).tobytes()))
 
     async def _say(self, table: dict[str, Any]) -> None:
         await self._sent(self._socket.send_text(json.dumps(table)))
 
-    async def _sent(self, sending: Any) -> None:
+    async def _sent(self, sending: Awaitable[None]) -> None:
         try:
-            await asyncio.wait_for(sending, self._limits.stall_s)
-        except (asyncio.TimeoutError, RuntimeError, OSError):
+            with anyio.fail_after(self._limits.stall_s):
+                await sending
+        except (TimeoutError, RuntimeError, OSError):
             raise _Gone from None  # it does not read, or has gone
         except Exception as error:  # each of Starlette's and uvicorn's own names for it
             if type(error).__name__ in ("WebSocketDisconnect", "ClientDisconnected"):

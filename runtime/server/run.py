@@ -16,7 +16,7 @@ import uvicorn
 
 from ..enhancer import Enhancer
 from ..errors import InputError
-from ..stream_worker import StreamWorker
+from ..stream_workers import StreamWorkers
 from .app import Service, build_app
 from .files import FileDesk
 from .limits import Door, Limits, is_loopback
@@ -38,7 +38,7 @@ class Server(uvicorn.Server):
             started: Called when clients can come.
         """
         super().__init__(config)
-        self._service, self._on_start = service, started
+        self.service, self._on_start = service, started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen."""
@@ -47,7 +47,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let streams and recordings end, then close."""
-        await self._service.drain()
+        await self.service.drain()
         await super().shutdown(sockets)
 
     @contextlib.contextmanager
@@ -83,7 +83,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(
-    open_live: Callable[[], StreamWorker],
+    open_live: Callable[[], StreamWorkers],
     open_files: Callable[[], Enhancer],
     limits: Limits,
     door: Door,
@@ -93,7 +93,7 @@ def serve(
     """Serve until a signal comes, or ``should_exit`` of the server is set.
 
     Args:
-        open_live: Returns the engine for live streams; it is closed at the end.
+        open_live: Returns the engines for live streams; they are closed at the end.
         open_files: Returns the engine for recordings; it is closed at the end.
         limits: What clients may ask for.
         door: Whom the server lets in.
@@ -114,7 +114,7 @@ def serve(
 
 
 async def _serve(
-    live: StreamWorker,
+    live: StreamWorkers,
     desk: FileDesk,
     limits: Limits,
     door: Door,
@@ -138,7 +138,7 @@ async def _serve(
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=2 * limits.streams + limits.files + SPARE,
+        limit_concurrency=2 * (limits.streams or live.max_channels) + limits.files + SPARE,
         timeout_graceful_shutdown=FORCED_S,
     )
     host, port = listening.getsockname()[:2]

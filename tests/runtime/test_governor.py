@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from dvpd.runtime.governor import FIRST_WAIT, LONGEST_WAIT, PROVEN, Governor
+from dvpd.runtime.governor import FIRST_WAIT, LONGEST_WAIT, PROVEN, Forecast, Governor
 
 BLOCK_S = 0.032
 
@@ -83,3 +83,37 @@ def test_changes_are_told(caplog):
     with caplog.at_level(logging.INFO, "dvpd"):
         run(Governor(3), 3, lambda steps: 0.1)
     assert "computing falls behind: 1 step from here on" in caplog.text
+
+
+def planned(costs, channels, most_load=0.75) -> Governor:
+    governor = Governor(max(costs))
+    governor.forecast = Forecast(costs, most_load, BLOCK_S)
+    governor.expect(channels)
+    return governor
+
+
+@pytest.mark.parametrize(("channels", "steps"), [(1, 3), (2, 1), (3, 1), (4, 0), (9, 0)])
+def test_steps_follow_from_what_comes_in_before_the_first_block(channels, steps):
+    assert planned({3: 0.016, 1: 0.008, 0: 0.004}, channels).steps == steps
+
+
+def test_fewer_channels_bring_steps_back_later():
+    governor = planned({1: 0.008, 0: 0.004}, 4)
+    governor.expect(3)
+    cost = lambda steps: 0.012 + 0.012 * steps  # noqa: E731  # one line
+    used = run(governor, 2 * FIRST_WAIT, cost)
+    assert used == [0] * FIRST_WAIT + [1] * FIRST_WAIT
+    governor.expect(4)
+    assert run(governor, 40 * FIRST_WAIT, cost) == [0] * 40 * FIRST_WAIT  # and none is tried
+
+
+def test_blocks_that_take_longer_than_they_did_get_fewer_steps_in_time():
+    governor = planned({1: 0.008, 0: 0.004}, 2)
+    for _ in range(10 * FIRST_WAIT):  # a machine half as fast as it was: 0.016 a channel
+        steps = governor.steps
+        governor.forecast.count(0.016 * (1 + steps), 2, steps)
+        assert not governor.spent(0.016 * (1 + steps) / 2, ["one"], BLOCK_S)
+    assert (governor.steps, governor.changes) == (0, 1)
+    for _ in range(2):  # one that is held up for long says nothing
+        governor.forecast.count(9.0, 2, 0)
+    assert governor.forecast.fits(0)

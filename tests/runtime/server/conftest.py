@@ -27,7 +27,7 @@ class Client:
 
     @property
     def service(self):
-        return self.server._service
+        return self.server.service
 
     def ask(self, method: str, path: str, body=None, headers=None, chunked=False):
         """Status, headers and body of an answer."""
@@ -91,6 +91,7 @@ def serving():
     from dvpd.runtime.server import run
     from dvpd.runtime.server.limits import Door, Limits
     from dvpd.runtime.stream_worker import StreamWorker
+    from dvpd.runtime.stream_workers import StreamWorkers
 
     @contextlib.contextmanager
     def begin(token: str | None = None, **limits) -> Iterator[Client]:
@@ -103,7 +104,7 @@ def serving():
         def work() -> None:
             try:
                 run.serve(
-                    lambda: StreamWorker(live, steps=1, adapt=False),
+                    lambda: StreamWorkers([StreamWorker(live, steps=1, adapt=False)]),
                     lambda: files,
                     Limits(**limits),
                     Door(token),

@@ -52,6 +52,7 @@ def test_blocks_come_back_as_from_a_stream(client, pcm):
         assert close_code(socket) == 1000
     assert (stats["samples_in"], stats["samples_out"]) == (8000, 8896)
     assert (stats["passed"], stats["ended_by"]) == (0, "client")
+    assert stats["steps_used"] == {"1": stats["blocks"]}
     np.testing.assert_allclose(np.frombuffer(out, np.int16), wanted(pcm), atol=1)
 
 
@@ -117,7 +118,9 @@ def test_a_lost_connection_leaves_nothing_behind(client, pcm):
         socket.recv(WAIT_S)
         assert client.metric("streams") == 1
         socket.socket.shutdown(sockets.SHUT_RDWR)
-    client.until(lambda: not client.service.sounds and not client.service.live.pool.streams)
+    client.until(
+        lambda: not client.service.sounds and not client.service.live.workers[0].pool.streams
+    )
     assert client.metric("streams") == 0
     assert client.metric("blocks_total") > before
 
@@ -129,6 +132,21 @@ def test_there_are_no_more_streams_than_allowed(serving):
             assert "1 streams are open" in refused["error"]
             assert close_code(other) == 1013
         assert client.metric("streams_refused_total") == 1
+
+
+def test_no_more_channels_are_taken_than_are_computed_in_time(serving):
+    with serving() as client:
+        client.service.live.max_channels = 3
+        with client.stream(channels=2) as (_, hello):
+            assert "latency_ms" in hello
+            with client.stream(channels=2) as (other, refused):
+                assert "3 channels of live sound in time, 2 are open and 2 more" in refused["error"]
+                assert close_code(other) == 1013
+            with client.stream() as (_, hello):
+                assert "latency_ms" in hello
+                health = json.loads(client.ask("GET", "/health").body)
+                assert (health["live_channels"], health["max_live_channels"]) == (3, 3)
+        client.until(lambda: client.service.live.channels == 0)
 
 
 def test_clients_that_say_nothing_or_do_not_read_are_let_go(serving, pcm):
