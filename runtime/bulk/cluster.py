@@ -395,6 +395,7 @@ def _pass(
                 run.hear(task, message)
     finally:
         run.n_left += len(waiting)
+    run.name_made()
     run.tick(progress)
 
 

@@ -25,6 +25,8 @@ def work_here(run: Run, pool: Pool, progress: Progress) -> None:
                 if worker.idle and (task := run.next_task()) is not None:
                     worker.give(task)
             working = [w for w in pool.workers if w.task is not None]
+            if not working and run.name_made():
+                run.tick(progress)
             # all that is left may be another run's
             if not working and (run.stopped or (not run.n_left and not run.look_again())):
                 break

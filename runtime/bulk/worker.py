@@ -30,6 +30,7 @@ from ..containers import SAMPLE_BYTES
 from ..cut import cut
 from ..enhancer import EnhancedFile, Enhancer
 from ..errors import InputError
+from ..files import flushed_later
 from . import places
 from .plan import Job
 from .rows import Made
@@ -54,6 +55,8 @@ class Engine:
         hung_s: A process that makes no progress for so long (s), and a second more for each
             megabyte of the recording, is ended; 0: never.
         batch: Windows computed at a time; see ``lanes``.
+        flush: Whether a process waits until each output is on the disk; else the run does, for
+            several at a time.
     """
 
     folder: Path
@@ -64,6 +67,7 @@ class Engine:
     options: dict[str, Any] = field(default_factory=dict)
     hung_s: float = 0.0
     batch: int = 1
+    flush: bool = True
 
 
 @dataclass(frozen=True)
@@ -215,6 +219,9 @@ def answer(
     last = time.monotonic()
     job, staged = task.job, task.staged
     with contextlib.ExitStack() as stack:
+        safe = engine.flush or places.is_remote(staged)
+        if places.is_remote(staged) or not engine.flush:
+            stack.enter_context(flushed_later())
         if places.is_remote(job.source) or places.is_remote(staged):
             name = stack.enter_context(tempfile.TemporaryDirectory(prefix="dvpd-"))
             near = Path(name)
@@ -249,7 +256,7 @@ def answer(
             sha256 = places.sha256(made, watch.step)
             if places.is_remote(staged):
                 places.send(made, staged, watch.step)
-            facts = Made(staged, before, content, *places.state(staged), sha256)
+            facts = Made(staged, before, content, *places.state(staged), sha256, safe)
             return "done", facts, _result(enhancer, done)
         except BrokenPipeError:
             raise
