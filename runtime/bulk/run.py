@@ -128,6 +128,10 @@ class Run:
             self.counts.left = self.n_left + len(self._busy)
             places.remove_folder(self._stages)
 
+    def longest_first(self) -> None:
+        """Give out large files before small ones: a long one that comes last is waited for alone."""
+        self._jobs = self.plan.largest_first()
+
     def next_task(self) -> Task | None:
         """A job that is claimed.
 

@@ -57,6 +57,8 @@ class Engine:
         batch: Windows computed at a time; see ``lanes``.
         flush: Whether a process waits until each output is on the disk; else the run does, for
             several at a time.
+        share: Memory that all processes of a pool see: by how much each may have more threads than
+            its own, as others have nothing to do; None: by nothing.
     """
 
     folder: Path
@@ -68,6 +70,7 @@ class Engine:
     hung_s: float = 0.0
     batch: int = 1
     flush: bool = True
+    share: Any = None
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,8 @@ def serve(pipe: Connection, engine: Engine) -> None:
     except Exception as error:
         pipe.send(("broken", explain(error)))
         return
+    if engine.share is not None:
+        enhancer._workers.share = lambda: int(engine.share.value)
     with enhancer, contextlib.suppress(EOFError, BrokenPipeError):
         pipe.send(("ready", {"backend": enhancer.backend.name, "device": enhancer.backend.device}))
         while True:

@@ -40,6 +40,18 @@ def test_an_output_folder_within_the_input_is_left_out(root):
     assert [job.source for job in plan.jobs()] == [root / "b.wav"]
 
 
+def test_large_files_come_first_and_equal_ones_in_order(root, tmp_path):
+    names = [f"{i:04}.wav" for i in range(2500)]  # more than a page
+    fill(root / "many", *names)
+    for name, size in (("0007.wav", 50), ("1999.wav", 90)):
+        (root / "many" / name).write_bytes(bytes(size))
+    plan = folder_plan(root / "many", tmp_path / "out", [], False)
+    plan.settle(next(plan.jobs()))
+    found = [job.source.name for job in plan.largest_first()]
+    assert found[:2] == ["1999.wav", "0007.wav"]
+    assert found[2:] == [n for n in names[1:] if n not in found[:2]]
+
+
 @pytest.mark.parametrize(
     ("globs", "recursive", "said"),
     [([], False, "--recursive looks"), (["*.ogg"], True, "match *.ogg; choose others")],

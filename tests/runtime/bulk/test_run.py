@@ -11,6 +11,7 @@ from dvpd.runtime.bulk import here, places
 from dvpd.runtime.bulk import run as run_module
 from dvpd.runtime.bulk.journal import Journal
 from dvpd.runtime.bulk.plan import folder_plan
+from dvpd.runtime.bulk.pool import Pool
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +64,37 @@ def test_every_file_is_done_once(root, out, n):
     assert (done.counts.done, done.counts.before) == (0, 3)
     assert done.n_workers == 0  # no engine was opened
     assert set(times(out).values()) == {1}
+
+
+@pytest.mark.parametrize(("n", "order"), [(1, "abc"), (2, "cab")])
+def test_with_several_processes_large_files_are_begun_first(root, out, monkeypatch, n, order):
+    (root / "s" / "c.wav").write_bytes(b"larger")
+    given, real = [], run_module.Run.next_task
+
+    def next_task(self):
+        if (task := real(self)) is not None:
+            given.append(task.job.source.stem)
+        return task
+
+    monkeypatch.setattr(run_module.Run, "next_task", next_task)
+    done, _ = do(root, out, {}, n=n)
+    assert (done.counts.done, "".join(given)) == (3, order)
+
+
+def test_the_last_process_gets_the_threads_of_the_others(root, out, monkeypatch):
+    shares, real = [], Pool.share_cores
+
+    def share_cores(self, *, more):
+        real(self, more=more)
+        busy = sum(worker.task is not None for worker in self.workers)
+        shares.append((len(self.workers), busy, more, self._share.value))
+
+    monkeypatch.setattr(Pool, "share_cores", share_cores)
+    do(root, out, {}, n=3)
+    assert {n for n, _, _, _ in shares} == {3}
+    assert all(share == 1 for _, busy, more, share in shares if more or busy != 1)
+    assert all(share == 3 for _, busy, more, share in shares if busy == 1 and not more)
+    assert any(share == 3 for *_, share in shares)
 
 
 def test_files_that_are_there_are_refused_left_or_replaced(root, out):
