@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import logging
+import math
 import multiprocessing
 import os
 import re
@@ -21,8 +22,6 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ..audio import probe
 from ..command import explain
@@ -291,8 +290,6 @@ def _check_space(job: Job, made: Path, options: dict[str, Any]) -> None:
 
 
 def _result(enhancer: Enhancer, done: EnhancedFile) -> dict[str, Any]:
-    with np.errstate(divide="ignore"):
-        peaks = 20.0 * np.log10(np.array(done.peaks))
     return {
         "sample_rate": done.sample_rate,
         "channels": done.n_channels,
@@ -302,7 +299,7 @@ def _result(enhancer: Enhancer, done: EnhancedFile) -> dict[str, Any]:
         "rtf": done.rtf,
         "nfe": done.nfe,
         "clipped": done.n_clipped,
-        "peak_dbfs": [round(float(p), 2) if np.isfinite(p) else None for p in peaks],
+        "peak_dbfs": [round(20.0 * math.log10(p), 2) if p else None for p in done.peaks],
         "container": done.container,
         "subtype": done.subtype,
         "gaps": list(done.gaps),

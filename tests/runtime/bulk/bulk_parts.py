@@ -65,7 +65,7 @@ def serve(pipe: Connection, engine: Engine) -> None:
     try:
         while True:
             task = pipe.recv()
-            if task.job.source.read_bytes() == b"last":
+            if task.job.source.name == "last.wav":
                 wait_for_threads(engine)
             pipe.send(answer(task, FakeEnhancer(), engine, pipe.send))
     except (EOFError, OSError, SystemExit):

@@ -66,7 +66,7 @@ def test_a_file_that_kills_a_real_process_is_set_aside(tmp_path):
 def test_a_real_process_is_told_that_another_has_nothing_to_do(tmp_path):
     root = tmp_path / "in"
     root.mkdir()
-    (root / "a.wav").write_bytes(b"last")
+    (root / "last.wav").write_bytes(b"a")
     (root / "b.wav").write_bytes(b"b")
     done, _ = do(root, tmp_path / "out", {}, n=2)
     assert done.counts.done == 2
