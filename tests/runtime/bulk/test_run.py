@@ -2,6 +2,7 @@ import errno
 import os
 import sqlite3
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from bulk_parts import ENGINE, ThreadContext, do, turned, use_threads
@@ -81,20 +82,15 @@ def test_with_several_processes_large_files_are_begun_first(root, out, monkeypat
     assert (done.counts.done, "".join(given)) == (3, order)
 
 
-def test_the_last_process_gets_the_threads_of_the_others(root, out, monkeypatch):
-    shares, real = [], Pool.share_cores
-
-    def share_cores(self, *, more):
-        real(self, more=more)
-        busy = sum(worker.task is not None for worker in self.workers)
-        shares.append((len(self.workers), busy, more, self._share.value))
-
-    monkeypatch.setattr(Pool, "share_cores", share_cores)
-    do(root, out, {}, n=3)
-    assert {n for n, _, _, _ in shares} == {3}
-    assert all(share == 1 for _, busy, more, share in shares if more or busy != 1)
-    assert all(share == 3 for _, busy, more, share in shares if busy == 1 and not more)
-    assert any(share == 3 for *_, share in shares)
+def test_those_that_work_get_the_threads_of_those_that_have_nothing_to_do():
+    pool = Pool(4, ENGINE, lambda *args: None)
+    shares = []
+    for tasks, more in (("xxxx", True), ("xxxx", False), ("xx  ", False), ("x   ", True),
+                        ("x   ", False), ("xxx ", False), ("    ", False)):  # fmt: skip
+        pool.workers = [SimpleNamespace(task=task.strip() or None) for task in tasks]
+        pool.share_cores(more=more)
+        shares.append(pool._engine.share.value)
+    assert shares == [1, 1, 2, 1, 4, 1, 1]
 
 
 def test_files_that_are_there_are_refused_left_or_replaced(root, out):
