@@ -6,6 +6,7 @@ It writes to a place that it is given, outside of everybody's sight, and never t
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import logging
 import math
@@ -273,18 +274,20 @@ def _check_space(job: Job, made: Path, options: dict[str, Any]) -> None:
     """Refuse what cannot fit before hours are spent: such as a sparse file of a terabyte.
 
     Raises:
-        InputError: A WAV file would be larger than what is free.
+        InputError: A WAV file would be larger than what is free, or nothing is.
     """
-    if made.suffix.lower() != ".wav":
-        return
-    if job.n_bytes < shutil.disk_usage(made.parent).free // 64:
+    free = shutil.disk_usage(made.parent).free - _FREE_BYTES
+    if free <= 0:  # in the words by which the run knows a full disk: each file would meet it
+        raise InputError(
+            f"{job.target}: {os.strerror(errno.ENOSPC)} (less than {_FREE_BYTES >> 20} MiB is free)"
+        )
+    if made.suffix.lower() != ".wav" or job.n_bytes < free // 64:
         return  # not worth a look: the disk may still turn out to be full later
     info = cut(probe(job.source, raw=options.get("raw"), salvage=options["salvage"]), job.part)
     needed = info.n_samples * info.n_channels * SAMPLE_BYTES.get(info.subtype, 2)
-    free = shutil.disk_usage(made.parent).free - _FREE_BYTES
     if needed > free:
         raise InputError(
-            f"{job.source}: its output takes {needed} bytes, {max(free, 0)} are free: free "
+            f"{job.source}: its output takes {needed} bytes, {free} are free: free "
             "space, or enhance parts of it (start and duration in a manifest)"
         )
 

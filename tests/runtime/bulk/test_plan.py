@@ -4,6 +4,7 @@ import os
 import pytest
 
 from dvpd.runtime import InputError
+from dvpd.runtime.bulk import places
 from dvpd.runtime.bulk.lines import manifest_plan
 from dvpd.runtime.bulk.plan import folder_plan
 
@@ -84,6 +85,18 @@ def test_files_that_cannot_be_read_are_named(root, tmp_path, monkeypatch):
         "is an empty file (0 bytes)",
         "No such file or directory",
     ]
+
+    def no_right(path):
+        if path.name == "b.wav":
+            raise InputError(f"{path}: Permission denied")
+        return check_file(path)
+
+    check_file = places.check_file
+    with monkeypatch.context() as patch:  # root may read all
+        patch.setattr(places, "check_file", no_right)
+        plan = folder_plan(root, tmp_path / "out", [], False)
+    assert [job.source.name for job in plan.jobs()] == ["a.mp3"]
+    assert f"{root / 'b.wav'}: Permission denied" in [r["error"] for r in plan.refused()]
 
     real = os.scandir
 
