@@ -111,7 +111,7 @@ def run_short(folder: Path, engine: Path, n_files: int) -> dict[str, float]:
     plan = folder_plan(source, out, [], False)
     with Journal(out) as journal:
         run = Run(journal, plan, {}, Rules(), out / FOLDER / PARTS, command.say)
-        with Pool(1, Engine(engine, "ort", "cpu", 1, False, options), serve) as pool:
+        with Pool(1, Engine(engine, "ort", "cpu", 1, False, options, flush=False), serve) as pool:
             work_here(run, pool, Progress("files"))
         if run.counts.done != n_files:
             raise RuntimeError(f"{run.counts.done} of {n_files} files were done")

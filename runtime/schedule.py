@@ -12,6 +12,7 @@ d(sigma^2)/dt = -2 gamma sigma^2 + c k^(2t), sigma(0) = 0.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, fields
 from typing import overload
@@ -227,8 +228,13 @@ def initial_state(sde: SdeSpec, t_rs: float) -> InitialState:
         InputError: ``t_rs`` lies outside (0, 1).
     """
     _check_start(t_rs)
-    weight = mean_weight(sde, float(t_rs))
-    return InitialState(t=float(t_rs), w_x0=weight, w_y=1.0 - weight, std=std(sde, float(t_rs)))
+    return _marginal(sde, float(t_rs))
+
+
+@functools.lru_cache(maxsize=64)  # the same for each window
+def _marginal(sde: SdeSpec, t: float) -> InitialState:
+    weight = mean_weight(sde, t)
+    return InitialState(t=t, w_x0=weight, w_y=1.0 - weight, std=std(sde, t))
 
 
 def sampler_steps(
@@ -255,11 +261,15 @@ def sampler_steps(
     if last_step not in LAST_STEPS:
         raise InputError(f"last_step is {last_step!r}; expected one of {', '.join(LAST_STEPS)}")
     _check_start(t_rs)
-    count = check_whole("", "n_steps", n_steps, 1)
-    dt = float(t_rs) / count
+    return _steps(sde, float(t_rs), check_whole("", "n_steps", n_steps, 1), last_step)
+
+
+@functools.lru_cache(maxsize=64)  # the same for each recording
+def _steps(sde: SdeSpec, t_rs: float, count: int, last_step: str) -> tuple[SamplerStep, ...]:
+    dt = t_rs / count
     steps = []
     for index in range(count):
-        t = float(t_rs) * (count - index) / count
+        t = t_rs * (count - index) / count
         rate = drift_rate(sde, t)
         g = diffusion(sde, t)
         last = index == count - 1

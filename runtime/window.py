@@ -61,8 +61,10 @@ def pad(features: FloatArray) -> FloatArray:
     Returns:
         float32 [B, 3, T', F].
     """
-    extra = padded_frames(features.shape[2]) - features.shape[2]
-    return np.pad(features, ((0, 0), (0, 0), (0, extra), (0, 0))).astype(np.float32, copy=False)
+    n_batch, n_channels, n_frames, n_freqs = features.shape
+    out = np.zeros((n_batch, n_channels, padded_frames(n_frames), n_freqs), np.float32)
+    out[:, :, :n_frames] = features
+    return out
 
 
 def denoise(

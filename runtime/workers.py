@@ -49,7 +49,12 @@ def window_workers(backend: Backend) -> tuple[Backend, int]:
 
 
 class Workers(Closing):
-    """The threads of one Enhancer. All recordings that it enhances at a time share them."""
+    """The threads of one Enhancer. All recordings that it enhances at a time share them.
+
+    Attributes:
+        share: Tells by how much there may be more of them now: a whole number, 1 or more. It is
+            asked before each window, where the networks can be called from any number of threads.
+    """
 
     def __init__(self, backend: Backend) -> None:
         """Start nothing yet.
@@ -59,6 +64,9 @@ class Workers(Closing):
         """
         self._backend, self._lock = backend, threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
+        self._size = 0  # of the pool
+        self._closed = False
+        self.share: Callable[[], int] | None = None
 
     def work(self, n_windows: int, turns: threading.Lock) -> Work:
         """What computes a recording's windows: all threads one, or one thread each.
@@ -74,16 +82,38 @@ class Workers(Closing):
             return Work(self._backend, turns)
         with self._lock:
             backend, count = window_workers(self._backend)
-            if count == 1:
-                return Work(backend, turns)
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(count, "dvpd-window")
-            return Work(backend, None, self._pool, count)
+        if self.share is not None and getattr(backend, "concurrent", False):
+            return Work(backend, None, self, count, self.share)
+        if count == 1:
+            return Work(backend, turns)
+        return Work(backend, None, self, count)
+
+    def submit(
+        self, size: int, process: Callable[[FloatArray, int], FloatArray], *args: Any
+    ) -> Future[FloatArray]:
+        """Begin a window.
+
+        Args:
+            size: How many may be computed at a time from now on.
+            process: What computes it.
+            args: Its arguments.
+
+        Raises:
+            RuntimeError: The Enhancer was closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("closed")
+            if self._pool is None or self._size != size:
+                if self._pool is not None:
+                    self._pool.shutdown(wait=False)  # what was begun there goes on
+                self._pool, self._size = ThreadPoolExecutor(size, "dvpd-window"), size
+            return self._pool.submit(process, *args)
 
     def close(self) -> None:
         """Drop what has not begun, and wait for what has."""
         with self._lock:
-            pool, self._pool = self._pool, None
+            pool, self._pool, self._closed = self._pool, None, True
         if pool is not None:
             pool.shutdown(cancel_futures=True)
 
@@ -94,28 +124,37 @@ class Work:
     Attributes:
         backend: What computes them.
         turns: Held while one is computed; None where they are computed side by side.
-        ahead: How many may be begun before the oldest is asked for.
     """
 
     def __init__(
         self,
         backend: Backend,
         turns: threading.Lock | None,
-        pool: ThreadPoolExecutor | None = None,
-        ahead: int = 0,
+        workers: Workers | None = None,
+        count: int = 1,
+        share: Callable[[], int] | None = None,
     ) -> None:
         """Begin nothing yet.
 
         Args:
             backend: See above.
             turns: See above.
-            pool: Computes the windows; None: whoever asks for one.
-            ahead: See above.
+            workers: Compute the windows; None: whoever asks for one.
+            count: Windows at a time.
+            share: As in ``Workers``.
         """
-        self.backend, self.turns, self.ahead = backend, turns, ahead
-        self._pool = pool
+        self.backend, self.turns = backend, turns
+        self._workers, self._count, self._share = workers, count, share
         self._begun: list[Future[FloatArray]] = []
         self._stopped = False
+
+    @property
+    def ahead(self) -> int:
+        """How many windows may be begun before the oldest is asked for; 0: none is."""
+        if self._workers is None:
+            return 0
+        count = self._count * (1 if self._share is None else self._share())
+        return count if count > 1 else 0
 
     def begin(
         self, process: Callable[[FloatArray, int], FloatArray]
@@ -127,10 +166,10 @@ class Work:
         """
 
         def start(wav: FloatArray, first_frame: int) -> Piece:
-            if self._pool is None:
+            if self._workers is None or not (count := self.ahead):
                 return partial(process, wav, first_frame)
             try:
-                future = self._pool.submit(process, wav, first_frame)
+                future = self._workers.submit(count, process, wav, first_frame)
             except RuntimeError as error:  # the pool is shut down, or the interpreter is
                 raise _closed() from error
             self._begun = [*(f for f in self._begun if not f.done()), future]

@@ -370,6 +370,11 @@ class OrtBackend:
                 f"ONNX Runtime failed in the {graph} graph on {self.device} ({_first_line(error)})"
             ) from error
 
+    @property
+    def concurrent(self) -> bool:
+        """Whether windows can be computed from any number of threads at a time."""
+        return not self._on_gpu and self._causal is None
+
     def for_workers(self) -> tuple[Backend, int]:
         """Both graphs without threads of their own; see ``WorkersBackend``."""
         alone = self._options.for_a_worker

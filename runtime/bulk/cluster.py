@@ -345,6 +345,7 @@ def work_there(
     n_pass = max(_A_PASS[0], _A_PASS[1] * actors.n)
     known: set[str] = set()
     with run.open():
+        run.longest_first()
         while True:
             tasks = list(itertools.islice(iter(run.next_task, None), n_pass))
             if tasks:
@@ -395,6 +396,7 @@ def _pass(
                 run.hear(task, message)
     finally:
         run.n_left += len(waiting)
+    run.name_made()
     run.tick(progress)
 
 

@@ -64,8 +64,9 @@ def enhance_many(args: argparse.Namespace) -> int:
     n_jobs = _n_jobs(args, folder, plan)
     threads = args.threads if args.ray else _threads(args, n_jobs)
     engine = Engine(
-        folder, args.backend, args.device, threads, args.tf32, options, hung_s=hung_s, batch=batch
-    )
+        folder, args.backend, args.device, threads, args.tf32, options, hung_s=hung_s, batch=batch,
+        flush=bool(args.ray),
+    )  # fmt: skip
     with contextlib.ExitStack() as stack:
         ray = stack.enter_context(joined(args.ray)) if args.ray else None
         try:

@@ -20,11 +20,16 @@ def work_here(run: Run, pool: Pool, progress: Progress) -> None:
     with run.open():
         if run.n_left:
             pool.start(run.n_left)
+        if len(pool.workers) > 1:
+            run.longest_first()
         while True:
             for worker in pool.workers:
                 if worker.idle and (task := run.next_task()) is not None:
                     worker.give(task)
+            pool.share_cores(more=bool(run.n_left))
             working = [w for w in pool.workers if w.task is not None]
+            if not working and run.name_made():
+                run.tick(progress)
             # all that is left may be another run's
             if not working and (run.stopped or (not run.n_left and not run.look_again())):
                 break

@@ -146,9 +146,31 @@ class Journal:
                 ) from None
             raise JournalError(f"{self._path}: is damaged ({text}); {self._way_out()}") from None
 
-    def _write(self, statement: str, values: tuple[Any, ...]) -> sqlite3.Cursor:
+    def _write(self, statement: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
         with self._told():
             return self._db.execute(statement, values)
+
+    @contextlib.contextmanager
+    def together(self, *, durable: bool = False) -> Iterator[None]:
+        """One transaction for what is noted within: all of it, or nothing.
+
+        Args:
+            durable: Whether it is on the disk at the end.
+        """
+        if durable:  # this cannot be said within a transaction
+            self._write("PRAGMA synchronous=FULL")
+        try:
+            self._write("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._write("COMMIT")
+            except BaseException:
+                with contextlib.suppress(JournalError):
+                    self._write("ROLLBACK")
+                raise
+        finally:
+            if durable:
+                self._write("PRAGMA synchronous=NORMAL")
 
     def _name(self, target: Path) -> bytes:
         """Within the output folder, which may be moved; names need not be Unicode."""
@@ -223,7 +245,7 @@ class Journal:
         return done.rowcount == 1
 
     def placing(self, job: Job, made: Made, result: dict[str, Any]) -> bool:
-        """Note what an output will be, durably, before it gets its name.
+        """Note what an output will be, before it gets its name: ``together`` makes that durable.
 
         Args:
             job: The job.
@@ -233,26 +255,20 @@ class Journal:
         Returns:
             Whether the claim is still ours.
         """
-        with self._told():
-            self._db.execute("PRAGMA synchronous=FULL")
-        try:
-            done = self._write(
-                "UPDATE jobs SET state='placing', n_bytes=?, mtime_ns=?, content=?, out_bytes=?, "
-                "out_mtime_ns=?, out_sha256=?, result=? "
-                "WHERE target=? AND state='claimed' AND run=?",
-                (
-                    *made.source,
-                    made.content,
-                    made.n_bytes,
-                    made.mtime_ns,
-                    made.sha256,
-                    json.dumps(result),
-                    self._name(job.target),
-                    self.run,
-                ),
-            )
-        finally:
-            self._db.execute("PRAGMA synchronous=NORMAL")
+        done = self._write(
+            "UPDATE jobs SET state='placing', n_bytes=?, mtime_ns=?, content=?, out_bytes=?, "
+            "out_mtime_ns=?, out_sha256=?, result=? WHERE target=? AND state='claimed' AND run=?",
+            (
+                *made.source,
+                made.content,
+                made.n_bytes,
+                made.mtime_ns,
+                made.sha256,
+                json.dumps(result),
+                self._name(job.target),
+                self.run,
+            ),
+        )
         return done.rowcount == 1
 
     def done(self, target: Path, run: int, mtime_ns: int | None = None) -> bool:

@@ -12,14 +12,14 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 from ..audio import check_file
 from ..errors import InputError, one_line
-from ..files import give_name
+from ..files import flush_folders, give_name
 
 _BLOCK = 1 << 20
 _TIMES = (
@@ -143,18 +143,20 @@ def _real_folder(folder: str) -> str:
     return os.path.realpath(folder)
 
 
+def _real(path: Path) -> str:
+    """A path of this machine without links; a folder above it is looked up once."""
+    folder, name = os.path.split(str(path))
+    text = os.path.join(_real_folder(folder), name)
+    return os.path.realpath(text) if name == ".." or os.path.islink(text) else text
+
+
 def identity(path: Path) -> bytes:
     """The same 16 bytes for every name of a file.
 
     Args:
-        path: Any place; a folder above it is looked up once.
+        path: Any place.
     """
-    text = str(path)
-    if not is_remote(path):
-        folder, name = os.path.split(text)
-        text = os.path.join(_real_folder(folder), name)
-        if name == ".." or os.path.islink(text):
-            text = os.path.realpath(text)
+    text = str(path) if is_remote(path) else _real(path)
     return hashlib.blake2b(os.fsencode(text), digest_size=16).digest()
 
 
@@ -228,7 +230,7 @@ def send(made: Path, target: Path, step: Callable[[], None] = lambda: None) -> N
 
 
 def name_it(staged: Path, target: Path, *, overwrite: bool) -> int | None:
-    """Give a finished output its name.
+    """Give a finished output its name; ``names_are_safe`` waits until the disk has it.
 
     Object storage renames by a copy of its own: nobody sees a part of it, but two jobs with
     different journals could both find the name free.
@@ -246,9 +248,9 @@ def name_it(staged: Path, target: Path, *, overwrite: bool) -> int | None:
         OSError: It cannot be renamed.
     """
     if not is_remote(target):
-        real = Path(os.path.realpath(target))
+        real = Path(_real(target))
         real.parent.mkdir(parents=True, exist_ok=True)
-        give_name(staged, real, overwrite=overwrite)
+        give_name(staged, real, overwrite=overwrite, flush=False)
         return None
     if not overwrite and is_there(target):
         raise InputError(f"{target}: exists already and is not replaced without permission")
@@ -257,6 +259,16 @@ def name_it(staged: Path, target: Path, *, overwrite: bool) -> int | None:
         remote: Any = staged
         remote.fs.mv(remote.path, target.path)  # type: ignore[attr-defined]  # a UPath
     return state(target)[1]
+
+
+def names_are_safe(targets: Iterable[Path]) -> None:
+    """Wait until names that were given are on the disk.
+
+    Args:
+        targets: Of ``name_it``.
+    """
+    local = (target for target in targets if not is_remote(target))
+    flush_folders({Path(os.path.dirname(_real(target))) for target in local})
 
 
 def remove_folder(folder: Path) -> None:

@@ -142,6 +142,15 @@ class Plan:
         for row in self._pages("jobs", _JOB, "AND open" if left else ""):
             yield _job(row)
 
+    def largest_first(self) -> Iterator[Job]:
+        """Those that are not settled now, by size; equal ones in the order of the plan."""
+        self._db.execute("CREATE TABLE turns(turn INTEGER PRIMARY KEY, at)")
+        self._db.execute(
+            "INSERT INTO turns(at) SELECT place FROM jobs WHERE open ORDER BY n_bytes DESC, place"
+        )
+        for row in self._pages("turns JOIN jobs ON place = at", f"turn, {_JOB}", key="turn"):
+            yield _job(row[1:])
+
     def outcomes(self) -> Iterator[tuple[Job, dict[str, Any] | None]]:
         """All jobs, each with what ``settle`` was told."""
         for row in self._pages("jobs", f"{_JOB}, outcome"):
@@ -152,12 +161,14 @@ class Plan:
         for row in self._pages("refused", "place, entry"):
             yield json.loads(row[1])
 
-    def _pages(self, table: str, columns: str, more: str = "") -> Iterator[tuple[Any, ...]]:
+    def _pages(
+        self, table: str, columns: str, more: str = "", key: str = "place"
+    ) -> Iterator[tuple[Any, ...]]:
         """Rows by their places, page by page: what is read is not locked."""
         last: tuple[Any, ...] = (-1,)  # numbers come before paths
         while True:
             rows = self._db.execute(
-                f"SELECT {columns} FROM {table} WHERE place > ? {more} ORDER BY place LIMIT {_PAGE}",
+                f"SELECT {columns} FROM {table} WHERE {key} > ? {more} ORDER BY {key} LIMIT {_PAGE}",
                 last[:1],
             ).fetchall()
             yield from rows

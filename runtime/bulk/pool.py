@@ -7,7 +7,9 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
+from multiprocessing.sharedctypes import RawValue
 from typing import Any
 
 from ..errors import BackendError
@@ -86,7 +88,8 @@ class Pool:
             serve: What each runs.
             lanes: Tasks that each works on at a time.
         """
-        self._n, self._engine, self._serve = n, engine, serve
+        self._share = RawValue("i", 1)
+        self._n, self._engine, self._serve = n, replace(engine, share=self._share), serve
         self._lanes, self._wanted = lanes, 0
         self.workers: list[Worker] = []
         self.opened: dict[str, Any] = {}
@@ -114,6 +117,15 @@ class Pool:
             pipe.close()
         for index, (ours, _) in zip(indices, pairs, strict=True):
             self.workers.append(Worker(index, ours, process))
+
+    def share_cores(self, *, more: bool) -> None:
+        """Let those that work have the threads of those that have nothing to do.
+
+        Args:
+            more: Whether tasks wait, so that there will be no such.
+        """
+        busy = sum(worker.task is not None for worker in self.workers)
+        self._share.value = 1 if more or not busy else max(1, len(self.workers) // busy)
 
     def wait(self, timeout_s: float) -> list[tuple[Worker, tuple[Any, ...]]]:
         """What the workers say, besides that they are ready.

@@ -44,6 +44,7 @@ class Made:
         n_bytes: Its size.
         mtime_ns: When it was last changed; its name does not change that.
         sha256: Its hash.
+        safe: Whether it is on the disk, or in the storage; else the run waits for that.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class Made:
     n_bytes: int
     mtime_ns: int
     sha256: str
+    safe: bool = True
 
 
 def is_there(pid: int) -> bool:

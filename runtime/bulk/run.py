@@ -1,4 +1,8 @@
-"""A job's bookkeeping: claim, give the output its name, note it; and wait for other runs."""
+"""A job's bookkeeping: claim, give the output its name, note it; and wait for other runs.
+
+A disk takes about as long to make one short file safe as dozens. So what is short is claimed, made
+safe, named and noted in groups, each step for all of a group; see ``Run.name_made``.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,6 +19,7 @@ from typing import Any
 
 from ..command import explain
 from ..errors import InputError
+from ..files import flush_files
 from ..progress import Progress
 from . import places
 from .journal import POISON_ATTEMPTS, Journal
@@ -22,6 +28,9 @@ from .rows import Made, Row, fresh, held, named, same_output, same_source
 from .worker import Task, hung, trace_of
 
 PARTS = "parts"
+# A group: at most so many outputs, seconds of computing (which a kill would lose), seconds of waiting.
+_MOST, _MOST_WORK_S, _MOST_WAIT_S = 64, 2.0, 1.0
+_CLAIM, _CLAIM_BYTES = 32, 1 << 20  # claimed at a time, at most: another run may want some
 _FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)))
 
 
@@ -88,6 +97,9 @@ class Run:
     _first: deque[Job] = field(default_factory=deque)  # lost by no fault of theirs
     _again: deque[Job] = field(default_factory=deque)
     _busy: list[Job] = field(default_factory=list)
+    _claimed: deque[Task] = field(default_factory=deque)
+    _made: list[tuple[Job, Made, dict[str, Any]]] = field(default_factory=list)  # without names
+    _since: float = 0.0  # when the first of them was made
     _n_given: int = 0
 
     def first_look(self) -> None:
@@ -111,12 +123,17 @@ class Run:
             if self.n_left:
                 self._stages.mkdir(parents=True, exist_ok=True)
             yield self
+            self.name_made()
         finally:
             self.counts.left = self.n_left + len(self._busy)
             places.remove_folder(self._stages)
 
+    def longest_first(self) -> None:
+        """Give out large files before small ones: a long one that comes last is waited for alone."""
+        self._jobs = self.plan.largest_first()
+
     def next_task(self) -> Task | None:
-        """Claim a job.
+        """A job that is claimed.
 
         Returns:
             None if none is left but those of other runs.
@@ -124,22 +141,54 @@ class Run:
         while self.n_left and not self.stopped:
             self.journal.beat()
             if self._first:
-                job = self._first.popleft()
-            else:
-                job = next(self._jobs, None) or self._again.popleft()
-            self.n_left -= 1
-            job = fresh(job)
-            row, alive = self.journal.row(job.target), self.journal.others()
+                self._claimed.extendleft(self._claim([self._first.popleft()]))
+            elif not self._claimed:
+                if not (jobs := self._some()):
+                    break
+                self._claimed.extend(self._claim(jobs))
+            if self._claimed:
+                self.n_left -= 1
+                return self._claimed.popleft()
+        return None
+
+    def _some(self) -> list[Job]:
+        """The next jobs: several where they are short."""
+        found: list[Job] = []
+        n_bytes = 0
+        while len(found) < _CLAIM and n_bytes < _CLAIM_BYTES:
+            if (job := next(self._jobs, None)) is None:
+                if not self._again:
+                    break
+                job = self._again.popleft()
+            found.append(job)
+            n_bytes += job.n_bytes
+        return found
+
+    def _claim(self, jobs: list[Job]) -> list[Task]:
+        """Claim those of some jobs that are to be done and free."""
+        alive = self.journal.others()
+        free: list[tuple[Job, Row | None]] = []
+        for job in map(fresh, jobs):
+            row = self.journal.row(job.target)
             if self._settled(job, row, alive):
                 self.counts.bytes += job.n_bytes
-            elif (row is not None and held(row, alive)) or not self.journal.claim(
-                job, job.key(self.settings), row
-            ):
+                self.n_left -= 1
+            elif row is not None and held(row, alive):
                 self._busy.append(job)
+                self.n_left -= 1
             else:
-                self._n_given += 1
-                return Task(job, self._stages / f"{self._n_given}{job.target.suffix.lower()}")
-        return None
+                free.append((job, row))
+        tasks = []
+        with self.journal.together():
+            for job, row in free:
+                if self.journal.claim(job, job.key(self.settings), row):
+                    self._n_given += 1
+                    staged = self._stages / f"{self._n_given}{job.target.suffix.lower()}"
+                    tasks.append(Task(job, staged))
+                else:
+                    self._busy.append(job)
+                    self.n_left -= 1
+        return tasks
 
     def look_again(self) -> bool:
         """What other runs were at: it is done, or free, in a while.
@@ -153,13 +202,15 @@ class Run:
         return bool(self.n_left) and not self.stopped
 
     def tick(self, progress: Progress, parts: float = 0.0) -> None:
-        """Give a sign of life, and show how far the whole is.
+        """Give a sign of life, name what has waited long enough, and show how far the whole is.
 
         Args:
             progress: Of the whole.
             parts: What is done of the recordings that are worked on (bytes).
         """
         self.journal.beat()
+        if self._made and time.monotonic() - self._since >= _MOST_WAIT_S:
+            self.name_made()
         share = min((self.counts.bytes + parts) / self._total, 1.0)
         hours = self.counts.seconds / 3600
         if share > 0.0:
@@ -221,30 +272,62 @@ class Run:
         elif kind == "poison":
             self._failed(job, message[1], "poison")
         elif kind == "failed":
-            if any(reason in message[1] for reason in _FULL):
-                self.stopped = f"{message[1]}: free space, and run again with --resume"
-            self._failed(job, message[1], message[2])
+            self._gone_wrong(job, message[1], message[2])
         else:
-            self._place(job, *message[1:])
+            self._since = self._since if self._made else time.monotonic()
+            self._made.append((job, *message[1:]))
+            work_s = sum(result["seconds"] for _, _, result in self._made)
+            if len(self._made) >= _MOST or work_s >= _MOST_WORK_S:
+                self.name_made()
         self.counts.bytes += job.n_bytes
 
-    def _place(self, job: Job, made: Made, result: dict[str, Any]) -> None:
-        if not self.journal.placing(job, made, result):
-            self.counts.before += 1  # it took so long that another run has taken it over
+    def name_made(self) -> bool:
+        """Give the outputs that are made their names; returns whether there were any.
+
+        Each step is done for all of them before the next one begins: their bytes are on the disk;
+        the journal knows their hashes, on the disk; they have their names, on the disk; the journal
+        knows that.
+        """
+        if not self._made:
+            return False
+        group, self._made = self._made, []
+        lost = flush_files(made.path for _, made, _ in group if not made.safe)
+        kept = [entry for entry in group if entry[1].path not in lost]
+        named = []
+        with self.journal.together(durable=True):
+            ours = [self.journal.placing(*entry) for entry in kept]
+        for is_ours, (job, made, result) in zip(ours, kept, strict=True):
+            if not is_ours:
+                self.counts.before += 1  # it took so long that another run has taken it over
+                self.plan.settle(job)
+                continue
+            try:
+                mtime_ns = places.name_it(made.path, job.target, overwrite=self.rules.overwrite)
+                named.append((job, result, mtime_ns))
+            except (InputError, OSError) as error:
+                self._failed(job, explain(error), type(error).__name__)
+        places.names_are_safe(job.target for job, _, _ in named)
+        with self.journal.together():
+            for job, _, mtime_ns in named:
+                self.journal.done(job.target, self.journal.run, mtime_ns)
+        for job, made, _ in group:
+            if (reason := lost.get(made.path)) is not None:
+                why = f"{job.target}: cannot write ({reason.strerror or reason})"
+                self._gone_wrong(job, why, "InputError")
+        for job, result, _ in named:
             self.plan.settle(job)
-            return
-        try:
-            mtime_ns = places.name_it(made.path, job.target, overwrite=self.rules.overwrite)
-        except (InputError, OSError) as error:
-            self._failed(job, explain(error), type(error).__name__)
-            return
-        self.journal.done(job.target, self.journal.run, mtime_ns)
-        self.plan.settle(job)
-        self.counts.done += 1
-        self.counts.seconds += result["duration_s"]
-        self.opened = self.opened or {key: result[key] for key in ("backend", "device")}
-        for thing in result["left"]:
-            self.say(f"{job.target}: {thing} of {job.source} could not be carried over")
+            self.counts.done += 1
+            self.counts.seconds += result["duration_s"]
+            self.opened = self.opened or {key: result[key] for key in ("backend", "device")}
+            for thing in result["left"]:
+                self.say(f"{job.target}: {thing} of {job.source} could not be carried over")
+        return True
+
+    def _gone_wrong(self, job: Job, said: str, kind: str) -> None:
+        """An output that could not be made; a full disk ends the run."""
+        if any(reason in said for reason in _FULL):
+            self.stopped = f"{said}: free space, and run again with --resume"
+        self._failed(job, said, kind)
 
     def _failed(self, job: Job, said: str, kind: str, *, known: bool = True) -> None:
         self.counts.failed += 1

@@ -6,8 +6,10 @@ It writes to a place that it is given, outside of everybody's sight, and never t
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import logging
+import math
 import multiprocessing
 import os
 import re
@@ -22,14 +24,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..audio import probe
 from ..command import explain
 from ..containers import SAMPLE_BYTES
 from ..cut import cut
 from ..enhancer import EnhancedFile, Enhancer
 from ..errors import InputError
+from ..files import flushed_later
 from . import places
 from .plan import Job
 from .rows import Made
@@ -54,6 +55,10 @@ class Engine:
         hung_s: A process that makes no progress for so long (s), and a second more for each
             megabyte of the recording, is ended; 0: never.
         batch: Windows computed at a time; see ``lanes``.
+        flush: Whether a process waits until each output is on the disk; else the run does, for
+            several at a time.
+        share: Memory that all processes of a pool see: by how much each may have more threads than
+            its own, as others have nothing to do; None: by nothing.
     """
 
     folder: Path
@@ -64,6 +69,8 @@ class Engine:
     options: dict[str, Any] = field(default_factory=dict)
     hung_s: float = 0.0
     batch: int = 1
+    flush: bool = True
+    share: Any = None
 
 
 @dataclass(frozen=True)
@@ -194,6 +201,8 @@ def serve(pipe: Connection, engine: Engine) -> None:
     except Exception as error:
         pipe.send(("broken", explain(error)))
         return
+    if engine.share is not None:
+        enhancer._workers.share = lambda: int(engine.share.value)
     with enhancer, contextlib.suppress(EOFError, BrokenPipeError):
         pipe.send(("ready", {"backend": enhancer.backend.name, "device": enhancer.backend.device}))
         while True:
@@ -215,6 +224,9 @@ def answer(
     last = time.monotonic()
     job, staged = task.job, task.staged
     with contextlib.ExitStack() as stack:
+        safe = engine.flush or places.is_remote(staged)
+        if places.is_remote(staged) or not engine.flush:
+            stack.enter_context(flushed_later())
         if places.is_remote(job.source) or places.is_remote(staged):
             name = stack.enter_context(tempfile.TemporaryDirectory(prefix="dvpd-"))
             near = Path(name)
@@ -249,7 +261,7 @@ def answer(
             sha256 = places.sha256(made, watch.step)
             if places.is_remote(staged):
                 places.send(made, staged, watch.step)
-            facts = Made(staged, before, content, *places.state(staged), sha256)
+            facts = Made(staged, before, content, *places.state(staged), sha256, safe)
             return "done", facts, _result(enhancer, done)
         except BrokenPipeError:
             raise
@@ -262,25 +274,25 @@ def _check_space(job: Job, made: Path, options: dict[str, Any]) -> None:
     """Refuse what cannot fit before hours are spent: such as a sparse file of a terabyte.
 
     Raises:
-        InputError: A WAV file would be larger than what is free.
+        InputError: A WAV file would be larger than what is free, or nothing is.
     """
-    if made.suffix.lower() != ".wav":
-        return
-    if job.n_bytes < shutil.disk_usage(made.parent).free // 64:
+    free = shutil.disk_usage(made.parent).free - _FREE_BYTES
+    if free <= 0:  # in the words by which the run knows a full disk: each file would meet it
+        raise InputError(
+            f"{job.target}: {os.strerror(errno.ENOSPC)} (less than {_FREE_BYTES >> 20} MiB is free)"
+        )
+    if made.suffix.lower() != ".wav" or job.n_bytes < free // 64:
         return  # not worth a look: the disk may still turn out to be full later
     info = cut(probe(job.source, raw=options.get("raw"), salvage=options["salvage"]), job.part)
     needed = info.n_samples * info.n_channels * SAMPLE_BYTES.get(info.subtype, 2)
-    free = shutil.disk_usage(made.parent).free - _FREE_BYTES
     if needed > free:
         raise InputError(
-            f"{job.source}: its output takes {needed} bytes, {max(free, 0)} are free: free "
+            f"{job.source}: its output takes {needed} bytes, {free} are free: free "
             "space, or enhance parts of it (start and duration in a manifest)"
         )
 
 
 def _result(enhancer: Enhancer, done: EnhancedFile) -> dict[str, Any]:
-    with np.errstate(divide="ignore"):
-        peaks = 20.0 * np.log10(np.array(done.peaks))
     return {
         "sample_rate": done.sample_rate,
         "channels": done.n_channels,
@@ -290,7 +302,7 @@ def _result(enhancer: Enhancer, done: EnhancedFile) -> dict[str, Any]:
         "rtf": done.rtf,
         "nfe": done.nfe,
         "clipped": done.n_clipped,
-        "peak_dbfs": [round(float(p), 2) if np.isfinite(p) else None for p in peaks],
+        "peak_dbfs": [round(20.0 * math.log10(p), 2) if p else None for p in done.peaks],
         "container": done.container,
         "subtype": done.subtype,
         "gaps": list(done.gaps),

@@ -103,3 +103,25 @@ def test_a_pipe_keeps_its_place_and_gets_what_is_written(tmp_path):
         files.WholeFile(pipe)
     assert pipe.is_fifo()
     assert names(tmp_path) == ["pipe"]
+
+
+def test_files_may_be_flushed_together_later(tmp_path, monkeypatch):
+    flushed, real = [], files.os.fsync
+
+    def fsync(fd):
+        flushed.append(os.readlink(f"/proc/self/fd/{fd}") if os.path.isdir("/proc/self/fd") else fd)
+        real(fd)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    names = [tmp_path / f"{i}.wav" for i in range(20)]
+    with files.flushed_later():
+        for path in names:
+            files.write_whole(path, b"x")
+    assert flushed == []
+    missing = tmp_path / "none.wav"
+    lost = files.flush_files([*names, missing])
+    assert list(lost) == [missing]
+    assert len(set(flushed)) == 20
+    files.flush_folders([tmp_path, tmp_path / "none"])
+    files.write_whole(tmp_path / "now.wav", b"x")  # the file and its folder
+    assert len(flushed) == 23

@@ -60,6 +60,29 @@ def test_output_does_not_depend_on_the_number_of_workers(engine_shared, stereo, 
     np.testing.assert_array_equal(outputs[2], outputs[0])
 
 
+def come_and_go(enhancer, wav):
+    """Enhance with another number of threads after each piece; the result, and all threads then."""
+    shares, seen = [1, 3, 2, 1, 4, 1], []
+    enhancer._workers.share = lambda: shares[min(len(seen), 5)]
+
+    def progress(share):
+        seen.append(threading.active_count())
+
+    return enhancer.enhance(wav, 16000, steps=1, progress=progress).wav, seen
+
+
+@pytest.mark.parametrize("backend", ["ort", "openvino"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_that_come_and_go_change_no_sample(engine_shared, stereo, backend, threads):
+    """As the last file of a folder gets the cores of processes that have nothing to do."""
+    pytest.importorskip({"ort": "onnxruntime"}.get(backend, backend))
+    with opened(engine_shared, threads, backend) as enhancer:
+        expected = enhancer.enhance(stereo, 16000, steps=1).wav
+        made, seen = come_and_go(enhancer, stereo)
+        np.testing.assert_array_equal(made, expected)
+        assert max(seen) > seen[0] or (backend, threads) != ("ort", 1)
+
+
 def test_a_file_comes_out_the_same(engine_shared, stereo, tmp_path):
     import soundfile
 

@@ -10,17 +10,20 @@ import os
 import signal
 import sqlite3
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from bulk_parts import do, use_threads
+from bulk_parts import ENGINE, do, use_threads
 
 from dvpd.runtime import files
 from dvpd.runtime.bulk import journal
+from dvpd.runtime.bulk.run import Run
 
-NAMES = ("a.wav", "b.wav", "s/c.wav")
+LATER = replace(ENGINE, flush=False)  # as the command has it
+NAMES = ("a.wav", "b.wav", "c.wav", "s/d.wav", "s/e.wav")  # a group of four, and one
 RULES = ("resume", "overwrite")
 
 
@@ -42,7 +45,7 @@ def armed(function, die_at, count):
 
 
 def child(root, out, rules, die_at):
-    """Run in a process of its own; returns its status, and how many steps it made."""
+    """Run in a process of its own; returns its status, its steps, and its groups' sizes."""
     reader, writer = os.pipe()
     if (pid := os.fork()) == 0:
         os.close(reader)
@@ -50,14 +53,16 @@ def child(root, out, rules, die_at):
         journal.Journal._write = armed(journal.Journal._write, die_at, count)
         for name in ("link", "unlink", "replace", "fsync"):
             setattr(files.os, name, armed(getattr(os, name), die_at, count))
+        groups, name_made = [], Run.name_made
+        Run.name_made = lambda run: groups.append(len(run._made)) or name_made(run)
         use_threads()
-        do(root, out, rules)
-        os.write(writer, b"%d" % count[0])
+        do(root, out, rules, engine=LATER)
+        os.write(writer, json.dumps([count[0], [n for n in groups if n]]).encode())
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader, "rb") as stream:
-        steps = int(stream.read() or 0)
-    return os.waitpid(pid, 0)[1], steps
+        steps, groups = json.loads(stream.read() or b"[0, []]")
+    return os.waitpid(pid, 0)[1], steps, groups
 
 
 def state(out):
@@ -81,15 +86,15 @@ def main():
     (root / "s").mkdir(parents=True)
     for name in NAMES:
         (root / name).write_bytes(name.encode())
-    _, steps = child(root, base / "all", {"resume": True}, 0)
+    _, steps, groups = child(root, base / "all", {"resume": True}, 0)
     rows = []
     for die_at in range(1, steps + 1):
         for overwrite in (False, True)[: 2 if die_at % 3 == 0 else 1]:
             out = base / f"{die_at}-{overwrite}"
             rules = {"resume": True, "overwrite": overwrite}
-            died, _ = child(root, out, rules, die_at)
+            died, *_ = child(root, out, rules, die_at)
             between = state(out)["whole"] if (out / ".dvpd" / "journal.sqlite").exists() else True
-            again, _ = child(root, out, rules, 0)
+            again, *_ = child(root, out, rules, 0)
             rows.append({"died": died, "between": between, "again": again, **state(out)})
     both = base / "both"
     both.mkdir()
@@ -101,12 +106,13 @@ def main():
     for _ in range(2):
         if (pid := os.fork()) == 0:
             use_threads()
-            do(many, both, {"resume": True}, n=2)
+            do(many, both, {"resume": True}, n=2, engine=LATER)
             os._exit(0)
         pids.append(pid)
     ended = [os.waitpid(pid, 0)[1] for pid in pids]
     whole = all((both / p.name).read_bytes() == p.read_bytes()[::-1] for p in many.iterdir())
-    print(json.dumps({"rows": rows, "two": {**state(both), "ended": ended, "whole": whole}}))
+    two = {**state(both), "ended": ended, "whole": whole}
+    print(json.dumps({"groups": groups, "rows": rows, "two": two}))
 
 
 if __name__ == "__main__":

@@ -204,6 +204,16 @@ def test_a_sparse_terabyte_is_refused_at_once(run, root, out, capsys):
     path.unlink()
 
 
+def test_a_disk_that_was_full_before_ends_the_run_at_once(run, root, out, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 19))
+        assert run(root, out, "--recursive", "--jobs", 1) == 1
+    err = capsys.readouterr().err
+    assert "No space left on device (less than 1 MiB is free): free space, and run again" in err
+    assert [r["state"] for r in results(out)] == ["failed", "left"]
+    assert run(root, out, "--recursive", "--resume") == 0
+
+
 def test_an_engine_that_does_not_open_ends_the_run(run, root, out, monkeypatch, capsys):
     def serve(pipe, engine):
         pipe.send(("broken", "the device is not there"))

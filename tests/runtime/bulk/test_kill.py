@@ -43,8 +43,9 @@ def test_a_run_that_is_killed_at_each_of_its_steps(quick_folder):
     assert done.returncode == 0, done.stderr
     table = json.loads(done.stdout)
     killed = [row for row in table["rows"] if row.pop("died") == signal.SIGKILL]
-    assert len(killed) > 60
-    expected = {"between": True, "again": 0, "whole": True, "missing": [], "times": [1, 1, 1],
+    assert table["groups"] == [4, 1]
+    assert len(killed) > 80
+    expected = {"between": True, "again": 0, "whole": True, "missing": [], "times": [1] * 5,
                 "runs": 0, "more": []}  # fmt: skip
     assert [row for row in table["rows"] if row != expected] == []
     two = table["two"]  # two runs at the same time on the same output
@@ -60,6 +61,15 @@ def test_a_file_that_kills_a_real_process_is_set_aside(tmp_path):
     assert (done.counts.done, done.counts.failed) == (2, 1)
     assert results["b.wav"]["state"] == "poison"
     assert "was ended by SIGKILL; often memory that ran out, 2 times" in results["b.wav"]["error"]
+
+
+def test_a_real_process_is_told_that_another_has_nothing_to_do(tmp_path):
+    root = tmp_path / "in"
+    root.mkdir()
+    (root / "last.wav").write_bytes(b"a")
+    (root / "b.wav").write_bytes(b"b")
+    done, _ = do(root, tmp_path / "out", {}, n=2)
+    assert done.counts.done == 2
 
 
 def test_a_file_at_which_a_process_stands_still_is_set_aside(tmp_path):

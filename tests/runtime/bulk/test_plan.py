@@ -4,6 +4,7 @@ import os
 import pytest
 
 from dvpd.runtime import InputError
+from dvpd.runtime.bulk import places
 from dvpd.runtime.bulk.lines import manifest_plan
 from dvpd.runtime.bulk.plan import folder_plan
 
@@ -40,6 +41,18 @@ def test_an_output_folder_within_the_input_is_left_out(root):
     assert [job.source for job in plan.jobs()] == [root / "b.wav"]
 
 
+def test_large_files_come_first_and_equal_ones_in_order(root, tmp_path):
+    names = [f"{i:04}.wav" for i in range(2500)]  # more than a page
+    fill(root / "many", *names)
+    for name, size in (("0007.wav", 50), ("1999.wav", 90)):
+        (root / "many" / name).write_bytes(bytes(size))
+    plan = folder_plan(root / "many", tmp_path / "out", [], False)
+    plan.settle(next(plan.jobs()))
+    found = [job.source.name for job in plan.largest_first()]
+    assert found[:2] == ["1999.wav", "0007.wav"]
+    assert found[2:] == [n for n in names[1:] if n not in found[:2]]
+
+
 @pytest.mark.parametrize(
     ("globs", "recursive", "said"),
     [([], False, "--recursive looks"), (["*.ogg"], True, "match *.ogg; choose others")],
@@ -72,6 +85,18 @@ def test_files_that_cannot_be_read_are_named(root, tmp_path, monkeypatch):
         "is an empty file (0 bytes)",
         "No such file or directory",
     ]
+
+    def no_right(path):
+        if path.name == "b.wav":
+            raise InputError(f"{path}: Permission denied")
+        return check_file(path)
+
+    check_file = places.check_file
+    with monkeypatch.context() as patch:  # root may read all
+        patch.setattr(places, "check_file", no_right)
+        plan = folder_plan(root, tmp_path / "out", [], False)
+    assert [job.source.name for job in plan.jobs()] == ["a.mp3"]
+    assert f"{root / 'b.wav'}: Permission denied" in [r["error"] for r in plan.refused()]
 
     real = os.scandir
 

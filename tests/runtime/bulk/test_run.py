@@ -1,14 +1,18 @@
 import errno
 import os
 import sqlite3
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
-from bulk_parts import ThreadContext, do, turned, use_threads
+from bulk_parts import ENGINE, ThreadContext, do, turned, use_threads
 
+from dvpd.runtime import files
 from dvpd.runtime.bulk import here, places
 from dvpd.runtime.bulk import run as run_module
 from dvpd.runtime.bulk.journal import Journal
 from dvpd.runtime.bulk.plan import folder_plan
+from dvpd.runtime.bulk.pool import Pool
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +65,32 @@ def test_every_file_is_done_once(root, out, n):
     assert (done.counts.done, done.counts.before) == (0, 3)
     assert done.n_workers == 0  # no engine was opened
     assert set(times(out).values()) == {1}
+
+
+@pytest.mark.parametrize(("n", "order"), [(1, "abc"), (2, "cab")])
+def test_with_several_processes_large_files_are_begun_first(root, out, monkeypatch, n, order):
+    (root / "s" / "c.wav").write_bytes(b"larger")
+    given, real = [], run_module.Run.next_task
+
+    def next_task(self):
+        if (task := real(self)) is not None:
+            given.append(task.job.source.stem)
+        return task
+
+    monkeypatch.setattr(run_module.Run, "next_task", next_task)
+    done, _ = do(root, out, {}, n=n)
+    assert (done.counts.done, "".join(given)) == (3, order)
+
+
+def test_those_that_work_get_the_threads_of_those_that_have_nothing_to_do():
+    pool = Pool(4, ENGINE, lambda *args: None)
+    shares = []
+    for tasks, more in (("xxxx", True), ("xxxx", False), ("xx  ", False), ("x   ", True),
+                        ("x   ", False), ("xxx ", False), ("    ", False)):  # fmt: skip
+        pool.workers = [SimpleNamespace(task=task.strip() or None) for task in tasks]
+        pool.share_cores(more=more)
+        shares.append(pool._engine.share.value)
+    assert shares == [1, 1, 2, 1, 4, 1, 1]
 
 
 def test_files_that_are_there_are_refused_left_or_replaced(root, out):
@@ -213,6 +243,127 @@ def test_a_disk_that_is_full_for_the_name_alone(root, out, monkeypatch):
     assert done.counts.failed == 3
     assert "Read-only file system" in results["a.wav"]["error"]
     assert do(root, out, {"resume": True})[0].counts.done == 3
+
+
+LATER = replace(ENGINE, flush=False)  # as the command has it
+
+
+def test_a_group_is_on_the_disk_before_it_is_named_and_named_before_it_is_done(
+    root, out, monkeypatch
+):
+    steps = []
+
+    def told(name, function, what=lambda *args: ""):
+        def call(*args, **options):
+            steps.append(name + what(*args))
+            return function(*args, **options)
+
+        return call
+
+    named = told("named", places.name_it, lambda staged, target: f" {target.name}")
+    monkeypatch.setattr(places, "name_it", named)
+    flush = told("flushed", files._flush_file, lambda path: f" {path.name}")
+    monkeypatch.setattr(files, "_flush_file", flush)
+    folder = told("flushed", files._flush_folder, lambda path: f" {path.name}")
+    monkeypatch.setattr(files, "_flush_folder", folder)
+    real = Journal._write
+
+    def write(journal, statement, *values):
+        for state in ("placing", "done"):
+            if f"SET state='{state}'" in statement:
+                steps.append(state)
+        if statement.startswith(("PRAGMA", "BEGIN", "COMMIT")):
+            steps.append(statement)
+        return real(journal, statement, *values)
+
+    monkeypatch.setattr(Journal, "_write", write)
+    do(root, out, {}, engine=LATER)
+    group = steps[steps.index(next(s for s in steps if s.startswith("flushed"))) :]
+    assert sorted(group[:3]) == ["flushed 1.wav", "flushed 2.wav", "flushed 3.wav"]
+    assert group[3:9] == [
+        "PRAGMA synchronous=FULL", "BEGIN IMMEDIATE", "placing", "placing", "placing", "COMMIT",
+    ]  # fmt: skip
+    assert group[9:13] == [
+        "PRAGMA synchronous=NORMAL", "named a.wav", "named b.wav", "named c.wav",
+    ]  # fmt: skip
+    assert sorted(group[13:15]) == ["flushed out", "flushed s"]
+    assert group[15:] == ["BEGIN IMMEDIATE", "done", "done", "done", "COMMIT"]
+
+
+@pytest.mark.parametrize(("code", "stops"), [(errno.EIO, False), (errno.ENOSPC, True)])
+def test_what_cannot_be_flushed_is_not_named(root, out, monkeypatch, code, stops):
+    def refuse(path):
+        if path.name == "2.wav":
+            raise OSError(code, os.strerror(code), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_flush_file", refuse)
+        done, results = do(root, out, {}, engine=LATER)
+    assert (done.counts.done, done.counts.failed, bool(done.stopped)) == (2, 1, stops)
+    assert results["b.wav"]["error"] == f"{out / 'b.wav'}: cannot write ({os.strerror(code)})"
+    assert sorted(outputs(out)) == ["a.wav", "s/c.wav"]
+    done, _ = do(root, out, {"resume": True}, engine=LATER)
+    assert (done.counts.done, done.counts.before) == (1, 2)
+
+
+def test_one_of_a_group_that_another_run_has_taken_over(root, out, monkeypatch):
+    real = run_module.Run.name_made
+    other = []
+
+    def name_made(self):
+        if self._made and not other:
+            other.append(Journal(out))
+            job = self._made[0][0]
+            assert other[0].claim(job, "key", other[0].row(job.target))
+        return real(self)
+
+    monkeypatch.setattr(run_module.Run, "name_made", name_made)
+    done, _ = do(root, out, {}, engine=LATER)
+    other[0].__exit__()
+    assert (done.counts.done, done.counts.before) == (2, 1)
+    assert sorted(outputs(out)) == ["b.wav", "s/c.wav"]
+
+
+@pytest.mark.parametrize(("most", "groups"), [((2, 99.0), [2, 1]), ((64, 1.0), [2, 1])])
+def test_a_group_is_small_and_holds_little_work(root, out, monkeypatch, most, groups):
+    monkeypatch.setattr(run_module, "_MOST", most[0])
+    monkeypatch.setattr(run_module, "_MOST_WORK_S", most[1])
+    sizes, real = [], run_module.Run.name_made
+
+    def name_made(self):
+        sizes.append(len(self._made))
+        return real(self)
+
+    monkeypatch.setattr(run_module.Run, "name_made", name_made)
+    do(root, out, {}, engine=LATER)
+    assert [size for size in sizes if size] == groups
+
+
+def test_a_group_does_not_wait_for_the_next_long_recording(root, out, monkeypatch):
+    monkeypatch.setattr(run_module, "_MOST_WAIT_S", 0.0)
+    sizes, real = [], run_module.Run.name_made
+
+    def name_made(self):
+        sizes.append(len(self._made))
+        return real(self)
+
+    monkeypatch.setattr(run_module.Run, "name_made", name_made)
+    do(root, out, {}, engine=LATER)
+    assert [size for size in sizes if size] == [1, 1, 1]
+
+
+def test_short_recordings_are_claimed_together_and_long_ones_alone(root, out, monkeypatch):
+    sizes, real = [], run_module.Run._claim
+
+    def claim(self, jobs):
+        sizes.append(len(jobs))
+        return real(self, jobs)
+
+    monkeypatch.setattr(run_module.Run, "_claim", claim)
+    do(root, out, {})
+    monkeypatch.setattr(run_module, "_CLAIM_BYTES", 6)  # a.wav and b.wav have five bytes each
+    do(root, out, {"overwrite": True})
+    assert sizes == [3, 2, 1]
 
 
 def test_a_file_that_appears_meanwhile_is_kept(root, out, monkeypatch):
