@@ -10,11 +10,14 @@ import argparse
 import contextlib
 import importlib
 import json
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import cli_demo, cli_live, cli_serve, cli_stream, command
+from .backends.choose import open_backend
 from .bulk.options import add_bulk_options, is_bulk
 from .cli_options import (
     add_engine_options,
@@ -25,13 +28,15 @@ from .cli_options import (
     whole,
 )
 from .command import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, say
+from .containers import Raw
 from .errors import InputError, raise_interrupt
-from .noise import SEED_MAX
+from .manifest import Manifest
 from .progress import Progress
-from .spec import MAX_PHASE_ROUNDS
+from .spec import MAX_PHASE_ROUNDS, SEED_MAX
 from .tensorrt.options import add_build_options
 
 if TYPE_CHECKING:
+    from .backends.base import Backend
     from .enhancer import EnhancedFile, Enhancer
 
 SHELLS = ("bash", "zsh", "tcsh")
@@ -174,8 +179,6 @@ def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
 
 def _targets(inputs: list[str], output: str) -> list[tuple[str, str]]:
     """Pair inputs and outputs; a folder takes each input's name."""
-    from .audio import target_in
-
     folder = Path(output)
     if len(inputs) == 1 and (output == PIPE or not folder.is_dir()):
         return [(inputs[0], output)]
@@ -183,6 +186,8 @@ def _targets(inputs: list[str], output: str) -> list[tuple[str, str]]:
         raise InputError(f"{output}: several inputs need an existing folder as output")
     if PIPE in inputs:
         raise InputError("standard input needs a file or - as output, and no other input beside it")
+    from .audio import target_in
+
     pairs = [(name, str(target_in(folder, name))) for name in inputs]
     targets = [target for _, target in pairs]
     if doubled := sorted({name for name in targets if targets.count(name) > 1}):
@@ -209,15 +214,38 @@ def _refusal(source: str, target: str, overwrite: bool) -> InputError | None:
     return None
 
 
+def _begin_opening(
+    args: argparse.Namespace, folder: Path, manifest: Manifest, pairs: Sequence[tuple[str, str]]
+) -> Callable[[], Backend]:
+    """Load the graphs beside what follows, which reads a hundred modules; what waits for them.
+
+    Not where nothing can be done, as far as a look at the names tells.
+    """
+
+    def load() -> Backend:
+        return open_backend(
+            folder, manifest, args.backend, args.device, args.threads, tf32=args.tf32
+        )
+
+    def promises(source: str, target: str) -> bool:
+        free = args.overwrite or target == PIPE or not os.path.lexists(target)
+        return free and (source == PIPE or os.path.isfile(source))
+
+    if not any(promises(*pair) for pair in pairs):
+        return load
+    pool = ThreadPoolExecutor(1, "dvpd-open")
+    future = pool.submit(load)
+    pool.shutdown(wait=False)
+    return future.result
+
+
 def _enhance(args: argparse.Namespace) -> int:
     if is_bulk(args):
         from .bulk.command import enhance_many
 
         return enhance_many(args)
-    from .engines import find_engine
-    from .enhancer import Enhancer, resolve_tlb
-    from .manifest import Manifest
-    from .pipes import parse_raw
+    from .engines import find_engine, warn_unverified
+    from .options import resolve_tlb
 
     folder = find_engine(args.model)
     manifest = Manifest.load(folder)
@@ -226,9 +254,12 @@ def _enhance(args: argparse.Namespace) -> int:
             raise InputError("--json and the output - both need standard output; give a file")
         pairs = _targets(args.input, args.output)
         tlb = resolve_tlb(args.tlb, manifest.tlb_presets)
-        raw = parse_raw(args.raw) if args.raw else None
+        raw = _parse_raw(args.raw)
     except InputError as error:
         return command.report(error, args, EXIT_USAGE)
+    opened = _begin_opening(args, folder, manifest, pairs)
+    from .enhancer import Enhancer
+
     refused = {source: _refusal(source, target, args.overwrite) for source, target in pairs}
     if len(pairs) == 1 and (only := refused[pairs[0][0]]) is not None:
         raise only
@@ -254,11 +285,8 @@ def _enhance(args: argparse.Namespace) -> int:
                 if (refusal := refused[source]) is not None:
                     raise refusal
                 if enhancer is None:  # not for a batch in which nothing can be done
-                    enhancer = stack.enter_context(
-                        Enhancer.open(
-                            folder, args.backend, args.device, args.threads, tf32=args.tf32
-                        )
-                    )
+                    enhancer = stack.enter_context(Enhancer(manifest, opened()))
+                    warn_unverified(folder, manifest)
             except InputError as error:
                 failed += 1
                 results.append(_failure(source, error))
@@ -281,6 +309,14 @@ def _enhance(args: argparse.Namespace) -> int:
         single = len(pairs) == 1
         print(json.dumps(results[0] if single else {"files": results, "failed": failed}))
     return EXIT_FAILED if failed else EXIT_DONE
+
+
+def _parse_raw(text: str | None) -> Raw | None:
+    if not text:
+        return None
+    from .pipes import parse_raw
+
+    return parse_raw(text)
 
 
 def _print(text: str) -> None:

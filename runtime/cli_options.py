@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Callable
 
-from .backends.choose import BACKENDS
+from .backends.choose import BACKENDS, BF16
 from .options import QUALITY_STEPS
 
 
@@ -96,7 +96,10 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="engine folder (default: $DVPD_ENGINE, else engines/dvpd-base or dvpd-tiny)",
     )
     parser.add_argument(
-        "--backend", choices=["auto", *BACKENDS], default="auto", help="inference engine"
+        "--backend",
+        choices=["auto", *BACKENDS, BF16],
+        default="auto",
+        help=f"inference engine; {BF16} rounds to bfloat16, on CPUs that have it",
     )
     parser.add_argument(
         "--device",

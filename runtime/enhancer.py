@@ -114,7 +114,8 @@ class Enhancer(Closing):
             folder: Folder with manifest.json and the two graphs; or a model's name, such as
                 "dvpd-tiny" (the wheel carries it); or None for $DVPD_ENGINE, else dvpd-base where
                 it is there, else dvpd-tiny.
-            backend: "ort", "openvino", "tensorrt", "tensorrt-rtx", "torch" or "auto".
+            backend: "ort", "openvino", "openvino-bf16", "tensorrt", "tensorrt-rtx", "torch" or
+                "auto".
             device: "cpu", "cuda", "cuda:N" (not openvino), "tensorrt", "tensorrt:N" (ort: its
                 TensorRT provider), "gpu", "npu" (openvino) or "auto".
             threads: CPU threads; None for a sensible number.

@@ -8,14 +8,14 @@ library's generator of normals (which may change between versions): Philox 4x64-
 from __future__ import annotations
 
 import numpy as np
+from numpy.random import Philox  # NumPy reads it on first use: here beside the graphs
 from numpy.typing import NDArray
 
 from .errors import InputError
-from .spec import N_FREQS
+from .spec import N_FREQS, SEED_MAX
 
 _PAIRS = (N_FREQS + 1) // 2  # one 64-bit word gives two normals
 _COUNTERS = -(-_PAIRS // 4)  # Philox yields four words a counter
-SEED_MAX = (1 << 64) - 1
 
 
 def check_seed(seed: object) -> int:
@@ -52,7 +52,7 @@ def frame_noise(seed: int, draw: int, first_frame: int, n_frames: int) -> NDArra
     key = check_seed(seed)
     if draw < 0 or first_frame < 0 or n_frames < 0:
         raise InputError("draw, first_frame and n_frames must not be negative")
-    bits = np.random.Philox(key=key | draw << 64, counter=first_frame * _COUNTERS)
+    bits = Philox(key=key | draw << 64, counter=first_frame * _COUNTERS)
     words = bits.random_raw(n_frames * _COUNTERS * 4).reshape(n_frames, _COUNTERS * 4)[:, :_PAIRS]
     # (0, 1] keeps the logarithm finite; the largest normal is sqrt(2 * 32 ln 2) = 6.66.
     radius = np.sqrt(-2.0 * np.log(((words >> np.uint64(32)).astype(np.float64) + 1.0) * 2.0**-32))

@@ -26,6 +26,7 @@ FRAME_MULTIPLE = 4  # two unshuffles by 2 along time
 MIN_FRAMES = 32
 N_FEATS = 6
 N_FREQS = 257
+SEED_MAX = (1 << 64) - 1  # of the noise
 STATE, NEXT_STATE = "state", "next_state"  # of a causal model's graphs
 TLB_SHAPE = (2, 2)  # [level (outer, deep), band (below 2 kHz, above)]
 

@@ -27,10 +27,13 @@ def _open_ort(options: LoadOptions) -> Backend:
     return OrtBackend(options)
 
 
-def _open_openvino(options: LoadOptions) -> Backend:
-    from .openvino import OpenVinoBackend
+def _open_openvino(name: str) -> Callable[[LoadOptions], Backend]:
+    def load(options: LoadOptions) -> Backend:
+        from .openvino import OpenVinoBackend
 
-    return OpenVinoBackend(options)
+        return OpenVinoBackend(options, name=name)
+
+    return load
 
 
 def _open_trt(name: str) -> Callable[[LoadOptions], Backend]:
@@ -54,18 +57,24 @@ def _open_torch(options: LoadOptions) -> Backend:
 # Backend name -> (module to import, extra that installs it, loader).
 BACKENDS: dict[str, tuple[str, str, Callable[[LoadOptions], Backend]]] = {
     "ort": ("onnxruntime", "dvpd[cpu]", _open_ort),
-    "openvino": ("openvino", "dvpd[openvino]", _open_openvino),
+    "openvino": ("openvino", "dvpd[openvino]", _open_openvino("openvino")),
     "tensorrt": ("tensorrt", "dvpd[trt]", _open_trt("tensorrt")),
     "tensorrt-rtx": ("tensorrt_rtx", "dvpd[rtx]", _open_trt("tensorrt-rtx")),
 }
 # The PyTorch model needs a checkpoint beside the graphs: only on request, never by "auto".
 TORCH = ("torch", "dvpd[train]", _open_torch)
+# It rounds, so its output is another one: on request, too.
+BF16 = "openvino-bf16"
+ON_REQUEST = {
+    "torch": TORCH,
+    BF16: ("openvino", "dvpd[openvino]", _open_openvino(BF16)),
+}
 GPU_ONLY = ("tensorrt", "tensorrt-rtx")
 MAX_WORKERS = 4  # each holds the maps of a window: 150 MB for 512 frames of dvpd-base
 
 
 def _loaders() -> dict[str, tuple[str, str, Callable[[LoadOptions], Backend]]]:
-    return BACKENDS | {"torch": TORCH}
+    return BACKENDS | ON_REQUEST
 
 
 def installed(name: str) -> bool:
@@ -143,6 +152,8 @@ def _candidates(name: str, device: str, folder: Path) -> list[tuple[str, str]]:
         return [(n, device) for n in _cpu_order(names)]
     if name in GPU_ONLY:
         return [(name, "cuda")]
+    if name == BF16:
+        return [(name, "cpu")]
     pairs: list[tuple[str, str]] = []
     if cuda_device_count() > 0:
         pairs = [(n, "cuda") for n in _cuda_order(names)]
@@ -200,7 +211,8 @@ def open_backend(
     Args:
         folder: The engine folder.
         manifest: Its manifest.
-        name: "ort", "openvino", "tensorrt", "tensorrt-rtx", "torch" or "auto".
+        name: "ort", "openvino", "openvino-bf16", "tensorrt", "tensorrt-rtx", "torch" or "auto",
+            which chooses none that rounds more than the engine does.
         device: "cpu", "cuda", "cuda:N" (not openvino), "tensorrt", "tensorrt:N" (ort: its TensorRT
             provider), "gpu", "npu" (openvino) or "auto".
         threads: CPU threads, >= 1; None for a sensible number.

@@ -70,20 +70,41 @@ def _tensors(ports: Sequence[Any]) -> list[GraphTensor]:
     ]
 
 
+def _check_bf16(core: Any, options: LoadOptions) -> None:
+    """Refuse bfloat16 where it was not measured, or would be float32 without a word."""
+    manifest = options.manifest
+    if manifest.causal is not None or manifest.precision != "fp32":
+        kind = "causal" if manifest.causal is not None else manifest.precision
+        raise BackendError(
+            f"{manifest.name} is {kind}; openvino-bf16 takes fp32 engines that hear whole "
+            "recordings: use backend openvino or ort"
+        )
+    able = options.device == "cpu" and "BF16" in core.get_property(
+        "CPU", "OPTIMIZATION_CAPABILITIES"
+    )
+    if not able:
+        raise BackendError(
+            f"openvino-bf16 needs a CPU with AMX or AVX-512 BF16, which {options.device} here is "
+            "not: use backend openvino or ort"
+        )
+
+
 class OpenVinoBackend:
-    """The two graphs in OpenVINO."""
+    """The two graphs in OpenVINO.
 
-    name = "openvino"
+    As "openvino-bf16" it rounds what it multiplies to bfloat16 (8 bits).
+    """
 
-    def __init__(self, options: LoadOptions, calls: int = 1) -> None:
+    def __init__(self, options: LoadOptions, calls: int = 1, name: str = "openvino") -> None:
         """Load and compile both graphs.
 
         Args:
             options: Verified paths, manifest, device ("cpu", "gpu", "npu") and threads.
             calls: Made at a time, on a CPU; each has as many threads.
+            name: "openvino" or "openvino-bf16".
 
         Raises:
-            BackendError: Broken installation, or the device is not there.
+            BackendError: Broken installation, or the device is not there or cannot do it.
             ManifestError: A graph does not fit the contract.
         """
         try:
@@ -93,6 +114,7 @@ class OpenVinoBackend:
                 f"openvino does not import ({_first_line(error)}): pip install --force-reinstall "
                 "openvino"
             ) from None
+        self.name = name
         available: list[str] = core.available_devices
         device = options.device.upper()
         self._single = is_single(options)
@@ -103,13 +125,15 @@ class OpenVinoBackend:
                 f"backend openvino has no device {options.device!r} here; available: "
                 f"{', '.join(name.lower() for name in available) or 'none'}"
             )
+        if bf16 := name == "openvino-bf16":
+            _check_bf16(core, options)
         self.device, self._causal = options.device, options.manifest.causal
         self._options, self._opening = options, threading.Lock()
         self._parts: OpenVinoBackend | None = None
         config: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            # The default on CPUs with AMX is bfloat16: off by a third of the output's range.
-            "INFERENCE_PRECISION_HINT": "f32",
+            # Not the default, which on CPUs with AMX is bfloat16.
+            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
         }
         if device == "CPU" and options.threads is not None:
             config["INFERENCE_NUM_THREADS"] = options.threads * calls
@@ -182,7 +206,7 @@ class OpenVinoBackend:
             return self, 1
         with self._opening:
             if self._parts is None and self._requests:
-                self._parts = OpenVinoBackend(alone, count)
+                self._parts = OpenVinoBackend(alone, count, self.name)
         return self._parts or self, count
 
     def _load_block(self, core: Any, graph: str, path: Path, config: dict[str, Any]) -> Any:

@@ -24,7 +24,7 @@ def graphs_for(name: str, device: str, paths: Mapping[str, Path]) -> tuple[Path,
         device: Device.
         paths: What ``Manifest.verify_graphs`` returned.
     """
-    ending = SINGLE if device == "cpu" and name in ("ort", "openvino") else ""
+    ending = SINGLE if device == "cpu" and name in ("ort", "openvino", "openvino-bf16") else ""
     predictive, score = (paths.get(graph + ending, paths[graph]) for graph in GRAPH_NAMES)
     return predictive, score
 

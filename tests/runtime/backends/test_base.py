@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -261,9 +262,15 @@ def test_nothing_installed(engine_shared, monkeypatch):
         load(engine_shared, "ort")
 
 
-def test_both_onnx_runtimes(engine_shared, monkeypatch):
+def test_both_onnx_runtimes(engine_shared, monkeypatch, tmp_path):
     pytest.importorskip("onnxruntime")
-    monkeypatch.setattr(ort_module.importlib.metadata, "version", lambda name: "1")
+    (tmp_path / "onnxruntime").mkdir()
+    found = SimpleNamespace(submodule_search_locations=[str(tmp_path / "onnxruntime")])
+    monkeypatch.setattr(ort_module.importlib.util, "find_spec", lambda name: found)
+    for name in ("onnxruntime_gpu-1.32.0.dist-info", "onnxruntime_extensions-0.1.dist-info"):
+        (tmp_path / name).mkdir()
+    assert ort_module.ort_conflict() is None
+    (tmp_path / "onnxruntime-1.32.0.dist-info").mkdir()
     assert "pip uninstall" in ort_module.ort_conflict()
     with pytest.raises(BackendError, match="overwrite each other"):
         load(engine_shared, "ort")
