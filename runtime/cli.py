@@ -111,7 +111,7 @@ def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
         help="lower nothing by more than this (dB)",
     )
     add_engine_options(enhance)
-    add_steps_options(enhance, "the model's, 3")
+    add_steps_options(enhance, "the model's, 1 in those that ship")
     enhance.add_argument(
         "--alpha",
         type=fraction,

@@ -187,7 +187,7 @@ class Enhancer(Closing):
             sample_rate: Samples a second (Hz), 1000 to 768000.
             seed: Whole number in [0, 2^64).
             steps: Calls of the score network; 0 is the predictive branch alone, None the
-                manifest's default (3). The start time stays t_rs, so dt = t_rs / steps.
+                manifest's (1 in the shipped). The start time stays t_rs, so dt = t_rs / steps.
             quality: "fast", "balanced" or "best", in place of ``steps``: 0, 1 or 3.
             alpha: Weight of the predictive magnitude in [0, 1]; None for the manifest's.
             tlb: Preset name, {"skip": [[..], [..]], "backbone": [[..], [..]]} or TlbFactors; None
