@@ -10,8 +10,10 @@ from typing import Any
 from .cli_options import add_engine_options, whole
 from .command import EXIT_DONE, say
 from .engines import find_engine
+from .hub import PREFIX
 
 PORT = 8131
+BROUGHT = ("fastapi", "gradio", "starlette", "uvicorn")
 
 
 def add_parser(commands: Any) -> None:
@@ -59,13 +61,19 @@ def run(args: argparse.Namespace) -> int:
 
     door = Door(find_token(args.host, args.token_file))
     model = find_engine(args.model)
-    page: Any = importlib.import_module("dvpd.runtime.demo_page")  # needs the extra
+    name = args.model if str(args.model).startswith(PREFIX) else model.resolve().name
+    try:
+        page: Any = importlib.import_module("dvpd.runtime.demo_page")
+    except ModuleNotFoundError as error:
+        if error.name in BROUGHT:  # whichever is met first, one extra brings them
+            raise ModuleNotFoundError(str(error), name="gradio") from None
+        raise
 
     def started(_: object, address: str) -> None:
         who = "with the token" if door.token else "from this machine alone"
         say(f"{address} in a browser, {who}; Ctrl-C ends it")
 
     options = (args.backend, args.device, args.threads)
-    with page.Desk(model, options, tf32=args.tf32) as desk:
+    with page.Desk(name, model, options, tf32=args.tf32) as desk:
         page.serve(desk, door, args.host, args.port, started)
     return EXIT_DONE

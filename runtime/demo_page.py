@@ -59,17 +59,18 @@ class Desk(Closing):
     """The engines of a page, opened when they are first asked for, and the work that is done."""
 
     def __init__(
-        self, model: Path, options: tuple[str, str, int | None], *, tf32: bool = False
+        self, name: str, model: Path, options: tuple[str, str, int | None], *, tf32: bool = False
     ) -> None:
         """Look for the engines; none is opened.
 
         Args:
-            model: Engine folder that is chosen at first.
+            name: How the model is called that is chosen at first.
+            model: Its engine folder.
             options: Backend, device and threads, as ``Enhancer.open`` takes them.
             tf32: See there.
         """
         there = {folder.name: folder for folder in find_engines()}
-        self.first = model.resolve().name
+        self.first = name
         self.models = {self.first: model} | {n: f for n, f in there.items() if n != self.first}
         self._options, self._tf32 = options, tf32
         self._open: dict[str, Enhancer] = {}
@@ -147,7 +148,8 @@ class Desk(Closing):
         except InputError as error:
             raise InputError(str(error).replace(str(path), path.name)) from None
         wavs = {"before": _samples(path), "after": _samples(done.path)}
-        made = f"{enhancer.manifest.name} {enhancer.manifest.version}, {done.nfe - 1} steps"
+        count = done.nfe - 1
+        made = f"{enhancer.manifest.name} {enhancer.manifest.version}, {count} step{'s' * (count != 1)}"
         text = (
             f"{path.name}: {done.duration_s:.1f} s of sound in {done.seconds:.1f} s (real-time factor "
             f"{done.rtf:.2f}), {made}, {enhancer.backend.name} on {enhancer.backend.device}"

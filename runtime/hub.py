@@ -56,7 +56,8 @@ def fetch(name: str, revision: str | None = None) -> Path:
     repository = _Repository(name, revision)
     manifest_path = repository.get(MANIFEST_NAME)
     commit = manifest_path.parent.name
-    folder = cache_path("hub") / name.replace("/", "--") / commit
+    # Its last part is what reports call it.
+    folder = cache_path("hub") / commit / name.replace("/", "--")
     if _problem(folder) is None:
         return folder
     here = _Repository(name, commit)

@@ -33,7 +33,7 @@ TOKEN = "a-token-of-many-characters"
 
 @pytest.fixture
 def desk():
-    with demo_page.Desk(TINY, ("ort", "cpu", 1)) as opened:
+    with demo_page.Desk("dvpd-tiny", TINY, ("ort", "cpu", 1)) as opened:
         yield opened
 
 
@@ -163,6 +163,15 @@ def test_others_reach_it_with_a_token_alone(monkeypatch, capsys):
     monkeypatch.delenv("DVPD_TOKEN", raising=False)
     assert cli.main(["demo", "--host", "0.0.0.0"]) == 1
     assert "0.0.0.0 can be reached from other machines: give a token" in capsys.readouterr().err
+
+
+def test_without_the_packages_it_says_which_extra_brings_them(monkeypatch, capsys):
+    for package in ("fastapi", "gradio"):
+        with monkeypatch.context() as patch:
+            patch.delitem(sys.modules, "dvpd.runtime.demo_page")
+            patch.setitem(sys.modules, package, None)
+            assert cli.main(["demo", "--model", str(TINY)]) == 1
+        assert "pip install 'dvpd[demo-app]'" in capsys.readouterr().err
 
 
 ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--mute-audio", "--disable-background-networking")

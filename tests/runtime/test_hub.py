@@ -76,7 +76,7 @@ def test_what_is_there_is_not_fetched_again(server):
     assert hub.fetch(NAME) == folder
     assert [method for method, _ in server.requests] == ["HEAD"]  # which commit "main" is
     server.requests.clear()
-    assert hub.fetch(NAME, folder.name) == folder  # a commit is what it is
+    assert hub.fetch(NAME, folder.parent.name) == folder  # a commit is what it is
     assert server.requests == []
 
 
@@ -92,11 +92,11 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(server):
     repository = server.repositories[NAME]
     first = repository.names["main"]
     newer = repository.commit(FILES | {"manifest.json": FILES["manifest.json"] + b"\n"}, "main")
-    assert hub.fetch(NAME).name == newer
-    assert hub.fetch(NAME, "v0.2.0").name == first
-    assert hub.fetch(NAME, newer).name == newer
-    assert find_engine(f"hf:{NAME}@v0.2.0").name == first
-    assert find_engine(f"hf:{NAME}@{newer}").name == newer
+    assert hub.fetch(NAME).parent.name == newer
+    assert hub.fetch(NAME, "v0.2.0").parent.name == first
+    assert hub.fetch(NAME, newer).parent.name == newer
+    assert find_engine(f"hf:{NAME}@v0.2.0").parent.name == first
+    assert find_engine(f"hf:{NAME}@{newer}").parent.name == newer
 
 
 def test_offline_the_cache_serves_what_it_has(server, monkeypatch):
@@ -233,7 +233,7 @@ def test_the_environments_endpoint_is_asked(server, tmp_path):
         env=env, cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert Path(done.stdout.strip()).parent.name == NAME.replace("/", "--")
+    assert Path(done.stdout.strip()).name == NAME.replace("/", "--")
     assert {path.split("/resolve/")[0] for _, path in server.requests} == {f"/{NAME}"}
     # It hears of this package, and not what else is installed.
     told = {headers["user-agent"] for headers in server.headers}
