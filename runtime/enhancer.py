@@ -192,8 +192,7 @@ class Enhancer(Closing):
             alpha: Weight of the predictive magnitude in [0, 1]; None for the manifest's.
             tlb: Preset name, {"skip": [[..], [..]], "backbone": [[..], [..]]} or TlbFactors; None
                 for all ones.
-            phase_rounds: How often the phase is brought nearer to the magnitude
-                (``phase.to_waveform``); None for the manifest's. Causal models: 0.
+            phase_rounds: See ``phase.to_waveform``; None for the manifest's. Causal models: 0.
             noise: float32 [steps, n_frames or more, 257], instead of the seed's noise, for
                 comparisons; frames are absolute, at the model's rate.
             mix: Share of the enhanced waveform in the output, 0 (the input, exactly) to 1.
