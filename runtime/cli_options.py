@@ -104,7 +104,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         default="auto",
-        help="cpu, cuda, cuda:N, tensorrt (ort's provider), gpu, npu (openvino) or auto",
+        help="cpu, cuda, cuda:N, tensorrt or rtx (ort's providers), gpu, npu (openvino) or auto",
     )
     parser.add_argument("--threads", type=whole(1, 4096), metavar="N", help="CPU threads")
     parser.add_argument(

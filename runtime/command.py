@@ -39,6 +39,7 @@ EXTRAS = {
     "openvino": "openvino",
     "tensorrt": "trt",
     "tensorrt_rtx": "rtx",
+    "onnxruntime_ep_nv_tensorrt_rtx": "ort-rtx",
     "cuda": "trt",
     "pycuda": "pycuda",
     "av": "media",

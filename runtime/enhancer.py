@@ -114,10 +114,9 @@ class Enhancer(Closing):
             folder: Folder with manifest.json and the two graphs; or a model's name, such as
                 "dvpd-tiny" (the wheel carries it); or None for $DVPD_ENGINE, else dvpd-base where
                 it is there, else dvpd-tiny.
-            backend: "ort", "openvino", "openvino-bf16", "tensorrt", "tensorrt-rtx", "torch" or
-                "auto".
-            device: "cpu", "cuda", "cuda:N" (not openvino), "tensorrt", "tensorrt:N" (ort: its
-                TensorRT provider), "gpu", "npu" (openvino) or "auto".
+            backend: "ort", "openvino", "openvino-bf16", "tensorrt", "tensorrt-rtx", "torch", "auto".
+            device: "cpu", "cuda", "cuda:N" (not openvino), "tensorrt", "tensorrt:N", "rtx", "rtx:N"
+                (ort: its TensorRT and RTX providers), "gpu", "npu" (openvino) or "auto".
             threads: CPU threads; None for a sensible number.
             window_plan: How long recordings are cut; None for the defaults of ``WindowPlan``.
             tf32: Whether a GPU may round float32 products to TF32; see ``open_backend``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -95,3 +96,9 @@ def test_the_page_enhances_as_python_does(npm, tmp_path):
     assert facts["moved"] == 0  # the other side is heard from the same place
     assert facts["overflow"] == 0  # nothing is wider than a telephone
     assert "enhanced in" in facts["microphone"]
+    # A GPU that is offered and cannot be used: the processor does it, and the page says so.
+    assert re.search(
+        r"enhanced in .* by \d thread.* The GPU could not be used \(.+\), so the processor",
+        facts["withoutGpu"],
+    )
+    assert facts["deviceAfter"] == "wasm"

@@ -145,7 +145,7 @@ def _candidates(name: str, device: str, folder: Path) -> list[tuple[str, str]]:
     if device != "auto":
         if name != "auto":
             return [(name, device)]
-        if device.startswith("tensorrt"):  # ONNX Runtime's provider; the others say so
+        if device.startswith(("tensorrt", "rtx")):  # ONNX Runtime's providers; the others say so
             return [("ort" if "ort" in names else names[0], device)]
         if device.startswith("cuda"):
             return [(n, device) for n in _cuda_order(names)] or [(names[0], device)]
@@ -190,7 +190,7 @@ def check_causal(manifest: Manifest, name: str, device: str) -> None:
     Raises:
         BackendError: Such an engine is asked for.
     """
-    if manifest.causal is not None and device.startswith("tensorrt"):
+    if manifest.causal is not None and device.startswith(("tensorrt", "rtx")):
         raise BackendError(
             f"{manifest.name} is a causal model, and {name} on {device} does not carry its state: use "
             "backend tensorrt or tensorrt-rtx, ort on cpu or cuda, openvino, or torch"
@@ -213,8 +213,8 @@ def open_backend(
         manifest: Its manifest.
         name: "ort", "openvino", "openvino-bf16", "tensorrt", "tensorrt-rtx", "torch" or "auto",
             which chooses none that rounds more than the engine does.
-        device: "cpu", "cuda", "cuda:N" (not openvino), "tensorrt", "tensorrt:N" (ort: its TensorRT
-            provider), "gpu", "npu" (openvino) or "auto".
+        device: "cpu", "cuda", "cuda:N" (not openvino), "tensorrt", "tensorrt:N", "rtx", "rtx:N" (ort:
+            its TensorRT and RTX providers), "gpu", "npu" (openvino) or "auto".
         threads: CPU threads, >= 1; None for a sensible number.
         tf32: Whether a GPU may round the float32 products of an fp32 engine to TF32 (10 bits):
             faster on Ampere and later. TensorRT plans must have been built so (--tf32).

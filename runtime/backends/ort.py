@@ -1,4 +1,4 @@
-"""ONNX Runtime: its CPU, CUDA and TensorRT providers."""
+"""ONNX Runtime: its CPU, CUDA, TensorRT and RTX providers."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ from .base import (
     score_feeds,
     stream_state,
 )
+from .ort_rtx import rtx_device, rtx_options
 from .single import each_recording, is_single
 
 logger = logging.getLogger("dvpd")
@@ -122,19 +123,20 @@ def preload_libraries(onnxruntime: Any) -> None:
         logger.debug("preload_dlls: %s", " ".join(said.getvalue().split()))
 
 
-def engine_cache(graph_sha256: str) -> Path:
-    """Folder of the user's alone for the engines that the TensorRT provider builds of one graph.
+def engine_cache(graph_sha256: str, kind: str = "ort-tensorrt") -> Path:
+    """Folder of the user's alone for the engines that a provider builds of one graph.
 
     Engines are executable code: a folder that others can write to is refused.
 
     Args:
         graph_sha256: Hash of the graph.
+        kind: Which provider's.
 
     Raises:
         BackendError: The folder cannot be made, or is not the user's alone.
     """
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = root / "dvpd" / "ort-tensorrt" / graph_sha256[:16]
+    folder = root / "dvpd" / kind / graph_sha256[:16]
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         state = folder.stat()
@@ -217,8 +219,8 @@ class OrtBackend:
         """Load both graphs.
 
         Args:
-            options: Verified paths, manifest, device ("cpu", "cuda", "cuda:N", "tensorrt" or
-                "tensorrt:N") and threads.
+            options: Verified paths, manifest, device ("cpu"; "cuda", "tensorrt" or "rtx", also with
+                ":N") and threads.
 
         Raises:
             BackendError: Broken installation, or the device is not there.
@@ -237,45 +239,45 @@ class OrtBackend:
         self._options, self._opening = options, threading.Lock()
         self._parts: OrtBackend | None = None
         available: list[str] = onnxruntime.get_available_providers()
-        match = re.fullmatch(r"(cpu|cuda|tensorrt)(?::(\d+))?", options.device)
+        match = re.fullmatch(r"(cpu|cuda|tensorrt|rtx)(?::(\d+))?", options.device)
         if match is None or (match[1] == "cpu" and match[2]):
             raise BackendError(
                 f"backend ort has no device {options.device!r}; it knows cpu, cuda, cuda:N, "
-                f"tensorrt and tensorrt:N (providers here: {', '.join(available)})"
+                f"tensorrt, tensorrt:N, rtx and rtx:N (providers here: {', '.join(available)})"
             )
         self._index = int(match[2] or 0)
         self._on_gpu = match[1] != "cpu"
-        self._profile = Profile() if match[1] == "tensorrt" else None
+        self._profile = Profile() if match[1] in ("tensorrt", "rtx") else None
         self.device, self._single = options.device, is_single(options)
-        self._wanted = {
-            "cpu": "CPUExecutionProvider",
-            "cuda": "CUDAExecutionProvider",
-            "tensorrt": "TensorrtExecutionProvider",
-        }[match[1]]
-        if self._wanted not in available:
+        # Of the plug-in nobody says that outputs may stay with it: they come to the host.
+        self._bound = match[1] in ("cuda", "tensorrt")
+        self._rtx: Any = None
+        if match[1] == "rtx":
+            self._wanted, self._rtx = rtx_device(onnxruntime, self._index)
+        else:
+            self._wanted = {
+                "cpu": "CPUExecutionProvider",
+                "cuda": "CUDAExecutionProvider",
+                "tensorrt": "TensorrtExecutionProvider",
+            }[match[1]]
+        if self._rtx is None and self._wanted not in available:
             raise BackendError(
                 f"device {options.device} asked for, but this ONNX Runtime has only "
                 f"{', '.join(available)}: pip uninstall -y onnxruntime, then pip install "
                 "'dvpd[gpu]'; or use device cpu"
             )
-        if self._on_gpu:
+        if self._bound:
             preload_libraries(onnxruntime)
-        settings = onnxruntime.SessionOptions()
-        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        settings.log_severity_level = 3  # errors only: they are raised with their text as well
-        if options.threads is not None:
-            settings.intra_op_num_threads = options.threads
-        # Each graph has its own threads: those of the last call would spin on the cores of the
-        # next one (the first score call of a window took 20 to 50 % longer, on two cores).
-        settings.add_session_config_entry("session.force_spinning_stop", "1")
-        if not self._on_gpu and self._causal is None and share_arena():
-            settings.add_session_config_entry("session.use_env_allocators", "1")
-            # It would take one block for all maps of a call, beside what is free in the arena.
-            settings.enable_mem_pattern = False
         paths = {"predictive": options.predictive, "score": options.score}
 
         def load(graph: str) -> Any:
-            path, providers = paths[graph], self._providers(graph, paths[graph])
+            path, settings = paths[graph], self._settings()
+            if self._rtx is None:
+                providers = {"providers": self._providers(graph, path)}
+            else:
+                cache = engine_cache(options.manifest.graphs[graph].sha256, "ort-rtx")
+                settings.add_provider_for_devices([self._rtx], rtx_options(path, cache))
+                providers = {}
             return self._load(graph, path, settings, providers)
 
         # Half of a short command's time: on two cores, beside each other.
@@ -292,6 +294,22 @@ class OrtBackend:
             )
             check_metadata(session.get_modelmeta().custom_metadata_map, options.manifest, graph)
 
+    def _settings(self) -> Any:
+        """Options of one session."""
+        settings = self._ort.SessionOptions()
+        settings.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        settings.log_severity_level = 3  # errors only: they are raised with their text as well
+        if self._options.threads is not None:
+            settings.intra_op_num_threads = self._options.threads
+        # Each graph has its own threads: those of the last call would spin on the cores of the
+        # next one (the first score call of a window took 20 to 50 % longer, on two cores).
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
+        if not self._on_gpu and self._causal is None and share_arena():
+            settings.add_session_config_entry("session.use_env_allocators", "1")
+            # It would take one block for all maps of a call, beside what is free in the arena.
+            settings.enable_mem_pattern = False
+        return settings
+
     def _providers(self, graph: str, path: Path) -> list[Any]:
         """The provider that was asked for, and those that take what it does not."""
         providers: list[Any] = ["CPUExecutionProvider"]
@@ -307,9 +325,9 @@ class OrtBackend:
                 logger.warning("TensorRT builds its engine of %s: minutes, once", path.name)
         return providers
 
-    def _load(self, graph: str, path: Path, settings: Any, providers: list[Any]) -> Any:
+    def _load(self, graph: str, path: Path, settings: Any, providers: dict[str, Any]) -> Any:
         try:
-            session = self._ort.InferenceSession(str(path), settings, providers=providers)
+            session = self._ort.InferenceSession(str(path), settings, **providers)
         except Exception as error:  # the library raises many types, all of its own
             if self._on_gpu:
                 raise BackendError(
@@ -321,6 +339,11 @@ class OrtBackend:
             ) from None
         if session.get_providers()[0] != self._wanted:
             # ONNX Runtime would go on with the next provider and say nothing.
+            if self._rtx is not None:
+                raise BackendError(
+                    f"device {self.device} asked for, but ONNX Runtime fell back to "
+                    f"{session.get_providers()[0]}; use another device"
+                )
             libraries = "TensorRT, CUDA" if self._profile is not None else "CUDA"
             raise BackendError(
                 f"device {self.device} asked for, but ONNX Runtime could not load its {libraries} "
@@ -349,7 +372,7 @@ class OrtBackend:
         if session is None:
             raise BackendError("this backend is closed")
         try:
-            if not self._on_gpu:
+            if not self._bound:
                 return list(session.run(outputs, inputs))
             binding = session.io_binding()
             for name, value in inputs.items():

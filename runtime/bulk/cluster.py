@@ -70,7 +70,7 @@ def wants_gpu(engine: Engine) -> bool:
     Args:
         engine: The options.
     """
-    on_gpu = engine.device.startswith(("cuda", "gpu", "tensorrt"))
+    on_gpu = engine.device.startswith(("cuda", "gpu", "tensorrt", "rtx"))
     return on_gpu or engine.backend.startswith("tensorrt")
 
 

@@ -1,11 +1,14 @@
 /** The page's side of the worker: one job at a time, which can be cancelled. */
 
+import type { Device } from "./backend";
 import type { Job, Report } from "./worker";
 
 export interface Result {
   channels: Float32Array[];
   seconds: number;
   threads: number;
+  device: Device; // that did it
+  why: string; // another than was asked for
 }
 
 export class Cancelled extends Error {}

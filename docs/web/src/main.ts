@@ -137,10 +137,12 @@ async function enhance(): Promise<void> {
     after = result.channels;
     show();
     const length = recording[0].length / RATE;
-    const by = device === "webgpu" ? "the GPU" : `${result.threads} thread${result.threads > 1 ? "s" : ""}`;
+    const gpu = result.why ? ` The GPU could not be used (${result.why}), so the processor was.` : "";
+    if (result.why) element<HTMLSelectElement>("device").value = "wasm"; // it would fail again
+    const by = result.device === "webgpu" ? "the GPU" : `${result.threads} thread${result.threads > 1 ? "s" : ""}`;
     say(
       `${name}: ${length.toFixed(1)} s enhanced in ${result.seconds.toFixed(1)} s by ${by} ` +
-        `(real-time factor ${(result.seconds / length / recording.length).toFixed(2)} a channel).`,
+        `(real-time factor ${(result.seconds / length / recording.length).toFixed(2)} a channel).${gpu}`,
     );
   } catch (error) {
     if (own !== task) return;

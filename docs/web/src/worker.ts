@@ -2,6 +2,7 @@
 
 import { open, threads, type Device } from "./backend";
 import { enhance } from "./enhance";
+import { withFallback } from "./fallback";
 import { MODELS, type ModelName } from "./models";
 import type { Networks } from "./sampler";
 
@@ -14,7 +15,7 @@ export interface Job {
 
 export type Report =
   | { kind: "progress"; fraction: number }
-  | { kind: "done"; channels: Float32Array[]; seconds: number; threads: number }
+  | { kind: "done"; channels: Float32Array[]; seconds: number; threads: number; device: Device; why: string }
   | { kind: "failed"; message: string };
 
 const SEED = 0n; // as the Python runtime's default
@@ -24,7 +25,18 @@ function report(message: Report, transfer: Transferable[] = []): void {
   self.postMessage(message, { transfer });
 }
 
-async function work({ channels, model, device, steps }: Job): Promise<void> {
+async function work(job: Job): Promise<void> {
+  const { result, device, why } = await withFallback(job.device, (on) => attempt(job, on));
+  report(
+    { kind: "done", ...result, threads: threads(), device, why },
+    result.channels.map((x) => x.buffer),
+  );
+}
+
+async function attempt(
+  { channels, model, steps }: Job,
+  device: Device,
+): Promise<{ channels: Float32Array[]; seconds: number }> {
   const key = `${model} ${device}`;
   if (opened?.key !== key) {
     opened = null;
@@ -39,17 +51,16 @@ async function work({ channels, model, device, steps }: Job): Promise<void> {
     const settings = { steps, seed: SEED };
     out.push(await enhance(wav, MODELS[model].manifest, networks, settings, done));
   }
-  const seconds = (performance.now() - begun) / 1000;
-  report({ kind: "done", channels: out, seconds, threads: threads() }, out.map((x) => x.buffer));
+  return { channels: out, seconds: (performance.now() - begun) / 1000 };
 }
 
 self.onmessage = ({ data }: MessageEvent<Job>) => {
   work(data).catch((error: unknown) => {
-    report({ kind: "failed", message: inWords(error, data.device) });
+    report({ kind: "failed", message: inWords(error) });
   });
 };
 
-function inWords(error: unknown, device: Device): string {
+function inWords(error: unknown): string {
   const text = error instanceof Error ? error.message : String(error);
   if (typeof WebAssembly === "undefined") {
     return "This browser does not run WebAssembly, which the page needs. Use a current Firefox, Chrome, Edge or Safari.";
@@ -60,6 +71,5 @@ function inWords(error: unknown, device: Device): string {
   if (error instanceof TypeError && /fetch|404|import|load/i.test(text)) {
     return `The model could not be loaded (${text}). Check the connection and reload the page.`;
   }
-  const other = device === "webgpu" ? " Choose the processor instead." : " Reload the page and try again.";
-  return `Enhancing failed: ${text}.${other}`;
+  return `Enhancing failed: ${text}. Reload the page and try again.`;
 }

@@ -6,42 +6,13 @@
  * Into the folder: site/, enhanced.wav (the page's download), wide.png, narrow.png, dark.png, facts.json.
  */
 
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { writeFile } from "node:fs/promises";
 import { basename, join } from "node:path";
-import { chromium } from "playwright-core";
-import { build, preview } from "vite";
+import { openPage } from "./open.mjs";
 
 const [executablePath, folder, recording, steps = "1", model = "dvpd-tiny", device = "wasm"] = process.argv.slice(2);
-const root = new URL("..", import.meta.url).pathname;
 const TIMEOUT_MS = 600_000;
-
-const args = [
-  "--no-sandbox",
-  ...(device === "webgpu" ? ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"] : ["--disable-gpu"]),
-  "--disable-quic",
-  "--no-first-run",
-  "--disable-background-networking",
-  "--disable-component-update",
-  "--disable-sync",
-  "--mute-audio",
-  "--autoplay-policy=no-user-gesture-required",
-  "--use-fake-device-for-media-stream",
-  "--use-fake-ui-for-media-stream",
-];
-
-const built = { root, logLevel: "error", build: { outDir: join(folder, "site"), emptyOutDir: true } };
-await build(built);
-const server = await preview({ ...built, preview: { port: 0, host: "127.0.0.1" } });
-const address = server.resolvedUrls.local[0];
-const profile = await mkdtemp(join(tmpdir(), "dvpd-web-"));
-const browser = await chromium.launchPersistentContext(profile, {
-  executablePath,
-  args,
-  headless: true,
-  acceptDownloads: true,
-  viewport: { width: 1280, height: 900 },
-});
+const { browser, address, close } = await openPage(executablePath, folder, device);
 const facts = { errors: [], elsewhere: [], sent: 0, requests: 0 };
 
 async function drive() {
@@ -125,6 +96,20 @@ async function drive() {
   await page.waitForFunction(() => /^Your recording: .* enhanced/.test(document.getElementById("status").textContent)
     || document.getElementById("error").textContent);
   facts.microphone = (await status()) || (await alert());
+
+  // A GPU that is promised and not there: Chromium's workers have none.
+  if (device !== "wasm") return;
+  await page.addInitScript(() => {
+    Object.defineProperty(navigator, "gpu", { value: { requestAdapter: async () => ({}) } });
+  });
+  await page.reload();
+  await page.locator("#devices").waitFor();
+  await page.selectOption("#device", "webgpu");
+  await page.check("input[name=steps][value='0']");
+  await page.setInputFiles("#file", recording);
+  await finished();
+  facts.withoutGpu = (await status()) || (await alert());
+  facts.deviceAfter = await page.locator("#device").inputValue();
 }
 
 try {
@@ -132,7 +117,5 @@ try {
 } finally {
   facts.recording = basename(recording);
   await writeFile(join(folder, "facts.json"), JSON.stringify(facts, null, 1));
-  await browser.close();
-  await server.close();
-  await rm(profile, { recursive: true, force: true });
+  await close();
 }
