@@ -1,11 +1,11 @@
 """What many files and long ones cost beside the networks, with a network that does nothing.
 
-    python benchmarks/bulk_limits.py engines/dvpd-tiny                 # minutes
+    python benchmarks/bulk_limits.py engines/dvpd-tiny engines/dvpd-base    # minutes
     python benchmarks/bulk_limits.py engines/dvpd-tiny --files 500,10000 --hours 10 --folder /big/disk
 
 Short files: CPU time of a job a file, from two sizes of the job, so that what is done once drops out;
-against the CPU time of the networks on such a file. Long files: peak memory of a process that
-enhances one, against one of a minute.
+against the CPU time of the networks on such a file; both in turn, medians of the rounds. Long files:
+peak memory of a process that enhances one, against one of a minute; --hours 0 leaves them out.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def run_long(folder: Path, engine: Path, minutes: int) -> dict[str, float]:
 
 
 def network_s(engine: Path) -> float:
-    """CPU time of the networks on one short file: the enhancer's without the passing one's."""
+    """CPU time of the networks on one short file (s): the enhancer's without the passing one's."""
     wav = sound(round(SHORT_S * SAMPLE_RATE))
     medians = []
     manifest = Manifest.load(engine)
@@ -170,7 +170,7 @@ def apart(args: argparse.Namespace, engine: Path, kind: str, size: int) -> dict[
     Args:
         args: The command's.
         engine: Engine folder.
-        kind: "short" or "long".
+        kind: "short", "long" or "networks".
         size: Files, or minutes.
     """
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
@@ -188,11 +188,12 @@ def apart(args: argparse.Namespace, engine: Path, kind: str, size: int) -> dict[
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="bulk_limits.py", description=__doc__.split("\n")[0])
-    parser.add_argument("engine", nargs="?", type=Path, help="default: the default engine")
+    parser.add_argument("engines", nargs="*", type=Path, help="default: the default engine")
+    parser.add_argument("--rounds", type=command.whole(1), default=3, help="of short files")
     parser.add_argument("--files", default="200,2000", metavar="FEW,MANY")
     parser.add_argument("--hours", type=float, default=1.0, help="of the long file")
     parser.add_argument("--folder", type=Path, help="for the files (default: the system's)")
-    parser.add_argument("--only", choices=("short", "long"), help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=("short", "long", "networks"), help=argparse.SUPPRESS)
     parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
     return parser
 
@@ -202,25 +203,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     return command.run(build_parser(), argv, _main)
 
 
-def _main(args: argparse.Namespace) -> int:
-    engine = args.engine or default_engine()
-    if args.only:
-        measure = run_short if args.only == "short" else run_long
-        print(json.dumps(measure(args.folder, engine, args.size)))
-        return 0
+def print_short(args: argparse.Namespace, engines: Sequence[Path]) -> None:
+    """Measure short files and print what each engine's networks leave to the rest.
+
+    Args:
+        args: The command's.
+        engines: Engine folders.
+    """
     few, many = sorted(int(n) for n in args.files.split(","))
-    small, large = apart(args, engine, "short", few), apart(args, engine, "short", many)
-    own_ms = 1e3 * (large["cpu_s"] - small["cpu_s"]) / (many - few)
-    networks_ms = 1e3 * network_s(engine)
-    print(
-        f"a file of {SHORT_S} s: {own_ms:.2f} ms of CPU beside the networks' {networks_ms:.1f} ms "
-        f"({100.0 * own_ms / networks_ms:.1f} %)"
-    )
+    rows = []
+    for _ in range(args.rounds):
+        small, large = (apart(args, engines[0], "short", n) for n in (few, many))
+        own = [1e3 * (large[key] - small[key]) / (many - few) for key in ("cpu_s", "wall_s")]
+        networks = [apart(args, engine, "networks", 0)["cpu_s"] for engine in engines]
+        rows.append([*own, *(1e3 * spent for spent in networks)])
+    table = np.array(rows)
+    own_ms, wall_ms, *networks_ms = np.median(table, axis=0)
+    print(f"a file of {SHORT_S} s: {own_ms:.2f} ms of CPU and {wall_ms:.2f} ms in all, one after the "
+          "other, beside the networks")  # fmt: skip
+    shares = np.median(table[:, :1] / table[:, 2:], axis=0)
+    for engine, spent, share in zip(engines, networks_ms, shares, strict=True):
+        print(f"{engine.name}: {spent:.1f} ms of CPU for the networks; beside them {share:.1%}")
     for name in ("parent", "worker"):
         print(
             f"memory of the {name}: {small[f'{name}_mib']:.1f} MiB with {few} files, "
             f"{large[f'{name}_mib']:.1f} MiB with {many}"
         )
+
+
+def _main(args: argparse.Namespace) -> int:
+    engines = args.engines or [default_engine()]
+    engine = engines[0]
+    if args.only:
+        if args.only == "networks":
+            print(json.dumps({"cpu_s": network_s(engine)}))
+        else:
+            measure = run_short if args.only == "short" else run_long
+            print(json.dumps(measure(args.folder, engine, args.size)))
+        return 0
+    print_short(args, engines)
+    if not args.hours:
+        return 0
     minute, hours = (apart(args, engine, "long", n) for n in (1, round(60 * args.hours)))
     print(
         f"a file of {args.hours:g} h: {hours['peak_mib']:.1f} MiB at most, of a minute "

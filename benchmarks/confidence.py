@@ -305,6 +305,22 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def write_json(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write results with their machine; NaN becomes null.
+
+    Args:
+        path: The file.
+        rows: Of ``run``.
+    """
+    plain = [
+        {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}
+        for row in rows
+    ]
+    report = {"format": FORMAT, "created": machine.now(), "machine": machine.machine(),
+              "versions": machine.versions(), "rows": plain}  # fmt: skip
+    write_whole(path, json.dumps(report, indent=1) + "\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="confidence.py", description=__doc__.split("\n")[0])
@@ -331,15 +347,9 @@ def _main(args: argparse.Namespace) -> int:
     for folder in args.engines or [default_engine()]:
         for steps in args.steps or (1, 3):
             rows += run(folder, args.sets, args.limit, args.backend, steps)
+            if args.json:  # after each: the next one takes long
+                write_json(args.json, rows)
     print(table(rows))
-    if args.json:
-        plain = [
-            {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}
-            for row in rows
-        ]
-        report = {"format": FORMAT, "created": machine.now(), "machine": machine.machine(),
-                  "versions": machine.versions(), "rows": plain}  # fmt: skip
-        write_whole(args.json, json.dumps(report, indent=1) + "\n")
     return 0
 
 

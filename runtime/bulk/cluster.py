@@ -21,10 +21,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..backends.choose import cpu_quota
 from ..command import explain
@@ -37,6 +37,7 @@ from .journal import POISON_ATTEMPTS
 from .run import Run
 from .worker import Engine, Task, answer, hung, trace_of
 
+_T = TypeVar("_T")
 LOCAL, AUTO = "local", "auto"
 PACKAGE = "dvpd"
 _CONNECT_S, _HEALTH_S, _NODES_S, _WAIT_S = 5.0, 90.0, 120.0, 0.5
@@ -400,6 +401,18 @@ def _pass(
     run.tick(progress)
 
 
+def dealt(items: Sequence[_T], n: int) -> list[_T]:
+    """Items as if dealt to ``n`` players in turn, player by player.
+
+    Blocks are neighbours, and the largest recordings come first: one actor would get them all.
+
+    Args:
+        items: The largest first.
+        n: Blocks that the result is cut into.
+    """
+    return [item for first in range(n) for item in items[first::n]]
+
+
 def _stream(ray: Any, engine: Engine, actors: Actors, tasks: dict[int, Task]) -> Any:
     """The dataset of the tasks' answers; nothing runs yet."""
     context = ray.data.DataContext.get_current()
@@ -415,7 +428,7 @@ def _stream(ray: Any, engine: Engine, actors: Actors, tasks: dict[int, Task]) ->
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     n_blocks = -(-len(tasks) // min(max(len(tasks) // (20 * actors.n), 1), _MOST_A_TASK))
-    rows = [{"task": _packed(*item)} for item in tasks.items()]
+    rows = [{"task": _packed(*item)} for item in dealt(list(tasks.items()), n_blocks)]
     here = importlib.import_module("ray.util.scheduling_strategies").NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )

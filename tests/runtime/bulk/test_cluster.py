@@ -172,6 +172,11 @@ def test_urls_and_what_a_node_may_lack(
         assert cluster.spread(joined, on_gpu, 5) == cluster.Actors(5, 1, 1)
 
 
+def test_the_largest_recordings_do_not_meet_in_one_block():
+    assert cluster.dealt("ABCdefghij", 3) == [*"Adgj", *"Beh", *"Cfi"]
+    assert cluster.dealt("AB", 2) == ["A", "B"]
+
+
 def test_what_answers_is_no_cluster(monkeypatch):
     monkeypatch.setattr(cluster, "_HEALTH_S", 3.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
