@@ -69,6 +69,7 @@ EXTRAS = {
     "fastapi": "serve",
     "uvicorn": "serve",
     "websockets": "serve",
+    "anyio": "serve",
 }
 _STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
