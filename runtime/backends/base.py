@@ -478,6 +478,7 @@ class LoadOptions:
         threads: CPU threads, or None for the engine's own choice.
         tf32: Whether a GPU may round float32 products to TF32.
         workers: Windows that a CPU computes at a time, and the threads of each.
+        block: Path of a causal model's graph of one block, likewise; None where it is not used.
     """
 
     predictive: Path
@@ -487,6 +488,7 @@ class LoadOptions:
     threads: int | None
     tf32: bool = False
     workers: tuple[int, int] = (1, 1)
+    block: Path | None = None
 
     @property
     def for_a_worker(self) -> LoadOptions | None:
