@@ -206,7 +206,9 @@ class Translator:
             source = self.name(self.values[node])
             if source in inputs or source in renamed:  # a tensor has one name
                 source = renamed.get(source, source)
-                self.nodes.append(helper.make_node("Identity", [source], [tensor_name], tensor_name))
+                self.nodes.append(
+                    helper.make_node("Identity", [source], [tensor_name], tensor_name)
+                )
             else:
                 self._rename(source, tensor_name)
                 renamed[source] = tensor_name

@@ -153,7 +153,8 @@ class OrtBlock:
             self._given["noisy"].update_inplace(np.ascontiguousarray(noisy))
             self._given["given"].update_inplace(np.ascontiguousarray(given))
             self._session.run_with_iobinding(self._binding(before, after))
-            clean_ri, sigma_z = (value.numpy() for value in self._made.values())
+            # Copies: what ``numpy`` returns is the memory that the next call writes to.
+            clean_ri, sigma_z = (value.numpy().copy() for value in self._made.values())
         return clean_ri, sigma_z, (after[0], after[1])
 
     def _binding(self, before: Sequence[BlockState], after: Sequence[BlockState]) -> Any:

@@ -57,6 +57,14 @@ def test_what_is_held_stays_as_it_is(step):
         assert np.array_equal(state.numpy(), copy)
 
 
+def test_outputs_that_are_held_stay_as_they_are(step):
+    first = step(NONE)
+    kept = [value.copy() for value in first[:2]]
+    step(first[2], 0.5)
+    for value, copy in zip(first[:2], kept, strict=True):
+        assert np.array_equal(value, copy)
+
+
 def test_one_stream_needs_two_memories_and_two_bindings(backend, step):
     states = step(NONE)[2]
     states = step(states)[2]
