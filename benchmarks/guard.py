@@ -38,7 +38,7 @@ from dvpd.runtime.backends.base import StreamBackend
 from dvpd.runtime.backends.choose import BACKENDS, installed
 from dvpd.runtime.errors import InputError
 from dvpd.runtime.files import write_whole
-from dvpd.runtime.manifest import MANIFEST_NAME, SINGLE, Manifest
+from dvpd.runtime.manifest import BLOCK, MANIFEST_NAME, SINGLE, Manifest
 from dvpd.runtime.spec import SAMPLE_RATE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -157,6 +157,8 @@ def measure_costs(folders: Sequence[Path]) -> dict[str, Any]:
             table.update(
                 {graph: _stateful_costs(folder, manifest, graph) for graph in manifest.graphs}
             )
+            if manifest.block is not None:
+                table[BLOCK] = _file_costs(folder / manifest.block.file)
             continue
         counted = engine_costs(folder, N_FRAMES)
         if manifest.single:
@@ -179,16 +181,23 @@ def measure_costs(folders: Sequence[Path]) -> dict[str, Any]:
 
 def _stateful_costs(folder: Path, manifest: Manifest, graph: str) -> dict[str, Any]:
     """What a causal graph's file says: its sizes are read at run time, so that no bytes are counted."""
-    import onnx
-
-    path = folder / manifest.graphs[graph].file
-    nodes = Counter(node.op_type for node in onnx.load(path).graph.node)
     assert manifest.causal is not None
     return {
         "macs": manifest.macs_per_second[graph],  # a second of audio
         "state": manifest.causal.state_size[graph],
-        "file_bytes": path.stat().st_size,
         "parameters": manifest.parameters[graph],
+        **_file_costs(folder / manifest.graphs[graph].file),
+    }
+
+
+def _file_costs(path: Path) -> dict[str, Any]:
+    """What a graph's file says."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    nodes = Counter(node.op_type for node in graph.node)
+    return {
+        "file_bytes": path.stat().st_size,
         "nodes": sum(nodes.values()),
         **{f"nodes.{kind}": n for kind, n in sorted(nodes.items())},
     }

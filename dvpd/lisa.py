@@ -68,12 +68,17 @@ class LISA(nn.Module):
     def _taps(self, mean: Tensor) -> Tensor:
         """`taps` from the input's global ``mean`` [B, C], as [B, 18, C]; more axes between stay."""
         w = torch.tanh(self.kernels(mean)).unflatten(-1, (-1, GROUPS, 1))  # [B, 18, G, 1]
-        # per-channel constants [18, G, C / G]; gamma belongs to the second stripe (along T)
+        scale, shift = self.scales()
+        out: Tensor = (scale * w + shift).flatten(-2)
+        return out
+
+    def scales(self) -> tuple[Tensor, Tensor]:
+        """What the kernels are multiplied by, and what is added, [18, G, C / G] each."""
+        # gamma belongs to the second stripe (along T)
         join = torch.stack([torch.ones_like(self.gamma), self.gamma], dim=1)  # [d, 2, 1, C]
         scale = (join * self.l1).expand(-1, -1, TAPS, -1).reshape(-1, GROUPS, self._width)
         shift = (join * self.l2 * self.centre).reshape(-1, GROUPS, self._width)
-        out: Tensor = (scale * w + shift).flatten(-2)
-        return out
+        return scale, shift
 
     @property
     def _width(self) -> int:

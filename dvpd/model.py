@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -109,9 +110,13 @@ class ScoreNet(nn.Module):
         t: Tensor,
         feats: list[Tensor],
         tlb_skip: Tensor | None = None,
-        tlb_backbone: Tensor | None = None,
+        tlb_backbone: Tensor | Sequence[None] | None = None,
     ) -> Tensor:
-        """``xt`` [B, 1, T, 257], ``t`` [B], six ``feats`` -> ``sigma_z`` [B, 1, T, 257]."""
+        """``xt`` [B, 1, T, 257], ``t`` [B], six ``feats`` -> ``sigma_z`` [B, 1, T, 257].
+
+        Without factors they are ones. A causal network then leaves out of its state what they would
+        ask for, unless ``tlb_backbone`` is (None, None).
+        """
         emb = self.embedding(t)
         enc = self.encoder(self.ahead.delay(xt).to(self.decoder.last.weight.dtype), emb)
         enc = self.interactions[0](enc, feats[0], emb)

@@ -28,20 +28,25 @@ def scale_skip(skip: Tensor, factors: Tensor, band: Tensor) -> Tensor:
 
 
 def scale_backbone(
-    x: Tensor, factors: Tensor, band: Tensor, past: BlockExtremes | None = None
+    x: Tensor, factors: Tensor | None, band: Tensor, past: BlockExtremes | None = None
 ) -> Tensor:
     """Multiply the decoder tensor ``x`` [B, C, T, F] by (b - 1) m + 1.
 
     m [B, 1, T, F] is the mean over channels, min-max normalised over the map of each item; ``band``
-    as in `scale_skip`. In a causal network ``past`` gives the extremes of the last 2 s instead.
+    as in `scale_skip`. In a causal network ``past`` gives the extremes of the last 2 s instead;
+    factors that are None are ones, with which it only hears them.
     """
     mean = x.float().mean(1, keepdim=True)
     if past is not None:
-        low, high = (e.unsqueeze(3) for e in past(mean))  # [B, 1, J, 1, 1]
+        extremes = past(mean)
+        if factors is None:
+            return x
+        low, high = (e.unsqueeze(3) for e in extremes)  # [B, 1, J, 1, 1]
         blocks = past.grid.blocks(mean)
         m = ((blocks - low) / (high - low).clamp_min(FLAT_MAP_FLOOR)).flatten(2, 3)
     else:
         low, high = mean.amin((2, 3), keepdim=True), mean.amax((2, 3), keepdim=True)
         m = (mean - low) / (high - low).clamp_min(FLAT_MAP_FLOOR)
+    assert factors is not None  # else there is a past
     gain: Tensor = (factors.float().index_select(0, band) - 1) * m + 1
     return x * gain.to(x.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -98,7 +98,7 @@ class UNet(nn.Module):
         x: Tensor,
         after_stage: Hook | None = None,
         tlb_skip: Tensor | None = None,
-        tlb_backbone: Tensor | None = None,
+        tlb_backbone: Tensor | Sequence[None] | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Run the network on ``x`` [B, C, T, F], T and F multiples of 4.
 

@@ -25,6 +25,7 @@ from dvpd.runtime.backends.ort import OrtBackend
 from dvpd.runtime.errors import InputError, ParityError
 from dvpd.runtime.files import sha256_file
 from dvpd.runtime.manifest import (
+    BLOCK_FILE,
     MANIFEST_NAME,
     SINGLE,
     VERIFICATION_NAME,
@@ -36,6 +37,7 @@ from dvpd.runtime.spec import GRAPH_NAMES, PRECISIONS, TLB_PRESETS
 from dvpd.torch_backend import prepare
 
 from . import parity
+from .block import write_block
 from .graphs import build_graph
 from .single import pays, write_single
 from .translate import OPSET, UnsupportedOperator, count_ops
@@ -163,6 +165,11 @@ def _write(
         singles = write_single(graph_model, manifest, paths)
         manifest = replace(manifest, single=_described(singles))
         _verify(singles, manifest, model, config, wav, say)
+    if model.config.causal and precision == "fp32":
+        say("both for one block of one stream")
+        manifest = replace(manifest, block=write_block(graph_model, config, manifest, paths))
+        errors = _verify_block(folder, paths, manifest, model, config, wav, say)
+        manifest = replace(manifest, parity={**manifest.parity, "block_errors_of_range": errors})
     # which files were compared
     manifest = replace(manifest, parity={**manifest.parity, "graphs": manifest.hashes})
     path = folder / MANIFEST_NAME
@@ -200,6 +207,29 @@ def _verify(
     return report
 
 
+def _verify_block(
+    folder: Path,
+    paths: dict[str, Path],
+    manifest: Manifest,
+    model: DVPD,
+    config: Config,
+    wav: Any,
+    say: Say,
+) -> dict[str, float]:
+    """Compare the graph of one block with the model; raises where they differ."""
+    assert manifest.block is not None  # it was just written
+    block = folder / BLOCK_FILE
+    backend = OrtBackend(
+        LoadOptions(paths["predictive"], paths["score"], manifest, "cpu", THREADS, block=block)
+    )
+    try:
+        errors = parity.verify_block(model, config, backend, manifest.block, wav)
+    finally:
+        backend.close()
+    say(f"largest error {max(errors.values()):.1e} of the range")
+    return {name: float(f"{error:.3g}") for name, error in errors.items()}
+
+
 def _save(folder: Path, graphs: dict[str, onnx.ModelProto], manifest: Manifest) -> dict[str, Path]:
     """Write both graphs with the manifest as metadata, checked."""
     paths = {}
@@ -229,7 +259,7 @@ def _install(source: Path, target: Path) -> None:
         source.rename(target)
         return
     names = [f"{name}{kind}.onnx" for kind in ("", SINGLE) for name in GRAPH_NAMES]
-    names.append(MANIFEST_NAME)
+    names += [BLOCK_FILE, MANIFEST_NAME]
     kept = source / "before"
     kept.mkdir()
     for name in names:
@@ -239,7 +269,7 @@ def _install(source: Path, target: Path) -> None:
         for name in names:
             if (source / name).exists():
                 (source / name).replace(target / name)
-            else:  # graphs for one recording, which the new engine does not have
+            else:  # a graph for CPUs that the new engine does not have
                 (target / name).unlink(missing_ok=True)
     except OSError:
         for name in names:

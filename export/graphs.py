@@ -69,7 +69,7 @@ class ScoreGraph(nn.Module):
 
 
 @contextmanager
-def _quick_tracing() -> Iterator[None]:
+def quick_tracing() -> Iterator[None]:
     """Switch off a cache that costs the tracer twice what it saves when sizes are symbolic."""
     import torch._dynamo.config as dynamo_config
 
@@ -172,6 +172,6 @@ def build_graph(
         if causal:
             args = (*args, state)
             shapes = (full, each, (*rest, None, None, each))
-    with _quick_tracing(), _single(model, single), torch.no_grad():
+    with quick_tracing(), _single(model, single), torch.no_grad():
         program = torch.export.export(wrapper.eval(), args, dynamic_shapes=shapes, strict=False)
         return translate(program, inputs, outputs, f"dvpd_{graph}")

@@ -20,8 +20,10 @@ from dvpd.quality.models import torch_enhancer
 from dvpd.runtime import stft
 from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.backends.base import Backend, StreamBackend
+from dvpd.runtime.backends.blocks import JointBackend
 from dvpd.runtime.errors import ParityError
-from dvpd.runtime.spec import TLB_PRESETS, TlbFactors, padded_frames
+from dvpd.runtime.manifest import BlockPoint
+from dvpd.runtime.spec import BLOCK_STATES, FRAME_MULTIPLE, TLB_PRESETS, TlbFactors, padded_frames
 
 from .figures import (
     CALLS,
@@ -41,6 +43,7 @@ __all__ = [
     "speech",
     "synthetic_speech",
     "verify",
+    "verify_block",
 ]
 
 # Contract: float32 graphs differ from PyTorch by rounding only; half keeps about three digits.
@@ -49,6 +52,7 @@ MIN_SNR_DB = {"fp32": 80.0, "fp16": 35.0}
 LENGTHS = (32, 76, 128)  # frames; three different quarters, the first the smallest allowed
 BATCHES = (1, 2)
 HARDEST = "severe"  # the TLB preset with the largest gains: the hardest case for half
+BLOCKS = 12  # that the graph of one block is compared on
 WAV_S = 1.5  # speech for the whole chain (s)
 
 
@@ -212,6 +216,58 @@ def _compare_stream(
             for name, (want, got) in pairs.items():
                 error = error_of_range(want.numpy(), np.asarray(got))
                 report.errors[name] = max(report.errors.get(name, 0.0), error)
+
+
+def verify_block(
+    model: DVPD, config: Config, backend: Backend, point: BlockPoint, wav: FloatArray
+) -> dict[str, float]:
+    """Compare a causal model's graph of one block with ``model``, block after block.
+
+    Args:
+        model: As in `verify`.
+        config: Its config.
+        backend: As `JointBackend`, the graph loaded.
+        point: What the graph is for.
+        wav: As in `verify`.
+
+    Returns:
+        Largest errors of the outputs and of the states as a part of their range.
+
+    Raises:
+        ParityError: One is out of bounds, or the backend does not use the graph.
+    """
+    live, rng = cast(JointBackend, backend), np.random.default_rng(1)
+    noisy = stft.compress(stft.stft(wav, config.signal), config.signal)[None]
+    t, factors = torch.tensor([point.t]), torch.ones(2, 2)
+    wanted: list[Tensor | None] = [None, None]
+    got: Sequence[Any] = (None, None)
+    errors: dict[str, float] = {}
+    for first in range(0, BLOCKS * FRAME_MULTIPLE, FRAME_MULTIPLE):
+        x = np.ascontiguousarray(noisy[:, :, first : first + FRAME_MULTIPLE])
+        given = np.float32(0.2) * rng.standard_normal(x[:, :1].shape, np.float32)
+        with torch.no_grad():
+            (clean, feats), wanted[0] = advance(model.predictive, wanted[0], torch.from_numpy(x))
+            xt = point.w_x0 * clean.square().sum(1, keepdim=True).sqrt() + torch.from_numpy(given)
+            sigma, wanted[1] = advance(model.score, wanted[1], xt, t, feats, factors, factors)
+        done = live.both_next(x, given, got, point, TlbFactors())
+        if done is None:
+            raise ParityError("the graph of one block was not used for a block of one stream")
+        got = done[2]
+        for name, want, value in (
+            ("clean_ri", clean, done[0]),
+            ("sigma_z", sigma, done[1]),
+            *zip(BLOCK_STATES, wanted, got, strict=True),
+        ):
+            assert want is not None
+            array = value if isinstance(value, np.ndarray) else value.numpy()
+            errors[name] = max(errors.get(name, 0.0), error_of_range(want.numpy(), array))
+    for name, error in errors.items():
+        if not error <= MAX_ERROR_OF_RANGE:
+            raise ParityError(
+                f"the graph of one block differs from the model: {name} by {error:.2e} of its range; "
+                f"at most {MAX_ERROR_OF_RANGE:.0e}"
+            )
+    return errors
 
 
 def verify(

@@ -8,7 +8,7 @@ others (ONNX's external data): a tenth of their size, and one hash covers each w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import onnx
@@ -27,7 +27,7 @@ LEAST_BYTES = 256  # smaller constants stay inside
 def pays(model: DVPD, precision: str) -> bool:
     """Whether a model gets graphs for one recording: float32, whole recordings, LISA.
 
-    Half is for GPUs. A causal model's blocks of four frames are faster as shifted multiply-adds.
+    Half is for GPUs. A causal model has a graph of one block instead (`export/block.py`).
 
     Args:
         model: The model.
@@ -56,6 +56,25 @@ def share_weights(model: onnx.ModelProto, path: Path) -> None:
             tensor.external_data.add(key=key, value=str(value))
 
 
+def save_sharing(
+    graph: onnx.ModelProto, manifest: Manifest, path: Path, others: Iterable[Path]
+) -> None:
+    """Write a graph with the manifest as metadata, its weights in other graphs' files.
+
+    Args:
+        graph: The graph; changed in place.
+        manifest: Of the engine.
+        path: Where it goes.
+        others: Graphs in the same folder, complete.
+    """
+    graph.producer_name, graph.producer_version = "dvpd", manifest.version
+    onnx.helper.set_model_props(graph, manifest_to_metadata(manifest))
+    for other in others:
+        share_weights(graph, other)
+    path.write_bytes(graph.SerializeToString(deterministic=True))
+    onnx.checker.check_model(str(path), full_check=True)
+
+
 def write_single(model: DVPD, manifest: Manifest, paths: Mapping[str, Path]) -> dict[str, Path]:
     """Write both graphs for one recording beside the others.
 
@@ -73,10 +92,6 @@ def write_single(model: DVPD, manifest: Manifest, paths: Mapping[str, Path]) -> 
     written = {}
     for name in GRAPH_NAMES:
         graph = build_graph(model, name, manifest.precision, single=True)
-        graph.producer_name, graph.producer_version = "dvpd", manifest.version
-        onnx.helper.set_model_props(graph, manifest_to_metadata(manifest))
-        share_weights(graph, paths[name])
         written[name] = paths[name].with_name(f"{name}{SINGLE}.onnx")
-        written[name].write_bytes(graph.SerializeToString(deterministic=True))
-        onnx.checker.check_model(str(written[name]), full_check=True)
+        save_sharing(graph, manifest, written[name], (paths[name],))
     return written

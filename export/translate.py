@@ -91,6 +91,9 @@ class Translator:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, Tensor] = {}
         self.values: dict[Node, Value] = {}
+        self.slices: dict[
+            str, tuple[str, list[tuple[int, int, int, int]]]
+        ] = {}  # what each is cut from
         self._known: dict[Any, str] = {}
         self._names: set[str] = set()
         self._node: Node | None = None
@@ -198,8 +201,17 @@ class Translator:
         if len(results) != len(outputs) or len(graph_inputs) != len(inputs):
             raise UnsupportedOperator("the program's inputs or outputs are not those asked for")
         graph_outputs = []
+        renamed: dict[str, str] = {}
         for node, (tensor_name, sizes) in zip(results, outputs.items(), strict=True):
-            self._rename(self.name(self.values[node]), tensor_name)
+            source = self.name(self.values[node])
+            if source in inputs or source in renamed:  # a tensor has one name
+                source = renamed.get(source, source)
+                self.nodes.append(
+                    helper.make_node("Identity", [source], [tensor_name], tensor_name)
+                )
+            else:
+                self._rename(source, tensor_name)
+                renamed[source] = tensor_name
             graph_outputs.append(self._info(tensor_name, node, sizes))
         self._drop_unused(set(outputs))
         used = {tensor for node in self.nodes for tensor in node.input}
@@ -311,6 +323,7 @@ for _target, _op in (
     (aten.neg.default, "Neg"),
     (aten.sqrt.default, "Sqrt"),
     (aten.softplus.default, "Softplus"),
+    (aten.reciprocal.default, "Reciprocal"),
 ):
     _unary(_target, _op)
 
@@ -426,6 +439,11 @@ def _silu(e: Translator, x: Value) -> Value:
     return e.emit("Mul", x, e.emit("Sigmoid", x))
 
 
+@_emits(aten.square.default)
+def _square(e: Translator, x: Value) -> Value:
+    return e.emit("Mul", x, x)
+
+
 @_emits(aten.clamp_min.default)
 def _clamp_min(e: Translator, x: Value, floor: float) -> Value:
     return e.emit("Max", x, torch.tensor(floor, dtype=e.out.dtype))
@@ -500,6 +518,11 @@ def _transpose(e: Translator, x: Value, a: int, b: int) -> Value:
     return _transposed(e, x, order)
 
 
+@_emits(aten.t.default)
+def _t(e: Translator, x: Value) -> Value:
+    return _transposed(e, x, (1, 0))
+
+
 @_emits(aten.movedim.int)
 def _movedim(e: Translator, x: Value, source: int, destination: int) -> Value:
     rank = e.out.dim()
@@ -544,7 +567,13 @@ def _slice(
     if (first, last, step) == (0, _END, 1):
         return x
     axis = dim % e.out.dim()
-    return e.emit("Slice", x, e.ints([first]), e.ints([last]), e.ints([axis]), e.ints([step]))
+    bounds = [(first, last, axis, step)]
+    if x in e.slices and all(axis != other[2] for other in e.slices[x][1]):  # one node for both
+        x, earlier = e.slices[x]
+        bounds = [*earlier, *bounds]
+    y = e.emit("Slice", x, *(e.ints(column) for column in zip(*bounds, strict=True)))
+    e.slices[y] = (x, bounds)
+    return y
 
 
 @_emits(aten.select.int)

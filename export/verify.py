@@ -44,9 +44,16 @@ from dvpd.runtime.engines import VERIFICATION_FORMAT, find_checkpoint
 from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.errors import BackendError, DvpdError, InputError
 from dvpd.runtime.files import write_whole
-from dvpd.runtime.manifest import VERIFICATION_NAME, Manifest
+from dvpd.runtime.manifest import VERIFICATION_NAME, BlockPoint, Manifest
 from dvpd.runtime.progress import Steps
-from dvpd.runtime.spec import N_FEATS, PREDICTIVE_INPUTS, TLB_PRESETS, padded_frames
+from dvpd.runtime.spec import (
+    FRAME_MULTIPLE,
+    N_FEATS,
+    PREDICTIVE_INPUTS,
+    TLB_PRESETS,
+    TlbFactors,
+    padded_frames,
+)
 
 Say = Callable[[str], None]
 # Contract, as for an export: float32 differs by rounding only, half keeps about three digits.
@@ -253,6 +260,31 @@ def _outputs(backend: Backend, manifest: Manifest, case: _Case) -> dict[str, NDA
         clean_ri, feats, heard = live.predict_next(case.noisy[:, :, part], heard)
         sigma_z, diffused = live.score_next(xt[:, :, part], t, feats, *tlb, diffused)
         tables.append(_named(clean_ri, sigma_z, feats))
+    outputs = {
+        name: np.concatenate([table[name] for table in tables], axis=2) for name in tables[0]
+    }
+    return outputs | (_blocks(live, manifest.block, case) if manifest.block is not None else {})
+
+
+def _blocks(backend: StreamBackend, point: BlockPoint, case: _Case) -> dict[str, NDArray[Any]]:
+    """Outputs block by block as live sound has them: in one call where the backend has a graph for it."""
+    states: Sequence[Any] = (None, None)
+    t, tlb = np.array([point.t], np.float32), TlbFactors()
+    both: Any = getattr(backend, "both_next", None)  # see JointBackend
+    tables = []
+    for first in range(0, case.noisy.shape[2], FRAME_MULTIPLE):
+        part = slice(first, first + FRAME_MULTIPLE)
+        noisy = np.ascontiguousarray(case.noisy[:, :, part])
+        given = np.float32(0.2) * case.noise[0][:, :, part]
+        done = both(noisy, given, states, point, tlb) if both is not None else None
+        if done is None:
+            clean_ri, feats, heard = backend.predict_next(noisy, states[0])
+            magnitude = np.sqrt(np.square(clean_ri).sum(axis=1, keepdims=True))
+            xt = np.float32(point.w_x0) * magnitude + given
+            sigma_z, diffused = backend.score_next(xt, t, feats, *tlb.arrays(), states[1])
+            done = clean_ri, sigma_z, (heard, diffused)
+        states = done[2]
+        tables.append({"block_clean_ri": done[0], "block_sigma_z": done[1]})
     return {name: np.concatenate([table[name] for table in tables], axis=2) for name in tables[0]}
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from .arrays import FloatArray
 from .backends.base import Row, StreamBackend, join_rows
 from .backends.blocks import BlockResult
+from .manifest import BlockPoint
 from .sampler import TINY
 from .schedule import InitialState, SamplerStep
 from .spec import TlbFactors
@@ -88,6 +89,12 @@ class Lane:
         if begun < n_frames:
             z[begun:] = self.draw(index, first + begun, n_frames - begun)
         return z
+
+
+def _magnitude(ri: FloatArray) -> FloatArray:
+    """[B, 2, T, F] -> [B, 1, T, F]."""
+    magnitude: FloatArray = np.sqrt(np.square(ri).sum(axis=1, keepdims=True))
+    return magnitude
 
 
 class BlockSampler:
@@ -206,11 +213,23 @@ class BlockSampler:
     ) -> BlockResult:
         """As ``BlockBackend.run_block``, of a backend that has the two networks alone."""
         f32 = np.float32
+        y = late[:, 2:3]
+        if len(steps) == 1:
+            (step,), given = steps, f32(start.w_y) * y + f32(start.std) * noise[0]
+            both: Any = getattr(self.backend, "both_next", None)  # see JointBackend
+            point = BlockPoint(step.t, start.w_x0)
+            if both is not None and (done := both(noisy, given, states, point, tlb)) is not None:
+                clean_ri, sigma_z, states = done
+                mag_p = _magnitude(clean_ri)
+                mean = f32(step.a) * (f32(start.w_x0) * mag_p + given)
+                mean += f32(step.b) * y + f32(step.e) * sigma_z
+                fused = self._fusion(clean_ri, mag_p, mean)
+                return BlockResult(fused, tuple(states), clean_ri, sigma_z)
         clean_ri, feats, predictive = self.backend.predict_next(noisy, states[0])
         if not steps:
             return BlockResult(clean_ri, (predictive,))
-        y, after, first = late[:, 2:3], [predictive], None
-        mag_p = np.sqrt(np.square(clean_ri).sum(axis=1, keepdims=True))  # [B, 1, T, F]
+        after, first = [predictive], None
+        mag_p = _magnitude(clean_ri)
         xt = f32(start.w_x0) * mag_p + f32(start.w_y) * y + f32(start.std) * noise[0]
         mean, factors = xt, tlb.arrays()
         for index, step in enumerate(steps):
@@ -258,7 +277,7 @@ class BlockSampler:
         fewer: dict[int, FloatArray] = {0: clean_ri}
         if 1 in self._plans and len(noise) > 1:  # the same first call, the last of one
             (only,), start, y = self._plans[1], self.start, late[:, 2:3]
-            mag_p = np.sqrt(np.square(clean_ri).sum(axis=1, keepdims=True))
+            mag_p = _magnitude(clean_ri)
             xt = f32(start.w_x0) * mag_p + f32(start.w_y) * y + f32(start.std) * noise[0]
             mean = f32(only.a) * xt + f32(only.b) * y + f32(only.e) * sigma_z
             fewer[1] = self._fusion(clean_ri, mag_p, mean)

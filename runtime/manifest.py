@@ -50,6 +50,8 @@ MANIFEST_KEYS = (
 CAUSAL_KEY = "causal"  # a table, of causal models alone
 SINGLE_KEY = "single_graphs"  # a table as "graphs", of engines that have them
 SINGLE = ".single"  # behind a graph's name: the one for one recording
+BLOCK_KEY = "block_graph"  # a table, of causal models that have it
+BLOCK, BLOCK_FILE = "block", "block.onnx"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,24 @@ class GraphFile:
 
     file: str
     sha256: str
+
+
+@dataclass(frozen=True)
+class BlockPoint:
+    """Where a sampler stands when it calls the score network, in a graph that holds both networks.
+
+    Attributes:
+        t: Diffusion time.
+        w_x0: Weight of the predictive magnitude in the diffused one.
+    """
+
+    t: float
+    w_x0: float
+
+
+@dataclass(frozen=True)
+class BlockFile(BlockPoint, GraphFile):
+    """The graph of a causal model's next block: both networks, one step, TLB factors of one."""
 
 
 def _require(value: object, kind: type, key: str) -> Any:
@@ -107,6 +127,30 @@ def _causal(table: Mapping[str, Any]) -> CausalSpec | None:
     return spec
 
 
+def _file_name(value: object, key: str) -> str:
+    """A bare file name: a manifest must not reach outside its folder."""
+    file: str = _require(value, str, key)
+    if file in ("", ".", "..") or any(
+        file != path(file).name for path in (PurePosixPath, PureWindowsPath)
+    ):
+        raise ManifestError(f"manifest {key} is {file!r}; expected a bare file name")
+    return file
+
+
+def _block(table: Mapping[str, Any]) -> BlockFile | None:
+    """The graph of one block, where the manifest names one."""
+    if BLOCK_KEY not in table:
+        return None
+    entry = table[BLOCK_KEY]
+    _need_keys(entry, tuple(f.name for f in fields(BlockFile)), BLOCK_KEY)
+    _file_name(entry["file"], f"{BLOCK_KEY}.file")
+    _sha256_text(entry["sha256"], f"{BLOCK_KEY}.sha256")
+    for key in ("t", "w_x0"):
+        _require(entry[key], float, f"{BLOCK_KEY}.{key}")
+    block: BlockFile = _table(BlockFile, entry, BLOCK_KEY)
+    return block
+
+
 def _graph_files(value: object, key: str) -> Mapping[str, GraphFile]:
     """Both graphs' files, as the table ``key`` names them."""
     table: dict[str, Any] = _require(value, dict, key)
@@ -116,12 +160,7 @@ def _graph_files(value: object, key: str) -> Mapping[str, GraphFile]:
     for name, entry in table.items():
         place = f"{key}.{name}"
         _need_keys(entry, ("file", "sha256"), place)
-        file: str = _require(entry["file"], str, f"{place}.file")
-        # A manifest must not reach outside its folder.
-        if file in ("", ".", "..") or any(
-            file != path(file).name for path in (PurePosixPath, PureWindowsPath)
-        ):
-            raise ManifestError(f"manifest {place}.file is {file!r}; expected a bare file name")
+        file = _file_name(entry["file"], f"{place}.file")
         graphs[name] = GraphFile(file, _sha256_text(entry["sha256"], f"{place}.sha256"))
     return MappingProxyType(graphs)
 
@@ -150,6 +189,8 @@ class Manifest:
             recording.
         single: The same networks for one recording at a time, which CPUs run; empty if there are
             none. Their weights lie in the files of ``graphs``.
+        block: Both networks of a causal model on the next block of one stream, which CPUs run; its
+            weights lie there, too.
     """
 
     name: str
@@ -169,11 +210,13 @@ class Manifest:
     format: int = MANIFEST_FORMAT
     causal: CausalSpec | None = None
     single: Mapping[str, GraphFile] = field(default_factory=dict)
+    block: BlockFile | None = None
 
     @property
     def files(self) -> dict[str, GraphFile]:
-        """Every graph's file; those for one recording as "predictive.single" and "score.single"."""
-        return {**self.graphs, **{name + SINGLE: graph for name, graph in self.single.items()}}
+        """Every graph's file; beside the two "predictive.single", "score.single" and "block"."""
+        more = {name + SINGLE: graph for name, graph in self.single.items()}
+        return {**self.graphs, **more, **({BLOCK: self.block} if self.block else {})}
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -199,7 +242,7 @@ class Manifest:
             )
         if missing := [key for key in MANIFEST_KEYS if key not in table]:
             raise ManifestError(f"manifest lacks {missing}; export the engine again")
-        if unknown := sorted(set(table) - {*MANIFEST_KEYS, CAUSAL_KEY, SINGLE_KEY}):
+        if unknown := sorted(set(table) - {*MANIFEST_KEYS, CAUSAL_KEY, SINGLE_KEY, BLOCK_KEY}):
             raise ManifestError(f"manifest has unknown keys {unknown}")
         _need_keys(table["signal"], tuple(f.name for f in fields(SignalSpec)), "signal")
         _need_keys(table["sde"], ("name", "k", "c"), "sde")
@@ -244,6 +287,7 @@ class Manifest:
             parity=MappingProxyType(_require(table["parity"], dict, "parity")),
             causal=_causal(table),
             single=_graph_files(table[SINGLE_KEY], SINGLE_KEY) if SINGLE_KEY in table else {},
+            block=_block(table),
         )
 
     @classmethod
@@ -300,6 +344,8 @@ class Manifest:
             table[CAUSAL_KEY] = {**own, "state_size": dict(self.causal.state_size)}
         if self.single:
             table[SINGLE_KEY] = {name: asdict(graph) for name, graph in self.single.items()}
+        if self.block is not None:
+            table[BLOCK_KEY] = asdict(self.block)
         return table
 
     def to_json(self) -> str:
@@ -349,7 +395,8 @@ def manifest_to_metadata(manifest: Manifest) -> dict[str, str]:
         manifest: The manifest of the engine.
     """
     table = manifest.to_dict()
-    table = {key: value for key, value in table.items() if key not in ("graphs", SINGLE_KEY)}
+    hashes = ("graphs", SINGLE_KEY, BLOCK_KEY)
+    table = {key: value for key, value in table.items() if key not in hashes}
     return {
         METADATA_PREFIX + key: value
         if isinstance(value, str)

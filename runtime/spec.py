@@ -28,6 +28,10 @@ N_FEATS = 6
 N_FREQS = 257
 SEED_MAX = (1 << 64) - 1  # of the noise
 STATE, NEXT_STATE = "state", "next_state"  # of a causal model's graphs
+BLOCK_STATES = (
+    "state",
+    "score_state",
+)  # of its graph of one block: names of the parts, state.0 ...
 TLB_SHAPE = (2, 2)  # [level (outer, deep), band (below 2 kHz, above)]
 
 

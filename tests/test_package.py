@@ -95,6 +95,7 @@ def test_the_wheel_has_every_module_and_the_tiny_engines(wheel):
             assert f"dvpd/engines/{engine}/{file}" in names
     for graph in ("predictive", "score"):  # those that CPUs run
         assert f"dvpd/engines/dvpd-tiny/{graph}.single.onnx" in names
+    assert "dvpd/engines/dvpd-live-tiny/block.onnx" in names
 
 
 def test_the_wheel_has_nothing_else(wheel):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..arrays import FloatArray
+from ..manifest import BlockPoint
 from ..schedule import InitialState, SamplerStep
 from ..spec import TlbFactors
 from .base import StreamBackend
@@ -60,6 +61,36 @@ class BlockBackend(StreamBackend, Protocol):
             alpha: Weight of the predictive magnitude.
             tlb: Factors of the score network.
             parts: Whether ``clean_ri`` and ``sigma_z`` are wanted, too.
+
+        Raises:
+            InputError: Wrong dtype or shape.
+            BackendError: The engine failed or returned non-finite values.
+        """
+
+
+class JointBackend(StreamBackend, Protocol):
+    """A backend that has both networks in one graph, for blocks that fit it."""
+
+    def both_next(
+        self,
+        noisy: FloatArray,
+        given: FloatArray,
+        states: Sequence[Any],
+        point: BlockPoint,
+        tlb: TlbFactors,
+    ) -> tuple[FloatArray, FloatArray, tuple[Any, Any]] | None:
+        """What ``predict_next`` and ``score_next`` return for the next frames, in one call.
+
+        Args:
+            noisy: float32 [B, 3, T, 257], T a multiple of 4.
+            given: float32 [B, 1, T, 257]: the diffused magnitude but for the part
+                of the predictive one.
+            states: Of both networks; None at the start.
+            point: Time, and weight of that part.
+            tlb: Factors of the score network.
+
+        Returns:
+            clean_ri, sigma_z and the next states; None where the two calls must be made.
 
         Raises:
             InputError: Wrong dtype or shape.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..checks import check_whole
 from ..errors import BackendError, InputError, raise_interrupt
-from ..manifest import Manifest
+from ..manifest import BLOCK, Manifest
 from ..tensorrt.gpus import cuda_device_count
 from .base import Backend, LoadOptions
 from .single import graphs_for
@@ -69,6 +69,7 @@ ON_REQUEST = {
     "torch": TORCH,
     BF16: ("openvino", "dvpd[openvino]", _open_openvino(BF16)),
 }
+BLOCK_ENGINES = (("ort", "cpu"),)  # whose causal models run both networks on a block in one call
 GPU_ONLY = ("tensorrt", "tensorrt-rtx")
 MAX_WORKERS = 4  # each holds the maps of a window: 150 MB for 512 frames of dvpd-base
 
@@ -249,6 +250,7 @@ def open_backend(
             workers=share_threads(threads or physical_cores())
             if backend_device == "cpu"
             else (1, 1),
+            block=paths.get(BLOCK) if (backend_name, backend_device) in BLOCK_ENGINES else None,
         )
         try:
             check_causal(manifest, backend_name, backend_device)

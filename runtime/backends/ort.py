@@ -19,8 +19,8 @@ import numpy as np
 
 from ..arrays import FloatArray
 from ..errors import BackendError, InputError, ManifestError
-from ..manifest import check_metadata
-from ..spec import FRAME_MULTIPLE, NEXT_STATE, STATE
+from ..manifest import BLOCK, BlockPoint, check_metadata
+from ..spec import FRAME_MULTIPLE, NEXT_STATE, STATE, TlbFactors
 from ..tensorrt.onnx_inputs import Profile, graph_inputs
 from .base import (
     FEAT_NAMES,
@@ -36,6 +36,7 @@ from .base import (
     score_feeds,
     stream_state,
 )
+from .ort_block import OrtBlock, as_array
 from .ort_rtx import rtx_device, rtx_options
 from .single import each_recording, is_single
 
@@ -269,9 +270,11 @@ class OrtBackend:
         if self._bound:
             preload_libraries(onnxruntime)
         paths = {"predictive": options.predictive, "score": options.score}
+        if options.block is not None:
+            paths[BLOCK] = options.block
 
         def load(graph: str) -> Any:
-            path, settings = paths[graph], self._settings()
+            path, settings = paths[graph], self._settings(graph)
             if self._rtx is None:
                 providers = {"providers": self._providers(graph, path)}
             else:
@@ -283,7 +286,17 @@ class OrtBackend:
         # Half of a short command's time: on two cores, beside each other.
         with ThreadPoolExecutor(1 if self._on_gpu or options.threads == 1 else 2) as pool:
             self._sessions: dict[str, Any] = dict(zip(paths, pool.map(load, paths), strict=True))
+        self._block: OrtBlock | None = None
         for graph, session in self._sessions.items():
+            if graph == BLOCK:
+                meta = session.get_modelmeta().custom_metadata_map
+                check_metadata(meta, options.manifest, graph)
+                block, causal = options.manifest.block, self._causal
+                assert block is not None  # as there is a path
+                assert causal is not None  # as there is such a graph
+                make = onnxruntime.OrtValue.ortvalue_from_numpy
+                self._block = OrtBlock(session, make, block, causal)
+                continue
             check_signature(
                 graph,
                 options.manifest.precision,
@@ -294,10 +307,13 @@ class OrtBackend:
             )
             check_metadata(session.get_modelmeta().custom_metadata_map, options.manifest, graph)
 
-    def _settings(self) -> Any:
-        """Options of one session."""
-        settings = self._ort.SessionOptions()
-        settings.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    def _settings(self, graph: str) -> Any:
+        """Of the session of a graph."""
+        settings, levels = self._ort.SessionOptions(), self._ort.GraphOptimizationLevel
+        # Blocked layouts pay on large maps; on a block's they cost more nodes than they save time.
+        settings.graph_optimization_level = (
+            levels.ORT_ENABLE_EXTENDED if graph == BLOCK else levels.ORT_ENABLE_ALL
+        )
         settings.log_severity_level = 3  # errors only: they are raised with their text as well
         if self._options.threads is not None:
             settings.intra_op_num_threads = self._options.threads
@@ -446,7 +462,7 @@ class OrtBackend:
         sizes = check_predict(noisy, FRAME_MULTIPLE)
         inputs = {
             "noisy": noisy,
-            STATE: stream_state(self._causal, "predictive", len(noisy), state),
+            STATE: stream_state(self._causal, "predictive", len(noisy), as_array(state)),
         }
         names = ["clean_ri", *FEAT_NAMES, NEXT_STATE]
         keep = frozenset((*FEAT_NAMES, NEXT_STATE))
@@ -465,15 +481,38 @@ class OrtBackend:
     ) -> tuple[FloatArray, Any]:
         """Run the score graph on the next frames; see ``StreamBackend.score_next``."""
         sizes, inputs = score_feeds(xt, t, feats, tlb_skip, tlb_backbone, FRAME_MULTIPLE)
-        inputs[STATE] = stream_state(self._causal, "score", len(xt), state)
+        inputs[STATE] = stream_state(self._causal, "score", len(xt), as_array(state))
         sigma_z, after = self._run(
             "score", ["sigma_z", NEXT_STATE], inputs, frozenset((NEXT_STATE,))
         )
         return check_output(SCORE_OUT, sigma_z, sizes, "the score graph (ort)"), after
 
+    def both_next(
+        self,
+        noisy: FloatArray,
+        given: FloatArray,
+        states: Sequence[Any],
+        point: BlockPoint,
+        tlb: TlbFactors,
+    ) -> tuple[FloatArray, FloatArray, tuple[Any, Any]] | None:
+        """Run both graphs on the next block as one; see ``JointBackend.both_next``."""
+        sizes = check_predict(noisy, FRAME_MULTIPLE)
+        if self._block is None or not self._block.fits(noisy, point, tlb):
+            return None
+        try:
+            clean_ri, sigma_z, after = self._block.run(noisy, given, states)
+        except Exception as error:
+            raise BackendError(
+                f"ONNX Runtime failed in the {BLOCK} graph on {self.device} ({_first_line(error)})"
+            ) from error
+        source = "the block graph (ort)"
+        clean_ri = check_output(PREDICT_OUT, clean_ri, sizes, source)
+        return clean_ri, check_output(SCORE_OUT, sigma_z, sizes, source), after
+
     def close(self) -> None:
         """Release the sessions."""
         self._sessions.clear()
+        self._block = None
         with self._opening:
             if self._parts is not None:
                 self._parts.close()

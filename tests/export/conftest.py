@@ -47,6 +47,17 @@ def write_checkpoint(path: Path, model_config: ModelConfig = SMALL) -> Path:
     return path
 
 
+@pytest.fixture
+def make_small():
+    """``make_small(**change)``: the small model with other settings and random weights."""
+
+    def make(**change) -> DVPD:
+        torch.manual_seed(0)
+        return randomise(DVPD(dataclasses.replace(SMALL, **change))).eval()
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def checkpoint(made_once):
     name = "small.safetensors"
