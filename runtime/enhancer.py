@@ -106,8 +106,7 @@ class Enhancer(Closing):
             folder: Folder with manifest.json and the two graphs; or a model's name, such as
                 "dvpd-tiny" (the wheel carries it); or None for $DVPD_ENGINE, else dvpd-base where
                 it is there, else dvpd-tiny.
-            backend: "ort", "openvino", "openvino-bf16", "tensorrt", "tensorrt-rtx", "torch" or
-                "auto".
+            backend: A name of ``open_backend``, such as "ort" or "openvino"; or "auto".
             device: "cpu", "cuda", "cuda:N" (not openvino), "tensorrt", "tensorrt:N" (ort: its
                 TensorRT provider), "gpu", "npu" (openvino) or "auto".
             threads: CPU threads; None for a sensible number.
