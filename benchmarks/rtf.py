@@ -51,7 +51,7 @@ from dvpd.benchmarks.common.timing import (
     variants,
 )
 from dvpd.runtime import command
-from dvpd.runtime.backends.choose import BACKENDS, cpu_quota, installed
+from dvpd.runtime.backends.choose import BACKENDS, ON_REQUEST, cpu_quota, installed
 from dvpd.runtime.engines import find_engine, find_window_engines
 from dvpd.runtime.errors import DvpdError, InputError, one_line
 from dvpd.runtime.files import sha256_file, write_whole
@@ -431,12 +431,11 @@ def _open_all(
 ) -> tuple[list[Loaded], list[dict[str, str]]]:
     """Every engine on every backend; and the backends that are not installed, with what installs them."""
     names = list(BACKENDS) if backend == "all" else backend.split(",")
-    if unknown := sorted(set(names) - {*BACKENDS, "torch"}):
-        raise InputError(
-            f"backend is {unknown[0]!r}; expected all, torch, or of {', '.join(BACKENDS)}"
-        )
+    known = BACKENDS | ON_REQUEST
+    if unknown := sorted(set(names) - set(known)):
+        raise InputError(f"backend is {unknown[0]!r}; expected all, or of {', '.join(known)}")
     not_run = [
-        {"backend": name, "reason": f"not installed: pip install '{BACKENDS[name][1]}'"}
+        {"backend": name, "reason": f"not installed: pip install '{known[name][1]}'"}
         for name in names
         if name != "torch" and not installed(name)
     ]

@@ -114,7 +114,7 @@ class Enhancer(Closing):
             folder: Folder with manifest.json and the two graphs; or a model's name, such as
                 "dvpd-tiny" (the wheel carries it); or None for $DVPD_ENGINE, else dvpd-base where
                 it is there, else dvpd-tiny.
-            backend: "ort", "openvino", "openvino-bf16", "tensorrt", "tensorrt-rtx", "torch", "auto".
+            backend: A name of ``open_backend``, such as "ort" or "openvino"; or "auto".
             device: "cpu", "cuda", "cuda:N" (not openvino), "tensorrt", "tensorrt:N", "rtx", "rtx:N"
                 (ort: its TensorRT and RTX providers), "gpu", "npu" (openvino) or "auto".
             threads: CPU threads; None for a sensible number.

@@ -181,7 +181,8 @@ def _cuda_order(names: Sequence[str]) -> list[str]:
 
 def _cpu_order(names: Sequence[str]) -> list[str]:
     # ONNX Runtime first: with AVX2 it takes a quarter less time than OpenVINO for 2 s windows
-    # (benchmarks/results), with AVX-512 it took at most 2 % more.
+    # (benchmarks/results), with AVX-512 it took at most 2 % more, with AMX 1 to 6 % less. To measure
+    # both at a first start would take seconds: OpenVINO imports and compiles for as long.
     return sorted((n for n in names if n not in GPU_ONLY), key=lambda n: n != "ort")
 
 

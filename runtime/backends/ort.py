@@ -21,7 +21,7 @@ from ..arrays import FloatArray
 from ..errors import BackendError, InputError, ManifestError
 from ..manifest import BLOCK, BlockPoint, check_metadata
 from ..spec import FRAME_MULTIPLE, NEXT_STATE, STATE, TlbFactors
-from ..tensorrt.onnx_inputs import Profile, graph_inputs
+from ..tensorrt.onnx_inputs import Profile
 from .base import (
     FEAT_NAMES,
     PREDICT_OUT,
@@ -37,6 +37,7 @@ from .base import (
     stream_state,
 )
 from .ort_block import OrtBlock, as_array
+from .ort_providers import cuda_options, engine_cache, tensorrt_options
 from .ort_rtx import rtx_device, rtx_options
 from .single import each_recording, is_single
 
@@ -84,24 +85,6 @@ def ort_conflict() -> str | None:
     )
 
 
-def cuda_options(index: int, tf32: bool) -> dict[str, str]:
-    """Options of ONNX Runtime's CUDA provider.
-
-    Convolution algorithms are looked up, not timed: the provider's default tries all of them for
-    every new shape (seconds at each recording's last window) and gains nothing at the others
-    (github.com/PaddlePaddle/PaddleX/pull/5057). TF32 is on there by default.
-
-    Args:
-        index: The GPU's.
-        tf32: Whether float32 products may be rounded to TF32.
-    """
-    return {
-        "device_id": str(index),
-        "cudnn_conv_algo_search": "HEURISTIC",
-        "use_tf32": str(int(tf32)),
-    }
-
-
 def preload_libraries(onnxruntime: Any) -> None:
     """Load CUDA and cuDNN from their wheels, where this ONNX Runtime knows how (1.21).
 
@@ -122,70 +105,6 @@ def preload_libraries(onnxruntime: Any) -> None:
         said.write(str(error))
     if said.getvalue().strip():
         logger.debug("preload_dlls: %s", " ".join(said.getvalue().split()))
-
-
-def engine_cache(graph_sha256: str, kind: str = "ort-tensorrt") -> Path:
-    """Folder of the user's alone for the engines that a provider builds of one graph.
-
-    Engines are executable code: a folder that others can write to is refused.
-
-    Args:
-        graph_sha256: Hash of the graph.
-        kind: Which provider's.
-
-    Raises:
-        BackendError: The folder cannot be made, or is not the user's alone.
-    """
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = root / "dvpd" / kind / graph_sha256[:16]
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        state = folder.stat()
-    except OSError as error:
-        raise BackendError(
-            f"{folder}: no folder for TensorRT's engines ({error}); set XDG_CACHE_HOME to a folder "
-            "that can be written"
-        ) from None
-    if os.name == "posix" and (state.st_uid != os.geteuid() or state.st_mode & 0o022):
-        raise BackendError(
-            f"{folder} belongs to or can be written by somebody else, and the engines in it are "
-            "executable code; remove it, or set XDG_CACHE_HOME to a folder of your own"
-        )
-    return folder
-
-
-def tensorrt_options(path: Path, sha256: str, precision: str, index: int) -> dict[str, str]:
-    """Options of ONNX Runtime's TensorRT provider for one graph.
-
-    One engine for the sizes of the default ``Profile``, kept on disk. The provider has no strongly
-    typed networks: of an fp16 graph TensorRT chooses the types of its layers itself. Nor has it an
-    option against TF32: NVIDIA_TF32_OVERRIDE=0 in the environment turns it off for the process.
-
-    Args:
-        path: The graph.
-        sha256: Its hash.
-        precision: "fp32" or "fp16".
-        index: The GPU's.
-
-    Raises:
-        BackendError: There is no place for the engines.
-        ManifestError: The graph's inputs cannot be read.
-    """
-    shapes = Profile().shapes(graph_inputs(path))
-    cache = str(engine_cache(sha256))
-    options = {
-        "device_id": str(index),
-        "trt_engine_cache_enable": "True",
-        "trt_engine_cache_path": cache,
-        "trt_timing_cache_enable": "True",
-        "trt_timing_cache_path": cache,
-        "trt_fp16_enable": str(precision == "fp16"),
-    }
-    for i, kind in enumerate(("min", "opt", "max")):
-        options[f"trt_profile_{kind}_shapes"] = ",".join(
-            f"{name}:{'x'.join(str(size) for size in rows[i])}" for name, rows in shapes.items()
-        )
-    return options
 
 
 @lru_cache(maxsize=1)

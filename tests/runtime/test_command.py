@@ -226,3 +226,11 @@ def test_every_command_says_its_version(capsys):
 
 def test_version():
     assert command.version_text().startswith("dvpd 0.")
+
+
+def test_the_end_of_a_command_looks_for_no_garbage(monkeypatch):
+    calls = []
+    monkeypatch.setattr(command.gc, "freeze", lambda: calls.append("freeze"))
+    with pytest.raises(SystemExit) as end:
+        command.leave(3)
+    assert (calls, end.value.code) == (["freeze"], 3)

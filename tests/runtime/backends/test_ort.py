@@ -13,7 +13,7 @@ import pytest
 
 from dvpd.runtime import Enhancer
 from dvpd.runtime.backends.choose import _candidates, open_backend
-from dvpd.runtime.backends.ort import engine_cache
+from dvpd.runtime.backends.ort_providers import engine_cache
 from dvpd.runtime.errors import BackendError, InputError
 from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.tensorrt.onnx_inputs import Profile
