@@ -32,7 +32,7 @@ from .containers import Raw
 from .errors import InputError, raise_interrupt
 from .manifest import Manifest
 from .progress import Progress
-from .spec import MAX_PHASE_ROUNDS, SEED_MAX
+from .spec import MAX_PHASE_ROUNDS, OUTPUT_SUFFIXES, SEED_MAX
 from .tensorrt.options import add_build_options
 
 if TYPE_CHECKING:
@@ -228,8 +228,11 @@ def _begin_opening(
         )
 
     def promises(source: str, target: str) -> bool:
-        free = args.overwrite or target == PIPE or not os.path.lexists(target)
-        return free and (source == PIPE or os.path.isfile(source))
+        folder_of, name = os.path.split(target)
+        free = args.overwrite or not os.path.lexists(target)
+        named = os.path.splitext(name)[1].lower() in OUTPUT_SUFFIXES
+        writable = target == PIPE or (free and named and os.path.isdir(folder_of or "."))
+        return writable and (source == PIPE or os.path.isfile(source))
 
     if not any(promises(*pair) for pair in pairs):
         return load

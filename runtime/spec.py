@@ -94,6 +94,7 @@ def padded_frames(n_frames: int) -> int:
     return max(MIN_FRAMES, -(-n_frames // FRAME_MULTIPLE) * FRAME_MULTIPLE)
 
 
+OUTPUT_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus")  # of recordings that can be written
 MAX_PHASE_ROUNDS = 100  # 2 bring most of what many bring
 
 

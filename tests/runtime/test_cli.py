@@ -11,6 +11,8 @@ import pytest
 import soundfile
 
 from dvpd.runtime import InputError, cli, doctor
+from dvpd.runtime.audio import OUTPUT_FORMATS
+from dvpd.runtime.spec import OUTPUT_SUFFIXES
 
 pytest.importorskip("onnxruntime")
 ROOT = Path(__file__).resolve().parents[2]
@@ -362,12 +364,14 @@ def test_nothing_is_replaced_without_permission(engine_shared, recording, tmp_pa
     assert soundfile.info(other).frames == 16000
 
 
+def test_loading_begins_for_every_output_that_can_be_written():
+    assert set(OUTPUT_SUFFIXES) == set(OUTPUT_FORMATS)
+
+
 def test_outputs_are_checked_before_a_model_is_loaded(
     engine_shared, recording, tmp_path, monkeypatch, capsys
 ):
-    from dvpd.runtime import Enhancer
-
-    monkeypatch.setattr(Enhancer, "open", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(cli, "open_backend", lambda *a, **k: pytest.fail("a model was loaded"))
     (tmp_path / "there.wav").write_bytes(b"x")
     for out in ("o.mp3", "o", "there.wav", "nowhere/o.wav"):
         assert run(recording, tmp_path / out, engine=engine_shared) == 1
