@@ -242,7 +242,7 @@ def set_grids(result: dict[str, Any]) -> list[Grid]:
             labels = {
                 "noisy": "noisy",
                 "predictive": f"`{model['model']}`, predictive alone (`--steps 0`)",
-                "full": f"`{model['model']}`, {steps} steps",
+                "full": f"`{model['model']}`, {tables.steps_text(steps)}",
             }
             for system, text in labels.items():
                 if system == "noisy" and i:
@@ -350,9 +350,9 @@ def pareto_points(result: dict[str, Any], peers: dict[str, Any] | None) -> list[
             continue
         steps = model["default"]["n_steps"]
         chosen = [("predictive", 0, table["systems"]["predictive"])]
-        chosen.append((f"{steps} steps", steps, table["systems"]["full"]))
+        chosen.append((tables.steps_text(steps), steps, table["systems"]["full"]))
         chosen += [
-            (f"{q['nfe'] - 1} steps", q["nfe"] - 1, q["figures"])
+            (tables.steps_text(q["nfe"] - 1), q["nfe"] - 1, q["figures"])
             for q in model["sweeps"].get("steps", [])
             if q["nfe"] - 1 != steps
         ]

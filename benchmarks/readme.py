@@ -120,7 +120,7 @@ def speed(found: report.Report) -> str:
         )  # fmt: skip
     if not rows:
         raise InputError("the rtf report has no row that was measured")
-    header = ["engine", "backend", "RTF, 3 steps", "predictive alone", "p50 / p95 / p99, ms",
+    header = ["engine", "backend", f"RTF, {tables.steps_text(base[0]['steps'])}", "predictive alone", "p50 / p95 / p99, ms",
               "cold start, s", "peak RSS, MiB"]  # fmt: skip
     p, v = found["protocol"], found["protocol"]["versions"]
     share = p["others_cpu_share"]
@@ -147,7 +147,7 @@ def short_speed(found: report.Report) -> str:
     rows = [[f"`{name}`", _where(row), f"{row['rtf']:.2f}"] for name, row in best.items()]
     p, steps = found["protocol"], next(iter(best.values()))["steps"]
     text = (
-        f"{_machine(found)}, {p['threads']} threads, {found['created'][:10]}, {steps} steps, "
+        f"{_machine(found)}, {p['threads']} threads, {found['created'][:10]}, {tables.steps_text(steps)}, "
         f"windows of {next(iter(best.values()))['window_s']:.1f} s."
     )
     return tables.markdown(["model", "backend", "RTF"], rows) + f"\n\n{text}"
@@ -174,7 +174,7 @@ def short_quality(result: dict[str, Any]) -> str:
     for model in models:
         for system, steps in (("predictive", 0), ("full", model["default"]["n_steps"])):
             figures = [figure(model["sets"][name], system) for name in first]
-            rows.append([f"`{model['model']}`, {steps} steps", *figures])
+            rows.append([f"`{model['model']}`, {tables.steps_text(steps)}", *figures])
     counts = ", ".join(f"{part['n']} of {name}" for name, part in first.items())
     return tables.markdown(header, rows) + f"\n\nMeans over recordings: {counts}. {_age(result)}"
 

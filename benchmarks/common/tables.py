@@ -19,6 +19,11 @@ def cell(value: Any) -> str:
     return str(value)
 
 
+def steps_text(n: int) -> str:
+    """Calls of the score network in words."""
+    return f"{n} step" if n == 1 else f"{n} steps"
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table; a "|" in a cell is escaped."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
