@@ -19,9 +19,10 @@ import soundfile
 from dvpd.runtime import Enhancer, audio, command
 from dvpd.runtime.errors import InputError
 from dvpd.runtime.noise import frame_noise
+from dvpd.runtime.phase import to_waveform
 from dvpd.runtime.schedule import initial_state, sampler_steps
 from dvpd.runtime.spec import TlbFactors, padded_frames
-from dvpd.runtime.stft import compress, decompress, istft, stft
+from dvpd.runtime.stft import compress, decompress, stft
 
 ENGINE = Path(__file__).resolve().parent.parent / "engines" / "dvpd-tiny-fp16"
 
@@ -59,7 +60,8 @@ def enhance(enhancer: Enhancer, gpuarray: Any, wav: np.ndarray) -> np.ndarray:
     )
     result = gpuarray.to_gpu(clean_ri)  # [1, 2, T, F], for the next kernel
     spec = decompress(result.get()[0, :, :n_frames], manifest.signal)
-    return istft(spec, len(wav), manifest.signal) * np.float32(peak)
+    out = to_waveform(spec, len(wav), manifest.signal, sampler.phase_rounds)
+    return out * np.float32(peak)
 
 
 def build_parser() -> argparse.ArgumentParser:
