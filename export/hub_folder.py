@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -24,7 +25,6 @@ from dvpd.runtime import command
 from dvpd.runtime.engines import find_checkpoint, find_engine, verification_problem
 from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.errors import HubError, InputError
-from dvpd.runtime.files import check_free
 from dvpd.runtime.manifest import MANIFEST_NAME, VERIFICATION_NAME, Manifest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,7 +122,8 @@ def export(
     """
     if repository is not None and not REPOSITORY.fullmatch(repository):
         raise InputError(f"--repository is {repository!r}; expected OWNER/NAME")
-    check_free(out)
+    _check_new(out)
+    _hub_package()
     manifest = Manifest.load(folder)
     graphs = manifest.verify_graphs(folder)
     if (problem := verification_problem(folder, manifest)) is not None:
@@ -153,8 +154,22 @@ def export(
         data = metadata(manifest, figures, licence, languages)
         text = _page(manifest, card, figures, samples, repository or f"OWNER/{manifest.name}")
         (part / "README.md").write_text(f"---\n{data}\n---\n{text}", encoding="utf-8")
-        check_free(out)
+        _check_new(out)
         part.rename(out)
+
+
+def _check_new(out: Path) -> None:
+    if os.path.lexists(out):
+        raise InputError(f"{out}: exists already; give a folder that is not there yet")
+
+
+def _hub_package() -> Any:
+    try:
+        return importlib.import_module("huggingface_hub")
+    except ImportError:
+        raise HubError(
+            "huggingface_hub, which writes the card's metadata, is missing: pip install 'dvpd[hub]'"
+        ) from None
 
 
 def _card_path(folder: Path, checkpoint: Path | None) -> Path | None:
@@ -223,12 +238,7 @@ def metadata(
         licence: The Hub's id.
         languages: Codes.
     """
-    try:
-        hub: Any = importlib.import_module("huggingface_hub")
-    except ImportError:
-        raise HubError(
-            "huggingface_hub, which writes the card's metadata, is missing: pip install 'dvpd[hub]'"
-        ) from None
+    hub = _hub_package()
     results = [
         hub.EvalResult(
             task_type="audio-to-audio",
@@ -236,7 +246,7 @@ def metadata(
             dataset_type=f"dvpd-development-{name}",
             dataset_name=f"DVPD development recordings: {name} ({part['n']})",
             metric_type=metric,
-            metric_name=f"{METRICS[metric]} ({part['n_steps']} steps)",
+            metric_name=f"{METRICS[metric]} ({_steps(part)})",
             metric_value=round(value, 3),
         )
         for name, part in figures.items()
@@ -289,11 +299,16 @@ def _draw(noisy: Any, enhanced: Any, rate: int) -> bytes | None:
         return None
 
 
+def _steps(part: dict[str, Any]) -> str:
+    n: int = part["n_steps"]
+    return f"{n} step" if n == 1 else f"{n} steps"
+
+
 def _figures_table(figures: dict[str, Any]) -> str:
     header = ["recordings", "", *METRICS.values(), "noise in pauses lowered, dB"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for name, part in figures.items():
-        systems = {"noisy": "noisy", "predictive": "0 steps", "full": f"{part['n_steps']} steps"}
+        systems = {"noisy": "noisy", "predictive": "0 steps", "full": _steps(part)}
         for system, label in systems.items():
             values = (_mean(part, system, metric) for metric in (*METRICS, LOWERED))
             places = (2, 3, 1, 0)

@@ -84,7 +84,10 @@ def make_settings(
     if phase_rounds is not None:
         rounds = check_phase_rounds("", phase_rounds)
     if rounds and manifest.causal is not None:
-        raise InputError(f"phase_rounds is {rounds}; expected 0: {manifest.name} is causal")
+        raise InputError(
+            f"phase_rounds is {rounds}; expected 0: {manifest.name} is causal, and each round needs "
+            "what comes later (leave out --phase-rounds)"
+        )
     steps_taken: tuple[SamplerStep, ...] = ()
     if count:
         steps_taken = sampler_steps(manifest.sde, sampler.t_rs, count, sampler.last_step)

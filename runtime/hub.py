@@ -52,7 +52,10 @@ def fetch(name: str, revision: str | None = None) -> Path:
         ManifestError: There is no engine in the repository, or its files do not belong together.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise InputError(f"model is {name!r}; expected OWNER/NAME as on the Hugging Face Hub")
+        raise InputError(
+            f"model is {name!r} on the Hugging Face Hub; expected OWNER/NAME, hf:OWNER/NAME or "
+            "hf:OWNER/NAME@REVISION"
+        )
     repository = _Repository(name, revision)
     manifest_path = repository.get(MANIFEST_NAME)
     commit = manifest_path.parent.name
@@ -156,7 +159,7 @@ class _Repository:
     def _why(self, error: BaseException) -> str:
         """Why the Hub was not asked, or did not answer."""
         if self._constants.HF_HUB_OFFLINE:
-            return "HF_HUB_OFFLINE forbids to fetch it: fetch it once without"
+            return "HF_HUB_OFFLINE forbids to fetch it: fetch it once without this variable"
         cause = error.__cause__
         text = f" ({one_line(cause)})" if cause is not None else ""
         return (

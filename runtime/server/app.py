@@ -32,6 +32,9 @@ AGAIN_S = "10"  # when a client that was refused may come again
 LOOK_S = 0.5  # between two looks at whether a client is still there
 
 
+PARAMETERS = ("steps", "max_attenuation", "mix", "seed")  # of /enhance
+
+
 class Service:
     """What the addresses share.
 
@@ -192,6 +195,9 @@ class Service:
         length = request.headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > limits.max_bytes:
             raise Refusal(413, f"the body has {length[:30]} bytes; {self._too_big}")
+        if unknown := sorted(set(request.query_params) - set(PARAMETERS)):
+            known = ", ".join(PARAMETERS)
+            raise Refusal(400, f"{unknown[0][:30]} is no parameter; expected some of {known}")
         if self.files >= limits.files:
             raise Refusal(
                 503, f"{limits.files} recordings are here, the most there may be; come later"

@@ -237,11 +237,13 @@ function listen(): void {
     radio.onchange = showStrength;
   }
   const models = element<HTMLSelectElement>("model");
-  models.onchange = () => {
+  const takeUsualSteps = () => {
     const { n_steps } = MODELS[models.value as ModelName].manifest.sampler;
     const usual = document.querySelector<HTMLInputElement>(`input[name=steps][value="${n_steps}"]`);
     if (usual) usual.checked = true;
   };
+  models.onchange = takeUsualSteps;
+  takeUsualSteps();
   input("strength").oninput = showStrength;
   input("strength").onchange = showAfter;
   listenToDrops();

@@ -58,6 +58,7 @@ def test_bodies_without_a_length_are_taken(client):
         ("/enhance?steps=x", recording(), 400, "steps is 'x'"),
         ("/enhance?mix=2", recording(), 400, "mix is '2'"),
         ("/enhance?max_attenuation=nan", recording(), 400, "max_attenuation"),
+        ("/enhance?step=0", recording(), 400, "step is no parameter; expected some of steps, max_"),
         ("/elsewhere", recording(), 404, "nothing is there"),
     ],
 )
