@@ -208,13 +208,7 @@ class OrtBackend:
         self._block: OrtBlock | None = None
         for graph, session in self._sessions.items():
             if graph == BLOCK:
-                meta = session.get_modelmeta().custom_metadata_map
-                check_metadata(meta, options.manifest, graph)
-                block, causal = options.manifest.block, self._causal
-                assert block is not None  # as there is a path
-                assert causal is not None  # as there is such a graph
-                make = onnxruntime.OrtValue.ortvalue_from_numpy
-                self._block = OrtBlock(session, make, block, causal)
+                self._block = self._open_block(session)
                 continue
             check_signature(
                 graph,
@@ -225,6 +219,15 @@ class OrtBackend:
                 self._single,
             )
             check_metadata(session.get_modelmeta().custom_metadata_map, options.manifest, graph)
+
+    def _open_block(self, session: Any) -> OrtBlock:
+        """The graph of both networks on one block."""
+        manifest = self._options.manifest
+        check_metadata(session.get_modelmeta().custom_metadata_map, manifest, BLOCK)
+        assert manifest.block is not None  # as there is a path
+        assert manifest.causal is not None  # as there is such a graph
+        make = self._ort.OrtValue.ortvalue_from_numpy
+        return OrtBlock(session, make, manifest.block, manifest.causal)
 
     def _settings(self, graph: str) -> Any:
         """Of the session of a graph."""
