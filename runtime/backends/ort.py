@@ -127,6 +127,19 @@ def share_arena() -> bool:
     return True
 
 
+def _package() -> Any:
+    if (conflict := ort_conflict()) is not None:
+        raise BackendError(conflict)
+    try:
+        import onnxruntime
+    except Exception as error:  # a damaged or partial install raises whatever it likes
+        raise BackendError(
+            f"onnxruntime does not import ({_first_line(error)}): pip install --force-reinstall "
+            "onnxruntime"
+        ) from None
+    return onnxruntime
+
+
 class OrtBackend:
     """The two graphs in ONNX Runtime.
 
@@ -146,15 +159,7 @@ class OrtBackend:
             BackendError: Broken installation, or the device is not there.
             ManifestError: A graph does not fit the contract or the manifest.
         """
-        if (conflict := ort_conflict()) is not None:
-            raise BackendError(conflict)
-        try:
-            import onnxruntime
-        except Exception as error:  # a damaged or partial install raises whatever it likes
-            raise BackendError(
-                f"onnxruntime does not import ({_first_line(error)}): pip install --force-reinstall "
-                "onnxruntime"
-            ) from None
+        onnxruntime = _package()
         self._ort, self._causal = onnxruntime, options.manifest.causal
         self._options, self._opening = options, threading.Lock()
         self._parts: OrtBackend | None = None
