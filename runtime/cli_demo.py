@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from pathlib import Path
 from typing import Any
 
-from .cli_options import add_engine_options, whole
+from .cli_options import add_door_options, add_engine_options
 from .command import EXIT_DONE, say
 from .engines import find_engine
 from .hub import PREFIX
@@ -29,18 +28,7 @@ def add_parser(commands: Any) -> None:
         "It listens on this machine alone unless told otherwise, and then only with a token; nothing "
         "is sent anywhere else. Needs pip install 'dvpd[demo-app]'.",
     )
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)"
-    )
-    parser.add_argument(
-        "--port", type=whole(0, 65535), default=PORT, metavar="N", help=f"default: {PORT}; 0: any"
-    )
-    parser.add_argument(
-        "--token-file",
-        type=Path,
-        metavar="FILE",
-        help="holds the token, which is the password of the user dvpd (default: $DVPD_TOKEN)",
-    )
+    add_door_options(parser, PORT, "holds the token, which is the password of the user dvpd")
     add_engine_options(parser)
     parser.set_defaults(run=run)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 from .backends.choose import BACKENDS, BF16
 from .options import QUALITY_STEPS
@@ -111,6 +112,25 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--tf32",
         action="store_true",
         help="let a GPU round the float32 products of an fp32 engine to TF32: faster",
+    )
+
+
+def add_door_options(parser: argparse.ArgumentParser, port: int, token: str) -> None:
+    """Where a server listens, and who may come.
+
+    Args:
+        parser: Of the command.
+        port: The usual one.
+        token: What the token file is for, in words.
+    """
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)"
+    )
+    parser.add_argument(
+        "--port", type=whole(0, 65535), default=port, metavar="N", help=f"default: {port}; 0: any"
+    )
+    parser.add_argument(
+        "--token-file", type=Path, metavar="FILE", help=f"{token} (default: $DVPD_TOKEN)"
     )
 
 

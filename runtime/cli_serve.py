@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
-from .cli_options import add_engine_options, between, whole
+from .cli_options import add_door_options, add_engine_options, between, whole
 from .command import EXIT_DONE, say
 from .engines import find_engine
 
@@ -28,18 +27,7 @@ def add_parser(commands: Any) -> None:
         "of live sound both ways), /health and /metrics. It listens on this machine alone unless "
         "told otherwise, and then only with a token. Needs pip install 'dvpd[serve]'.",
     )
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)"
-    )
-    parser.add_argument(
-        "--port", type=whole(0, 65535), default=PORT, metavar="N", help=f"default: {PORT}; 0: any"
-    )
-    parser.add_argument(
-        "--token-file",
-        type=Path,
-        metavar="FILE",
-        help="holds the token that clients must send (default: $DVPD_TOKEN)",
-    )
+    add_door_options(parser, PORT, "holds the token that clients must send")
     add_engine_options(parser)
     parser.add_argument(
         "--live-model",
