@@ -84,7 +84,7 @@ def test_a_search_finds_goes_on_where_it_was_and_reports_the_other_half(place, c
         assert part["gains"]["choosing"]["estoi"] >= 0.0
     report = (folder / "out" / "report.md").read_text()
     assert "| found: other half | 2 |" in report
-    assert "| mild: choosing half | 2 |" in report
+    assert "| mild: other half | 2 |" in report
     assert "| PESQ below 2: found for the tier | 2 |" in report
     assert "| PESQ below 2: severe: outer level alone | 2 |" in report
     assert report.strip() in capsys.readouterr().out
