@@ -407,8 +407,11 @@ def result_tables(
     ]
     text = "All other factors are ones (the paper's Tables 10 and 11)."
     tables.append(Table("In parts, other half", text, ("part", "pairs", *header), tuple(rows)))
-    rows = [(name, *(f"{value:g}" for value in point)) for name, point in found.items()]
-    tables.append(Table("Factors", "", ("found for", *NAMES), tuple(rows)))
+    rows = [
+        (name, *(f"{value:g}" for value in point), f"`{json.dumps(asdict(factors_of(point)))}`")
+        for name, point in found.items()
+    ]
+    tables.append(Table("Factors", "", ("found for", *NAMES, "what --tlb takes"), tuple(rows)))
     return [table for table in tables if table.rows]
 
 

@@ -87,6 +87,7 @@ def test_a_search_finds_goes_on_where_it_was_and_reports_the_other_half(place, c
     assert "| mild: other half | 2 |" in report
     assert "| PESQ below 2: found for the tier | 2 |" in report
     assert "| PESQ below 2: severe: outer level alone | 2 |" in report
+    assert json.dumps(part["tlb"]) in report
     assert report.strip() in capsys.readouterr().out
     assert (folder / "out" / "search.svg").read_text().startswith("<svg")
     scored = backend.scored
