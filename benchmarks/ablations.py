@@ -5,14 +5,15 @@
 One run for each variant and seed: the same steps, crops and noise, so the same audio; what a variant
 costs in time is a figure of its own. A run that is finished is not repeated: call it again after an
 interruption, or with more seeds. ``degraded-phase`` and ``predictive-alone`` (DVPD-P) are the
-reference's own weights, heard otherwise. Differences are to the reference of the same seed; beside
-each stands how far the seeds lie apart.
+reference's own weights, heard otherwise. Differences are to the reference of the same seed, with a
+95 % interval over seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -174,12 +175,18 @@ def run_one(args: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]
 
 
 def rows_of(runs: Sequence[dict[str, Any]], system: str = "full") -> list[dict[str, Any]]:
-    """One row a variant: mean of its figures over seeds, and mean and spread of the differences.
+    """One row a variant: mean of its figures over seeds, and of the differences to the reference.
+
+    Two or three seeds tell little of how far seeds lie apart; all variants together tell more. So
+    the variance of a difference is pooled over the variants, as in an analysis of variance, and
+    "change_half" is half the 95 % interval by Student's t; NaN where no variant has two seeds.
 
     Args:
         runs: From ``run_one``; those of a seed without its reference are left out.
         system: "full", or "predictive" for that branch alone.
     """
+    from scipy import stats
+
     heard: dict[str, dict[int, dict[str, float]]] = {}
     for run in runs:
         figures = run["figures"]
@@ -201,13 +208,28 @@ def rows_of(runs: Sequence[dict[str, Any]], system: str = "full") -> list[dict[s
                 "mean": statistics.fmean(values),
                 "range": max(values) - min(values),
                 "change": statistics.fmean(changes),
-                "change_range": max(changes) - min(changes),
+                "squares": float(np.square(np.subtract(changes, np.mean(changes))).sum()),
             }
         row["minutes"] = statistics.fmean(
             [r["minutes"] for r in runs if r["variant"] == variant] or [float("nan")]
         )
         rows.append(row)
+    pooled = [row for row in rows if row["variant"] in VARIANTS and row["variant"] != REFERENCE]
+    freedom = sum(len(row["seeds"]) - 1 for row in pooled)
+    for m in METRICS:
+        variance = sum(row[m]["squares"] for row in pooled) / freedom if freedom else math.nan
+        wide = float(stats.t.ppf(0.975, freedom)) if freedom else math.nan
+        for row in rows:
+            row[m]["change_half"] = wide * math.sqrt(variance / len(row["seeds"]))
     return rows
+
+
+def _change(part: dict[str, float], digits: int, own: bool) -> str:
+    change, half = part["change"], part["change_half"]
+    text = f"{change:+.{digits}f}"
+    if not own or not math.isfinite(half):  # seeds of what is derived vary less, or otherwise
+        return text
+    return f"{text} ± {half:.{digits}f}" + (" *" if abs(change) > half else "")
 
 
 def to_markdown(runs: Sequence[dict[str, Any]]) -> str:
@@ -216,7 +238,7 @@ def to_markdown(runs: Sequence[dict[str, Any]]) -> str:
     Args:
         runs: From ``run_one``.
     """
-    heads = [h for m in METRICS for h in (TITLES[m], "change (range)")]
+    heads = [h for m in METRICS for h in (TITLES[m], "change")]
     parts = []
     for system, title in (("predictive", "Predictive branch alone"), ("full", "Full sampler")):
         lines = []
@@ -226,11 +248,8 @@ def to_markdown(runs: Sequence[dict[str, Any]]) -> str:
                 digits = 1 if m == "si_sdr" else 3
                 f = row[m]
                 cells.append(f"{f['mean']:.{digits}f}")
-                cells.append(
-                    "" if row["variant"] == REFERENCE
-                    else f"{f['change']:+.{digits}f} ({f['change_range']:.{digits}f})"
-                )  # fmt: skip
-            own = row["variant"] in VARIANTS
+                own = row["variant"] in VARIANTS
+                cells.append("" if row["variant"] == REFERENCE else _change(f, digits, own))
             lines.append([*cells, f"{row['minutes']:.1f}" if own else ""])
         parts += [f"{title}:", tables.markdown(["variant", "seeds", *heads, "minutes"], lines)]
     budget, run = runs[0]["budget"], runs[0]
@@ -240,7 +259,9 @@ def to_markdown(runs: Sequence[dict[str, Any]]) -> str:
         f"alpha {budget['alpha']:g}, {budget['set']}"
         f"{' (' + str(budget['limit']) + ' pairs)' if budget['limit'] else ''}; noisy: "
         + ", ".join(f"{TITLES[m]} {noisy[m]:.3f}" for m in METRICS)
-        + ". Range: largest minus smallest over the seeds. Minutes are those of a shared machine."
+        + ". Changes are to the reference of the same seed, with a 95 % interval over seeds (Student's "
+        "t, one variance for all variants); * where it leaves out zero. Minutes are those of a shared "
+        "machine."
     )
     return "\n\n".join(parts)
 

@@ -92,7 +92,7 @@ class Journal:
                     "the same settings to go on with it"
                 )
             for line in lines[1:]:
-                self.known[line["half"], tuple(line["factors"])] = line["figures"]
+                self._keep(line["half"], tuple(line["factors"]), line["figures"])
             self._file = path.open("r+b" if whole else "wb")
             self._file.truncate(end)
             self._file.seek(end)
@@ -105,9 +105,12 @@ class Journal:
         if not lines:
             self._write(wanted)
 
+    def _keep(self, half: str, point: Point, figures: Figures) -> None:
+        self.known.setdefault((half, point), {}).update(figures)
+
     def add(self, half: str, point: Point, figures: Figures) -> None:
-        """Keep a candidate's figures."""
-        self.known[half, point] = figures
+        """Keep a candidate's figures of some recordings, beside those of others."""
+        self._keep(half, point, figures)
         self._write({"half": half, "factors": point, "figures": figures})
 
     def _write(self, line: Any) -> None:
@@ -144,14 +147,17 @@ class Bench:
         self.meter, self.steps, self.seed = meter, steps, seed
         self.pairs = [(pair, *read_pair(pair)) for pair in pairs]
 
-    def __call__(self, point: Point) -> Figures:
-        """Measure a candidate on every recording.
+    def __call__(self, point: Point, names: Iterable[str]) -> Figures:
+        """Measure a candidate on the recordings of these names.
 
         Raises:
             DvpdError: The model fails.
         """
         found: Figures = {}
+        wanted = set(names)
         for pair, noisy, clean in self.pairs:
+            if pair.name not in wanted:
+                continue
             wav: FloatArray = self.enhancer.enhance(
                 noisy, SAMPLE_RATE, steps=self.steps, tlb=factors_of(point), seed=self.seed
             ).wav
@@ -196,6 +202,36 @@ class Aim:
         gains = self.gains(figures, without)
         broken = sum(max(0.0, -gains[m]) / UNITS.get(m, 0.1) for m in self.constraints)
         return -1e3 - broken if broken else gains[self.objective]
+
+
+Tier = tuple[float, float]  # PESQ without TLB, [from, to)
+TIERS: tuple[Tier, ...] = ((-math.inf, 2.0), (2.0, 3.0), (3.0, math.inf))  # the paper's Table 5
+
+
+def tier_name(tier: Tier) -> str:
+    """How a tier is called."""
+    low, high = tier
+    if low == -math.inf:
+        return f"PESQ below {high:g}"
+    return f"PESQ from {low:g}" + ("" if high == math.inf else f" to {high:g}")
+
+
+def in_tier(tier: Tier, without: Figures) -> list[str]:
+    """Recordings whose PESQ without TLB lies in a tier; none of those for which it is not defined."""
+    return [name for name, found in without.items() if tier[0] <= found["pesq"] < tier[1]]
+
+
+def parts_of(point: Point) -> dict[str, Point]:
+    """What to leave of a point, as in the paper's Tables 10 and 11: name -> the others are ones."""
+    part = {
+        "outer level alone": (0, 1, 4, 5), "deep level alone": (2, 3, 6, 7),
+        "skip alone": (0, 1, 2, 3), "backbone alone": (4, 5, 6, 7),
+    }  # fmt: skip
+    kept = {
+        name: tuple(value if i in those else 1.0 for i, value in enumerate(point))
+        for name, those in part.items()
+    }
+    return kept | {"all": point}
 
 
 @dataclass

@@ -120,12 +120,28 @@ def test_differences_are_to_the_same_seed():
     assert "ouve" not in rows  # a seed without its reference says nothing
     assert rows["no-lisa"]["pesq"]["mean"] == pytest.approx(2.1)
     assert rows["no-lisa"]["pesq"]["change"] == pytest.approx(-0.15)
-    assert rows["no-lisa"]["pesq"]["change_range"] == pytest.approx(0.1)
+    # a variance of 0.005 with one degree of freedom: 12.706 * sqrt(0.005 / 2)
+    assert rows["no-lisa"]["pesq"]["change_half"] == pytest.approx(0.6353, abs=1e-4)
     text = to_markdown(runs)
-    assert "| no-lisa | 2 | 2.100 | -0.150 (0.100) |" in text
+    assert "| no-lisa | 2 | 2.100 | -0.150 ± 0.635 | 0.500 | +0.000 ± 0.000 |" in text
+    one = to_markdown([_run(REFERENCE, 0, 2.0), _run("no-lisa", 0, 1.9)])
+    assert "| no-lisa | 1 | 1.900 | -0.100 |" in one  # one seed has no interval
     alone = {row["variant"]: row for row in rows_of(runs, "predictive")}
     assert set(alone) == {REFERENCE, "no-lisa"}  # what is derived from the reference is no branch
     assert text.index("Predictive branch alone") < text.index("Full sampler")
+
+
+def test_the_interval_pools_what_all_variants_say_of_the_seeds():
+    runs = [_run(REFERENCE, seed, 2.0) for seed in range(3)]
+    runs += [_run("no-lisa", seed, 1.5 + 0.1 * seed) for seed in range(3)]
+    runs += [_run("ouve", seed, 2.0 + 0.1 * (seed % 2)) for seed in range(3)]
+    rows = {row["variant"]: row for row in rows_of(runs)}
+    half = 2.7764 * np.sqrt((0.02 + 0.02 / 3) / 4 / 3)  # t of four degrees of freedom
+    for name in ("no-lisa", "ouve"):
+        assert rows[name]["pesq"]["change_half"] == pytest.approx(half, abs=1e-4)
+    text = to_markdown(runs)
+    assert f"-0.400 ± {half:.3f} * |" in text
+    assert f"+0.033 ± {half:.3f} |" in text
 
 
 def test_noisy_phase_keeps_the_magnitude():

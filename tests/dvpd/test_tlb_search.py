@@ -58,6 +58,7 @@ def place(tmp_path, monkeypatch):
         return Enhancer(Manifest.load(find_engine(MODEL)), SharedBackend(backend))
 
     monkeypatch.setattr(tlb_search, "open_model", opened)
+    monkeypatch.setattr(tlb_search, "LEAST", 2)
     return tmp_path, backend
 
 
@@ -70,19 +71,23 @@ def run(place, *more) -> int:
 def test_a_search_finds_goes_on_where_it_was_and_reports_the_other_half(place, capsys):
     folder, backend = place
     assert run(place, "--candidates", 5) == 0
-    assert backend.predicted == 4  # of each recording once, for 5 candidates and 4 in the report
+    assert backend.predicted == 4  # of each recording once, whatever is measured
     first = (folder / "out" / "candidates.jsonl").read_text().splitlines()
     assert run(place, "--candidates", 8) == 0
     lines = (folder / "out" / "candidates.jsonl").read_text().splitlines()
     assert lines[: len(first)] == first
     found = json.loads((folder / "out" / "tlb.json").read_text())
-    assert abs(found["tlb"]["skip"][0][0] - 2.0) < 0.6
-    assert found["gains"]["choosing"]["pesq"] > 0.0
-    assert found["gains"]["choosing"]["estoi"] >= 0.0
+    for group in ("found", "PESQ below 2"):  # all four are in the lowest tier
+        part = found["found"][group]
+        assert abs(part["tlb"]["skip"][0][0] - 2.0) < 0.6
+        assert part["gains"]["choosing"]["pesq"] > 0.0
+        assert part["gains"]["choosing"]["estoi"] >= 0.0
     report = (folder / "out" / "report.md").read_text()
     assert "| found: other half | 2 |" in report
-    assert "PESQ below 2" in report
-    assert "mild: choosing half" in report
+    assert "| mild: other half | 2 |" in report
+    assert "| PESQ below 2: found for the tier | 2 |" in report
+    assert "| PESQ below 2: severe: outer level alone | 2 |" in report
+    assert json.dumps(part["tlb"]) in report
     assert report.strip() in capsys.readouterr().out
     assert (folder / "out" / "search.svg").read_text().startswith("<svg")
     scored = backend.scored
@@ -95,6 +100,7 @@ def test_wrong_use_is_refused_in_words(place, capsys):
     for more, words in (
         (("--objective", "dnsmos_ovrl"), "--dnsmos DIR"),
         (("--limit", 1), "two at least, one for each half"),
+        (("--longest", 1.0), "0 pairs"),
         (("--set", folder / "dev"), "occurs twice"),
         (("--steps", 0), "steps is 0; expected 1 or more"),
         (("--minutes", -1), "minutes is -1.0"),

@@ -9,7 +9,21 @@ import numpy as np
 import pytest
 
 from dvpd.quality.pairs import PairFile
-from dvpd.quality.tlb import HIGH, LOW, ONES, Aim, Journal, factors_of, halves, point_of, search
+from dvpd.quality.tlb import (
+    HIGH,
+    LOW,
+    NAMES,
+    ONES,
+    TIERS,
+    Aim,
+    Journal,
+    factors_of,
+    halves,
+    in_tier,
+    parts_of,
+    point_of,
+    search,
+)
 from dvpd.runtime.errors import InputError
 from dvpd.runtime.spec import TLB_PRESETS
 
@@ -79,6 +93,23 @@ def test_a_broken_constraint_is_worse_than_any_loss():
     assert aim.gains(lost, without)["pesq"] == pytest.approx(0.5)
 
 
+def test_every_recording_with_a_pesq_is_in_one_tier():
+    pesq = {"a": 1.1, "b": 2.0, "c": 2.9, "d": 3.0, "e": math.nan}
+    without = {name: {"pesq": value} for name, value in pesq.items()}
+    assert [in_tier(tier, without) for tier in TIERS] == [["a"], ["b", "c"], ["d"]]
+
+
+def test_parts_of_a_point_multiply_to_the_whole():
+    point = tuple(HIDDEN)
+    parts = parts_of(point)
+    assert parts.pop("all") == point
+    for pair in (("outer level alone", "deep level alone"), ("skip alone", "backbone alone")):
+        assert np.prod([parts[name] for name in pair], axis=0) == pytest.approx(point)
+        for name in pair:
+            moved = [NAMES[i] for i, value in enumerate(parts[name]) if value != 1.0]
+            assert all(name.split()[0] in where for where in moved)
+
+
 def test_halves_are_random_and_whole():
     pairs = [PairFile(f"{i:02d}", None, None, "") for i in range(11)]
     first, second = halves(pairs, 3)
@@ -99,8 +130,10 @@ def test_the_journal_survives_a_kill_in_the_middle_of_a_line(tmp_path):
     assert set(again.known) == {("choosing", ONES), ("other", ONES)}
     assert math.isnan(again.known["choosing", ONES]["b"]["pesq"])
     again.add("other", (2.0, *ONES[1:]), figures((2.7, 2.8), 0.9))
+    again.add("other", ONES, {"c": {"pesq": 3.0, "estoi": 0.9}})  # one more, beside the others
+    assert sorted(again.known["other", ONES]) == ["a", "b", "c"]
     again.close()
-    assert len([json.loads(line) for line in path.read_text().splitlines()]) == 4
+    assert len([json.loads(line) for line in path.read_text().splitlines()]) == 5
     with pytest.raises(InputError, match="another steps; give another --out"):
         Journal(path, {**settings, "steps": 1})
     path.write_text("no json\n")
