@@ -30,7 +30,7 @@ from dvpd.config import load_toml, override
 from dvpd.quality.pairs import find_pairs
 from dvpd.runtime import command
 from dvpd.runtime.arrays import FloatArray
-from dvpd.runtime.errors import InputError
+from dvpd.runtime.errors import InputError, UsageError
 from dvpd.runtime.files import write_whole
 
 FORMAT = "dvpd-ablations-1"
@@ -298,17 +298,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     names = args.variants.split(",")
     if unknown := sorted(set(names) - set(VARIANTS)):
-        raise InputError(f"variant is {unknown[0]!r}; expected one of {', '.join(VARIANTS)}")
+        raise UsageError(f"variant is {unknown[0]!r}; expected one of {', '.join(VARIANTS)}")
     if REFERENCE not in names:
         names.insert(0, REFERENCE)
     for name, least in (("steps", 1), ("seeds", 1), ("limit", 0)):
         if getattr(args, name) < least:
-            raise InputError(f"{name} is {getattr(args, name)}; expected at least {least}")
+            raise UsageError(f"{name} is {getattr(args, name)}; expected at least {least}")
     if not 0.0 <= args.alpha <= 1.0:
-        raise InputError(f"alpha is {args.alpha}; expected 0 to 1")
+        raise UsageError(f"alpha is {args.alpha}; expected 0 to 1")
     if args.json and not args.json.absolute().parent.is_dir():
         raise InputError(f"{args.json}: its folder does not exist")
-    override(load_toml(args.config), args.settings)  # what is wrong is said before training
+    config = load_toml(args.config)
+    with command.usage():
+        override(config, args.settings)  # what is wrong is said before training
     find_pairs(args.set)
     args.out.mkdir(parents=True, exist_ok=True)
     runs: list[dict[str, Any]] = []

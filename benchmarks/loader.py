@@ -37,7 +37,7 @@ from dvpd.data.loader import PairSource, batches
 from dvpd.data.mix import Mixer
 from dvpd.data.pool import Pool
 from dvpd.runtime import command
-from dvpd.runtime.errors import InputError
+from dvpd.runtime.errors import UsageError
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.progress import track
 from dvpd.runtime.spec import SAMPLE_RATE
@@ -201,12 +201,14 @@ def _measure(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> dict[str, Any]:
     for name, least in (("steps", 1), ("rounds", 1), ("threads", 0)):
         if getattr(args, name) < least:
-            raise InputError(f"--{name} is {getattr(args, name)}; expected at least {least}")
+            raise UsageError(f"--{name} is {getattr(args, name)}; expected at least {least}")
     if min(args.workers) < 0:
-        raise InputError(f"--workers is {args.workers}; expected no negative number")
+        raise UsageError(f"--workers is {args.workers}; expected no negative number")
     if args.threads:
         torch.set_num_threads(args.threads)
-    config = override(load_toml(args.config), args.settings)
+    config = load_toml(args.config)
+    with command.usage():
+        config = override(config, args.settings)
     if args.data:
         source: PairSource = open_source(config, args.data, args.cache)
     else:

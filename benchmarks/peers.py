@@ -42,7 +42,7 @@ from dvpd.runtime import command
 from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.audio import read_whole
 from dvpd.runtime.backends.choose import cpu_quota
-from dvpd.runtime.errors import InputError
+from dvpd.runtime.errors import InputError, UsageError
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.progress import show_status
@@ -305,7 +305,7 @@ def _weights(texts: Sequence[str]) -> dict[str, Path]:
     for text in texts:
         name, equals, file = text.partition("=")
         if not equals or name not in ADAPTERS:
-            raise InputError(f"--weights {text}: expected NAME=FILE, NAME of {', '.join(ADAPTERS)}")
+            raise UsageError(f"--weights {text}: expected NAME=FILE, NAME of {', '.join(ADAPTERS)}")
         found[name] = Path(file)
     return found
 
@@ -350,7 +350,7 @@ def _wanted(args: argparse.Namespace) -> list[tuple[str, str, Path | None]]:
         if getattr(args, kind.replace("-", "_")):
             wanted.append((TITLES[kind], kind, None))
     if not wanted:
-        raise InputError("nothing to measure: give an engine or a peer")
+        raise UsageError("nothing to measure: give an engine or a peer")
     return wanted
 
 

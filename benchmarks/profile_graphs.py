@@ -31,7 +31,7 @@ if __package__ in (None, ""):
 
 from dvpd.runtime import command
 from dvpd.runtime.backends.openvino import shared_core
-from dvpd.runtime.errors import InputError
+from dvpd.runtime.errors import InputError, UsageError
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import SINGLE
 from dvpd.runtime.spec import N_FREQS, SignalSpec
@@ -225,7 +225,7 @@ def _show(args: argparse.Namespace) -> int:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure what the arguments ask for."""
     if args.frames < 32 or args.frames % 4:
-        raise InputError(f"--frames is {args.frames}; expected a multiple of 4, at least 32")
+        raise UsageError(f"--frames is {args.frames}; expected a multiple of 4, at least 32")
     for folder in args.engines:
         for name in ("predictive.onnx", "score.onnx"):
             if not (folder / name).is_file():

@@ -53,7 +53,7 @@ from dvpd.benchmarks.common.timing import (
 from dvpd.runtime import command
 from dvpd.runtime.backends.choose import BACKENDS, ON_REQUEST, cpu_quota, installed
 from dvpd.runtime.engines import find_engine, find_window_engines
-from dvpd.runtime.errors import DvpdError, InputError, one_line
+from dvpd.runtime.errors import DvpdError, InputError, UsageError, one_line
 from dvpd.runtime.files import sha256_file, write_whole
 from dvpd.runtime.progress import show_status
 
@@ -620,7 +620,7 @@ def _main(args: argparse.Namespace) -> int:
         return 0
     args.engines = [_engine(text) for text in args.engines]
     if args.report and args.from_json:
-        raise InputError("--report measures; it cannot be made from --from-json")
+        raise UsageError("--report measures; it cannot be made from --from-json")
     for path in (args.json, args.markdown, args.html, args.report):
         if path is not None and not path.resolve().parent.is_dir():
             raise InputError(f"{path}: its folder does not exist")
@@ -631,7 +631,8 @@ def _main(args: argparse.Namespace) -> int:
         from dvpd.benchmarks import streaming
 
         return streaming.main(args)
-    conditions = [comparison.parse_condition(text) for text in args.conditions]
+    with command.usage():
+        conditions = [comparison.parse_condition(text) for text in args.conditions]
     if args.from_json:
         result = report.read(args.from_json)
     else:

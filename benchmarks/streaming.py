@@ -25,7 +25,7 @@ from dvpd.runtime import command
 from dvpd.runtime.backends.choose import BACKENDS, cpu_quota, installed
 from dvpd.runtime.engines import find_live_engine
 from dvpd.runtime.enhancer import Enhancer
-from dvpd.runtime.errors import InputError, one_line, raise_interrupt
+from dvpd.runtime.errors import InputError, UsageError, one_line, raise_interrupt
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.progress import show_status
 
@@ -302,8 +302,9 @@ def main(args: argparse.Namespace) -> int:
     """
     for name in ("compare", "report", "html"):
         if getattr(args, name):
-            raise InputError(f"--{name} does not go with --stream; it has --json and --markdown")
-    conditions = [comparison.parse_condition(text) for text in args.conditions]
+            raise UsageError(f"--{name} does not go with --stream; it has --json and --markdown")
+    with command.usage():
+        conditions = [comparison.parse_condition(text) for text in args.conditions]
     if args.from_json:
         result = report.read(args.from_json, SCHEMA, SCHEMA_FILE)
     else:

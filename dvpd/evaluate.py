@@ -47,7 +47,7 @@ from .quality.tables import families, markdown, plain, ranked
 from .runtime import command
 from .runtime.backends.choose import BACKENDS, cpu_quota
 from .runtime.enhancer import Enhancer
-from .runtime.errors import InputError
+from .runtime.errors import InputError, UsageError
 from .runtime.files import sha256_file, write_whole
 from .runtime.noise import check_seed
 from .runtime.progress import Progress as Bar
@@ -250,19 +250,20 @@ def _run(args: argparse.Namespace) -> int:
     # What can be refused is refused before time is spent.
     pairs = spread_sample(find_pairs(args.folder, alone=True), args.limit)
     reference = pairs[0].clean is not None
-    metrics = choose_metrics(
-        args.metrics,
-        dnsmos=args.dnsmos is not None,
-        wv_mos=args.wv_mos is not None,
-        reference=reference,
-    )
+    with command.usage():
+        metrics = choose_metrics(
+            args.metrics,
+            dnsmos=args.dnsmos is not None,
+            wv_mos=args.wv_mos is not None,
+            reference=reference,
+        )
+        check_seed(args.seed)
     for name in ("worst", "limit"):
         if getattr(args, name) < 0:
-            raise InputError(f"{name} is {getattr(args, name)}; expected 0 or more")
-    check_seed(args.seed)
+            raise UsageError(f"{name} is {getattr(args, name)}; expected 0 or more")
     jobs = cpu_quota() if args.jobs is None else args.jobs
     if jobs < 1:
-        raise InputError(f"jobs is {jobs}; expected at least 1")
+        raise UsageError(f"jobs is {jobs}; expected at least 1")
     baseline = load_baseline(args.baseline) if args.baseline else None
     if args.out:
         check_plots()

@@ -33,7 +33,7 @@ from .fanc import F_DILATIONS
 from .lisa import DILATIONS, GROUPS, TAPS
 from .model import DVPD
 from .runtime import command
-from .runtime.errors import InputError
+from .runtime.errors import InputError, UsageError
 
 # What must be the same in both: a new slot or feature would change what the old ones do.
 FIXED = ("state", "embedding", "encoder", "local", "fi_gate", "scan", "norm")
@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
 def _grow(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if out.exists() and out.samefile(args.checkpoint):
-        raise InputError(f"{out} is the smaller model itself; choose another --out")
+        raise UsageError(f"{out} is the smaller model itself; choose another --out")
     old, small = load_model(args.checkpoint)
     config = load_toml(args.config)
     if config.signal != old.signal:

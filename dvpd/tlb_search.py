@@ -50,7 +50,7 @@ from .quality.tlb import (
 )
 from .runtime import command
 from .runtime.audio_in import probe
-from .runtime.errors import InputError
+from .runtime.errors import InputError, UsageError
 from .runtime.files import sha256_file, write_whole
 from .runtime.manifest import Manifest
 from .runtime.noise import check_seed
@@ -112,15 +112,16 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     for name, least in (("limit", 0), ("random", 0), ("candidates", 1), ("threads", 1)):
         if getattr(args, name) < least:
-            raise InputError(f"{name} is {getattr(args, name)}; expected {least} or more")
+            raise UsageError(f"{name} is {getattr(args, name)}; expected {least} or more")
     if not args.minutes >= 0.0:
-        raise InputError(f"minutes is {args.minutes}; expected 0 or more")
-    check_seed(args.seed)
+        raise UsageError(f"minutes is {args.minutes}; expected 0 or more")
+    with command.usage():
+        check_seed(args.seed)
     check_plots()
     asked = (*METRICS, "dnsmos") if args.dnsmos else METRICS
     metrics = choose_metrics(asked, dnsmos=args.dnsmos is not None)
     if args.objective not in metrics:
-        raise InputError(f"objective is {args.objective!r}, which needs its model: --dnsmos DIR")
+        raise UsageError(f"objective is {args.objective!r}, which needs its model: --dnsmos DIR")
     meter = Meter(metrics, args.dnsmos)
     parts = _parts(args.folders, args.limit, args.longest, args.seed)
     out = Path(args.out)
@@ -132,7 +133,7 @@ def _run(args: argparse.Namespace) -> int:
         manifest = enhancer.manifest
         steps = manifest.sampler.n_steps if args.steps is None else args.steps
         if steps < 1:
-            raise InputError(f"steps is {steps}; expected 1 or more: TLB is in the score network")
+            raise UsageError(f"steps is {steps}; expected 1 or more: TLB is in the score network")
         aim = Aim.of(args.objective, metrics)
         settings = {
             "model": _sha256(args.model, manifest), "pairs": _sha256s(parts), "steps": steps,
@@ -194,7 +195,7 @@ def _parts(
             parts[half] += some
     names = [pair.name for pairs in parts.values() for pair in pairs]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"--set: {doubled[0]} occurs twice; expected sets with names of their own")
+        raise UsageError(f"--set: {doubled[0]} occurs twice; expected sets with names of their own")
     return parts
 
 

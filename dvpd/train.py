@@ -18,7 +18,7 @@ from .config import Config, load_toml, override
 from .data import open_source
 from .data.loader import PairSource
 from .runtime import command
-from .runtime.errors import InputError
+from .runtime.errors import InputError, UsageError
 from .runtime.progress import Progress
 from .training.log import Example, TensorBoard, make_display
 from .training.parallel import join_team
@@ -81,11 +81,13 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
-    config = override(load_toml(args.config), args.settings)
+    config = load_toml(args.config)
+    with command.usage():
+        config = override(config, args.settings)
     out = Path(args.out)
     files = StateFiles(out)
     if files.exist() and not args.resume:
-        raise InputError(f"{files.newest} exists; use --resume, or another --out")
+        raise UsageError(f"{files.newest} exists; use --resume, or another --out")
     cache = Path(args.cache) if args.cache else out.parent / "cache"
     team = join_team(args.device)
     with team.lead_first():  # one process decodes, the others map what it wrote

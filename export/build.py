@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from dvpd.macs import macs_per_second, parameter_counts
 from dvpd.model import DVPD, causal_spec
 from dvpd.runtime.backends.base import LoadOptions
 from dvpd.runtime.backends.ort import OrtBackend
-from dvpd.runtime.errors import InputError, ParityError
+from dvpd.runtime.errors import InputError, ParityError, UsageError
 from dvpd.runtime.files import sha256_file
 from dvpd.runtime.manifest import (
     BLOCK_FILE,
@@ -83,7 +84,7 @@ def export_checkpoint(
         ParityError: The graphs do not reproduce the model; nothing is left behind.
     """
     if precision not in PRECISIONS:
-        raise InputError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
+        raise UsageError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
     config, model = load_model(checkpoint)
     target = Path(folder) if folder is not None else default_folder(config, precision)
     if target.exists() and not target.is_dir():
@@ -185,6 +186,11 @@ def _described(paths: dict[str, Path]) -> dict[str, GraphFile]:
     return {name: GraphFile(path.name, sha256_file(path)) for name, path in paths.items()}
 
 
+def _backend(paths: dict[str, Path], manifest: Manifest, block: Path | None = None) -> OrtBackend:
+    predictive, score = (paths[name] for name in GRAPH_NAMES)
+    return OrtBackend(LoadOptions(predictive, score, manifest, "cpu", THREADS, block=block))
+
+
 def _verify(
     paths: dict[str, Path],
     manifest: Manifest,
@@ -197,11 +203,8 @@ def _verify(
     """Compare two graphs with the model; raises where they differ."""
     say("verifying")
     begin = time.perf_counter()
-    backend = OrtBackend(LoadOptions(paths["predictive"], paths["score"], manifest, "cpu", THREADS))
-    try:
+    with closing(_backend(paths, manifest)) as backend:
         report = parity.verify(model, config, backend, manifest.precision, wav, half_model)
-    finally:
-        backend.close()
     say(f"{report.text()} ({time.perf_counter() - begin:.1f} s)")
     parity.require(report)
     return report
@@ -218,14 +221,8 @@ def _verify_block(
 ) -> dict[str, float]:
     """Compare the graph of one block with the model; raises where they differ."""
     assert manifest.block is not None  # it was just written
-    block = folder / BLOCK_FILE
-    backend = OrtBackend(
-        LoadOptions(paths["predictive"], paths["score"], manifest, "cpu", THREADS, block=block)
-    )
-    try:
+    with closing(_backend(paths, manifest, folder / BLOCK_FILE)) as backend:
         errors = parity.verify_block(model, config, backend, manifest.block, wav)
-    finally:
-        backend.close()
     say(f"largest error {max(errors.values()):.1e} of the range")
     return {name: float(f"{error:.3g}") for name, error in errors.items()}
 

@@ -24,8 +24,10 @@ if not __package__:  # run as a plain script: the checkout is not installed
 
 from dvpd.export.trt_api import TrtApi
 from dvpd.runtime import command
-from dvpd.runtime.errors import BackendError
+from dvpd.runtime.engines import find_engine
+from dvpd.runtime.errors import BackendError, UsageError
 from dvpd.runtime.files import write_whole
+from dvpd.runtime.hub import PREFIX
 from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.progress import Steps
 from dvpd.runtime.spec import GRAPH_NAMES
@@ -210,13 +212,24 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         DvpdError: See ``build_engines``.
     """
+    name = str(args.folder)
+    if name.startswith(PREFIX):
+        repository = name.removeprefix(PREFIX).partition("@")[0]
+        raise UsageError(
+            f"{name}: plans are built in a folder of yours, not in the Hub's cache: `hf download "
+            f"{repository} --local-dir DIR`, then `dvpd build DIR`"
+        )
+    folder = find_engine(name)
+    manifest = Manifest.load(folder)
+    with command.usage():
+        profile = chosen_profile(args, manifest)
     printer = Steps()
     try:
         built = build_engines(
-            args.folder,
+            folder,
             backend=args.backend,
             target=args.target,
-            profile=chosen_profile(args, Manifest.load(args.folder)),
+            profile=profile,
             force=args.force,
             tf32=args.tf32,
             printer=printer,

@@ -24,7 +24,7 @@ import soundfile
 from dvpd.runtime import command
 from dvpd.runtime.engines import find_checkpoint, find_engine, verification_problem
 from dvpd.runtime.enhancer import Enhancer
-from dvpd.runtime.errors import HubError, InputError
+from dvpd.runtime.errors import HubError, InputError, UsageError
 from dvpd.runtime.manifest import MANIFEST_NAME, VERIFICATION_NAME, Manifest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,7 +121,7 @@ def export(
         HubError: huggingface_hub, which writes the metadata, is not installed.
     """
     if repository is not None and not REPOSITORY.fullmatch(repository):
-        raise InputError(f"--repository is {repository!r}; expected OWNER/NAME")
+        raise UsageError(f"--repository is {repository!r}; expected OWNER/NAME")
     _check_new(out)
     _hub_package()
     manifest = Manifest.load(folder)
@@ -134,7 +134,7 @@ def export(
     if licence is None:
         licence = _licence(card)
         if licence is None:
-            raise InputError(
+            raise UsageError(
                 f"{folder}: its README.md names no licence; give --license, such as mit"
             )
     figures = stored_figures(manifest, quality)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dvpd.runtime.errors import BackendError, InputError
+from dvpd.runtime.errors import BackendError, InputError, UsageError
 from dvpd.runtime.tensorrt.gpus import Target, cuda_driver, why_rtx_unfit
 from dvpd.runtime.tensorrt.onnx_inputs import GraphInput, Shape
 from dvpd.runtime.tensorrt.plans import set_builder_flags
@@ -130,11 +130,11 @@ class TrtApi:
         text = text or ("local" if self.name == "tensorrt" else "portable")
         if not set(text.split(",")) <= set(self.targets()):
             if self.name == "tensorrt":
-                raise InputError(
+                raise UsageError(
                     f"target is {text!r}; TensorRT builds plans only for the GPU that is here "
                     "(local): build on the device, or use --backend tensorrt-rtx"
                 )
-            raise InputError(
+            raise UsageError(
                 f"target is {text!r}; TensorRT-RTX {self.version} builds for "
                 f"{', '.join(self.targets())}"
             )

@@ -42,7 +42,7 @@ from dvpd.runtime.backends.choose import BACKENDS, installed, open_backend
 from dvpd.runtime.doctor import processor_name
 from dvpd.runtime.engines import VERIFICATION_FORMAT, find_checkpoint
 from dvpd.runtime.enhancer import Enhancer
-from dvpd.runtime.errors import BackendError, DvpdError, InputError
+from dvpd.runtime.errors import BackendError, DvpdError, InputError, UsageError
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import VERIFICATION_NAME, BlockPoint, Manifest
 from dvpd.runtime.progress import Steps
@@ -475,7 +475,7 @@ def verify_engine(
     manifest.verify_graphs(root)
     there = available(root, manifest)
     if unknown := sorted(set(backends or ()) - set(there)):
-        raise InputError(f"backends has {unknown}; expected some of {', '.join(there)}")
+        raise UsageError(f"backends has {unknown}; expected some of {', '.join(there)}")
     for name in backends or ():
         if (reason := there[name]) is not None:
             raise BackendError(f"backend {name} cannot take part: {reason}")

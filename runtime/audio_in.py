@@ -13,16 +13,17 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import soundfile
 
 from . import media
 from .arrays import FloatArray
+from .audio_segment import Sequential, opened, reason_of, sf_reason
 from .blocks import part_of
 from .containers import Layout, Raw, Segment, examine, raw_layout
-from .errors import InputError, raise_interrupt
+from .errors import SALVAGE, InputError, RecordingError, raise_interrupt
 from .spec import MAX_CHANNELS
 
 logger = logging.getLogger("dvpd")
@@ -64,17 +65,6 @@ class AudioInfo:
     def duration_s(self) -> float:
         """Length in seconds."""
         return self.n_samples / self.sample_rate
-
-
-def reason_of(error: OSError) -> str:
-    """The system's words for an error."""
-    return error.strerror or str(error)
-
-
-def sf_reason(error: Exception) -> str:
-    """libsndfile's words for an error, in one line."""
-    text = getattr(error, "error_string", None) or str(error)
-    return " ".join(str(text).split())[:200]
 
 
 def check_rate(sample_rate: object) -> int:
@@ -122,9 +112,7 @@ def probe(path: str | Path, *, raw: Raw | None = None, salvage: bool = False) ->
         return _probe_media(path, None, salvage)
     if layout.faults and not salvage:
         more = f" (and {len(layout.faults) - 1} more)" if len(layout.faults) > 1 else ""
-        raise InputError(
-            f"{path}: {layout.faults[0]}{more}; --salvage (salvage=True) enhances what is there"
-        )
+        raise RecordingError(f"{path}: {layout.faults[0]}{more}", SALVAGE)
     for note in layout.notes:
         logger.warning("%s: %s", path, note)
     try:
@@ -204,9 +192,9 @@ def _probe_media(path: Path, reason: InputError | None, salvage: bool) -> AudioI
     if found is None:
         if reason is not None:
             raise reason
-        raise InputError(
-            f"{path}: not a readable audio file (it begins as none does); raw PCM: --raw "
-            "RATE,CHANNELS,FORMAT, such as --raw 48000,1,s16"
+        raise RecordingError(
+            f"{path}: not a readable audio file (it begins as none does)",
+            "raw PCM: --raw RATE,CHANNELS,FORMAT, such as --raw 48000,1,s16",
         )
     rate, n_channels, codec = found
     info = AudioInfo(path, rate, n_channels, 0, "MEDIA", codec, None, salvage)
@@ -245,96 +233,6 @@ def _count(info: AudioInfo, segment: Segment, gaps: list[str]) -> int:
     if segment.n_samples is not None and total < segment.n_samples and not gaps:
         gaps.append(f"ends after {total} of {segment.n_samples} samples")
     return total
-
-
-class _Window:
-    """The bytes of one segment as a file; libsndfile's callbacks cannot pass exceptions on."""
-
-    def __init__(self, stream: BinaryIO, segment: Segment) -> None:
-        self._stream, self._prefix = stream, segment.prefix
-        self._first = segment.first - len(segment.prefix)
-        self._size = segment.size + len(segment.prefix)
-        self._place = 0
-        self.error: BaseException | None = None
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = (0, self._place, self._size)[whence]
-        self._place = max(0, base + offset)
-        return self._place
-
-    def tell(self) -> int:
-        return self._place
-
-    def read(self, count: int) -> bytes:
-        count = max(0, min(count, self._size - self._place))
-        if self._place < len(self._prefix):
-            data = self._prefix[self._place : self._place + count]
-            self._place += len(data)
-            return data
-        try:
-            self._stream.seek(self._first + self._place)
-            data = self._stream.read(count)
-        except (OSError, KeyboardInterrupt) as error:
-            self.error = error
-            return b""
-        self._place += len(data)
-        return data
-
-    def write(self, data: bytes) -> int:
-        raise AssertionError("inputs are never written")
-
-
-class _Sequential(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
-    """A sound file that is read from its beginning: soundfile seeks after every read otherwise.
-
-    FLAC from a pipe and damaged files cannot be sought in.
-    """
-
-    def seekable(self) -> bool:
-        return False
-
-
-@contextlib.contextmanager
-def opened(path: Path, segment: Segment, kind: type = _Sequential) -> Iterator[Any]:
-    """A segment, open in libsndfile.
-
-    Raises:
-        InputError: It cannot be opened.
-    """
-    try:
-        with open(path, "rb", buffering=0) as stream:
-            window = _Window(stream, segment)
-            options: dict[str, Any] = {}
-            source: Any = window
-            if (raw := segment.raw) is not None:
-                options = {
-                    "format": "RAW",
-                    "samplerate": raw.sample_rate,
-                    "channels": raw.n_channels,
-                    "subtype": raw.subtype,
-                    "endian": raw.endian,
-                }
-            elif os.name == "posix" and segment == Segment(0, _size(stream), segment.n_samples):
-                source = stream.fileno()  # without callbacks it is faster, and no signal gets lost
-                options = {"closefd": False}
-            try:
-                file = kind(source, **options)
-            except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
-                # TypeError: a headerless format asks for its rate and channels.
-                if window.error is not None:
-                    raise window.error from None
-                raise InputError(f"{path}: not a readable recording ({sf_reason(error)})") from None
-            with file:
-                yield file
-                if window.error is not None:
-                    raise window.error
-                raise_interrupt()
-    except OSError as error:
-        raise InputError(f"{path}: {reason_of(error)}") from None
-
-
-def _size(stream: BinaryIO) -> int:
-    return os.fstat(stream.fileno()).st_size
 
 
 def _head(path: Path, segment: Segment) -> tuple[int, int, str, str]:
@@ -381,9 +279,10 @@ def _decode(info: AudioInfo, segment: Segment) -> Iterator[FloatArray]:
             try:
                 block = file.read(count, "float32", always_2d=True)
             except _SF_ERRORS as error:
-                raise InputError(
+                raise RecordingError(
                     f"{info.path}: damaged or truncated after {done}{of} samples "
-                    f"({sf_reason(error)}); --salvage (salvage=True) enhances what is there"
+                    f"({sf_reason(error)})",
+                    SALVAGE,
                 ) from None
             raise_interrupt()
             if not len(block):
@@ -391,9 +290,8 @@ def _decode(info: AudioInfo, segment: Segment) -> Iterator[FloatArray]:
             done += len(block)
             yield block
     if total is not None and done < total:
-        raise InputError(
-            f"{info.path}: ends after {done} of {total} samples; the file is truncated: --salvage "
-            "(salvage=True) enhances what is there"
+        raise RecordingError(
+            f"{info.path}: ends after {done} of {total} samples; the file is truncated", SALVAGE
         )
 
 
@@ -412,7 +310,7 @@ def _salvage(info: AudioInfo, segment: Segment, gaps: list[str]) -> Iterator[Flo
     done, limit = 0, None
     while True:
         failed = False
-        kind = _Sequential if not done else soundfile.SoundFile
+        kind = Sequential if not done else soundfile.SoundFile
         with opened(info.path, segment, kind) as file:
             if not done:
                 limit = file.frames if file.frames < 1 << 40 else None

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from . import media, tags
 from .arrays import FloatArray
-from .audio_in import AudioInfo, opened, reason_of, sf_reason
+from .audio_in import AudioInfo
+from .audio_segment import opened, reason_of, sf_reason
 from .containers import SAMPLE_BYTES, Layout
 from .errors import InputError, raise_interrupt
 from .files import WholeFile, check_free

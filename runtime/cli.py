@@ -27,9 +27,9 @@ from .cli_options import (
     fraction,
     whole,
 )
-from .command import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, say
+from .command import EXIT_DONE, EXIT_FAILED, say
 from .containers import Raw
-from .errors import InputError, raise_interrupt
+from .errors import InputError, UsageError, raise_interrupt
 from .manifest import Manifest
 from .progress import Progress
 from .spec import MAX_PHASE_ROUNDS, OUTPUT_SUFFIXES, SEED_MAX
@@ -253,14 +253,12 @@ def _enhance(args: argparse.Namespace) -> int:
 
     folder = find_engine(args.model)
     manifest = Manifest.load(folder)
-    try:
+    with command.usage():
         if args.json and args.output == PIPE:
-            raise InputError("--json and the output - both need standard output; give a file")
+            raise UsageError("--json and the output - both need standard output; give a file")
         pairs = _targets(args.input, args.output)
         tlb = resolve_tlb(args.tlb, manifest.tlb_presets)
         raw = _parse_raw(args.raw)
-    except InputError as error:
-        return command.report(error, args, EXIT_USAGE)
     opened = _begin_opening(args, folder, manifest, pairs)
     from .enhancer import Enhancer
 

@@ -7,7 +7,7 @@ import importlib
 from typing import Any
 
 from .cli_options import add_door_options, add_engine_options
-from .command import EXIT_DONE, say
+from .command import EXIT_DONE, say, usage
 from .engines import find_engine
 from .hub import PREFIX
 
@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from .server.limits import Door, find_token
 
-    door = Door(find_token(args.host, args.token_file))
+    with usage():
+        door = Door(find_token(args.host, args.token_file))
     model = find_engine(args.model)
     name = args.model if str(args.model).startswith(PREFIX) else model.resolve().name
     try:

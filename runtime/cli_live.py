@@ -17,7 +17,7 @@ from .cli_options import add_stream_options, between, whole
 from .cli_stream import model_table, stats_table
 from .command import EXIT_DONE, say
 from .duplex import Duplex
-from .errors import BackendError, InputError
+from .errors import BackendError, InputError, UsageError
 from .progress import Steps
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
         find_live_engine(args.model), args.backend, args.device, args.threads, tf32=args.tf32
     ) as enhancer:
         if enhancer.manifest.causal is None:
-            raise InputError(
+            raise UsageError(
                 f"{enhancer.manifest.name} hears windows of a recording, whose computing would "
                 "interrupt the sound every few seconds; give a causal model: --model dvpd-live"
             )

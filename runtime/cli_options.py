@@ -94,7 +94,8 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="NAME|DIR",
-        help="engine folder (default: $DVPD_ENGINE, else engines/dvpd-base or dvpd-tiny)",
+        help="engine: a name, a folder, or hf:OWNER/NAME of the Hugging Face Hub (default: "
+        "$DVPD_ENGINE, else engines/dvpd-base or dvpd-tiny)",
     )
     parser.add_argument(
         "--backend",

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from .cli_options import add_door_options, add_engine_options, between, whole
-from .command import EXIT_DONE, say
+from .command import EXIT_DONE, say, usage
 from .engines import find_engine
 
 PORT = 8130
@@ -72,12 +72,13 @@ def run(args: argparse.Namespace) -> int:
         DvpdError: The server cannot begin.
     """
     from .enhancer import Enhancer
-    from .server.limits import Door, Limits, find_token
+    from .server.limits import Door, Limits, counted, find_token
     from .stream_workers import StreamWorkers
 
     given = {field.name: getattr(args, f"max_{field.name}", None) for field in fields(Limits)}
     limits = Limits(**{name: value for name, value in given.items() if value is not None})
-    door = Door(find_token(args.host, args.token_file))
+    with usage():
+        door = Door(find_token(args.host, args.token_file))
     folder = find_engine(args.model)
     server: Any = importlib.import_module("dvpd.runtime.server.run")  # needs the extra
 
@@ -91,16 +92,16 @@ def run(args: argparse.Namespace) -> int:
     def started(running: Any, address: str) -> None:
         live = running.service.live
         streams = (
-            f"{limits.streams} streams"
+            counted(limits.streams, "stream")
             if limits.streams
             else (
-                f"{live.max_channels} channels of live sound (a block takes "
+                f"{counted(live.max_channels, 'channel')} of live sound (a block takes "
                 f"{1e3 * min(live.costs.values()):.1f} ms, {len(live.workers)} at a time)"
             )
         )
         say(
             f"{address}: POST /enhance, WebSocket /stream, /health, /metrics, "
-            f"{server.reach(args.host)}; at most {streams} and {limits.files} recordings"
+            f"{server.reach(args.host)}; at most {streams} and {counted(limits.files, 'recording')}"
         )
 
     server.serve(open_live, open_files, limits, door, server.listen(args.host, args.port), started)

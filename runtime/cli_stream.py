@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from .arrays import FloatArray
 from .cli_options import add_stream_options, between, whole
-from .command import EXIT_DONE, EXIT_SIGNAL, say
+from .command import EXIT_DONE, EXIT_SIGNAL, say, usage
 from .containers import FORMATS, Raw
-from .errors import InputError
+from .errors import InputError, UsageError
 from .spec import MAX_CHANNELS
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def _standard_streams() -> Iterator[tuple[int, int]]:
     try:
         for stream, name in ((sys.stdin, "input"), (sys.stdout, "output")):
             if stream is None or stream.isatty():
-                raise InputError(
+                raise UsageError(
                     f"standard {name}: is {'closed' if stream is None else 'a terminal'}; expected "
                     "a pipe or a file of samples, as in "
                     "`ffmpeg -i in.mp4 -f s16le -ar 48000 -ac 1 - | dvpd stream --rate 48000 | ...`"
@@ -253,7 +253,8 @@ def run(args: argparse.Namespace) -> int:
     from .enhancer import Enhancer
     from .pipes import parse_format
 
-    subtype, endian = parse_format(args.format.lower())
+    with usage():
+        subtype, endian = parse_format(args.format.lower())
     raw = Raw(args.rate, args.channels, subtype, endian)
     report = Report()
     with (

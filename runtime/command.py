@@ -26,7 +26,15 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import NoReturn
 
-from .errors import DvpdError, Terminated, note_interrupt, one_line, raise_interrupt
+from .errors import (
+    DvpdError,
+    InputError,
+    Terminated,
+    UsageError,
+    note_interrupt,
+    one_line,
+    raise_interrupt,
+)
 from .files import remove_unfinished
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
@@ -194,8 +202,8 @@ def run(
         body: The work; gets the parsed arguments, returns the exit code, None for 0.
 
     Returns:
-        0 done, 1 failed, 2 wrong usage, 128 + N ended by signal N (130: Ctrl-C), 141 when whoever
-        read stdout has gone.
+        0 done; 1 failed; 2 wrong usage: argparse refused the words, or ``body`` raised UsageError;
+        128 + N ended by signal N (130: Ctrl-C); 141 when whoever read stdout has gone.
     """
     global _stopped_by
     _stopped_by = None
@@ -235,20 +243,6 @@ def _end(error: BaseException, args: argparse.Namespace | None) -> int:
     if os.environ.get(TRACEBACK_VARIABLE) and sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
             traceback.print_exception(error)
-    return report(error, args, EXIT_FAILED)
-
-
-def report(error: BaseException, args: argparse.Namespace | None, code: int) -> int:
-    """Say what went wrong, on stdout too where ``args.json is True``.
-
-    Args:
-        error: The exception.
-        args: The parsed arguments.
-        code: The exit code.
-
-    Returns:
-        The exit code.
-    """
     say(explain(error))
     try:
         if getattr(args, "json", None) is True:
@@ -256,7 +250,20 @@ def report(error: BaseException, args: argparse.Namespace | None, code: int) -> 
         sys.stdout.flush()
     except (OSError, ValueError):
         _drop_stdout()
-    return code
+    return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
+
+
+@contextlib.contextmanager
+def usage() -> Iterator[None]:
+    """Options are read: what is wrong with the input here is wrong usage.
+
+    Raises:
+        UsageError: In place of an InputError.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise UsageError(str(error)) from error
 
 
 def leave(code: int) -> NoReturn:

@@ -189,7 +189,8 @@ def build_page(desk: Desk, folder: Path) -> Any:
             drawn.write_bytes(picture)
         except Exception as error:  # whatever it is, the page says it and goes on
             raise_interrupt(error)
-            text = explain(error) if isinstance(error, DvpdError) else f"failed: {explain(error)}"
+            text = getattr(error, "plain", explain(error))
+            text = text if isinstance(error, DvpdError) else f"failed: {text}"
             return None, None, f"<p role='alert'><strong>{html.escape(text)}</strong></p>"
         return str(done.path), str(drawn), f"<p role='status'>{html.escape(text)}</p>"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+SALVAGE = "--salvage (salvage=True) enhances what is there"  # the option of a RecordingError
+
 
 class DvpdError(Exception):
     """Base of every error that DVPD raises on purpose."""
@@ -9,6 +11,28 @@ class DvpdError(Exception):
 
 class InputError(DvpdError, ValueError):
     """The caller's data, file or option cannot be used as given."""
+
+
+class UsageError(InputError):
+    """The command line itself is wrong: an option's value, or options that do not go together."""
+
+
+class RecordingError(InputError):
+    """A recording that cannot be read as it is, but with an option.
+
+    Attributes:
+        plain: What is wrong, without the option: for whoever has none, such as a server's client.
+    """
+
+    def __init__(self, message: str, option: str = "") -> None:
+        """Say what is wrong.
+
+        Args:
+            message: What is wrong.
+            option: What ``dvpd enhance`` has for it.
+        """
+        super().__init__(f"{message}; {option}" if option else message)
+        self.plain = message
 
 
 class ManifestError(DvpdError):

@@ -6,6 +6,7 @@ another form, no code, and no TensorRT plans, which are code too.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -14,7 +15,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import DvpdError, HubError, InputError, ManifestError, one_line, raise_interrupt
+from .errors import (
+    DvpdError,
+    HubError,
+    InputError,
+    ManifestError,
+    UsageError,
+    one_line,
+    raise_interrupt,
+)
 from .files import cache_path, temporary_path
 from .manifest import MANIFEST_NAME, VERIFICATION_NAME, Manifest
 
@@ -52,7 +61,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
         ManifestError: There is no engine in the repository, or its files do not belong together.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise InputError(
+        raise UsageError(
             f"model is {name!r} on the Hugging Face Hub; expected OWNER/NAME, hf:OWNER/NAME or "
             "hf:OWNER/NAME@REVISION"
         )
@@ -84,14 +93,15 @@ class _Repository:
         # The package tells the Hub no more than what a download needs.
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         try:
-            from huggingface_hub import constants, errors, hf_hub_download
+            import huggingface_hub as package
+            from huggingface_hub import constants, errors
         except ImportError:
             raise HubError(
                 f"{PREFIX}{name} needs the package huggingface_hub: pip install 'dvpd[hub]'"
             ) from None
         self._constants: Any = constants
         self._errors: Any = errors
-        self._download: Any = hf_hub_download
+        self._package: Any = package
         self._name, self._revision = name, revision
         # Read here, as the package does not look again once it is imported.
         self._endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
@@ -102,8 +112,9 @@ class _Repository:
     def get(self, file: str, again: bool = False) -> Path:
         """A file, fetched unless it is in the cache; ``again``: even then."""
         with self._explained(file):
+            self._ask_once(file)
             return Path(
-                self._download(
+                self._package.hf_hub_download(
                     self._name,
                     file,
                     revision=self._revision,
@@ -112,6 +123,30 @@ class _Repository:
                     endpoint=self._endpoint,
                 )
             )
+
+    def _ask_once(self, file: str) -> None:
+        """Ask for a file that is not in the cache; without a network the package tries for 24 s.
+
+        Raises:
+            HubError: Nobody answers.
+        """
+        name, revision, package = self._name, self._revision, self._package
+        cached = package.try_to_load_from_cache(name, file, revision=revision)
+        if self._constants.HF_HUB_OFFLINE or isinstance(cached, str):
+            return
+        url = package.hf_hub_url(name, file, revision=revision, endpoint=self._endpoint)
+        try:
+            package.get_hf_file_metadata(
+                url,
+                timeout=self._constants.HF_HUB_ETAG_TIMEOUT,
+                library_name="dvpd",
+                endpoint=self._endpoint,
+            )
+        except self._errors.HfHubHTTPError:
+            return  # an answer: the package asks again where that helps
+        except Exception as error:  # of the package's HTTP library, which is not always the same
+            raise_interrupt(error)
+            raise HubError(f"{self}: {file} is not in the cache, and {self._why(error)}") from error
 
     def get_if_there(self, file: str) -> list[Path]:
         """A file, or nothing where the repository has none of that name."""
@@ -126,9 +161,13 @@ class _Repository:
 
     @contextmanager
     def _explained(self, file: str) -> Iterator[None]:
-        errors = self._errors
+        errors, log = self._errors, logging.getLogger("huggingface_hub")
+        level = log.level
+        log.setLevel(logging.ERROR)  # of its tries and its advice; what matters is raised
         try:
             yield
+        except DvpdError:
+            raise
         except Exception as error:  # the package's own, the system's, and its HTTP library's
             raise_interrupt(error)
             where = str(self)
@@ -147,7 +186,9 @@ class _Repository:
                     f"{where}: the repository has no such revision; give a branch, a tag or a commit"
                 )
             elif isinstance(error, errors.LocalEntryNotFoundError):
-                found = HubError(f"{where}: {file} is not in the cache, and {self._why(error)}")
+                found = HubError(
+                    f"{where}: {file} is not in the cache, and {self._why(error.__cause__)}"
+                )
             elif isinstance(error, errors.EntryNotFoundError):
                 found = ManifestError(
                     f"{where}: has no {file}, so no engine that can be run; `dvpd export-hub` writes one"
@@ -155,13 +196,14 @@ class _Repository:
             else:
                 found = HubError(f"{where}: {file} could not be fetched ({one_line(error)})")
             raise found from error
+        finally:
+            log.setLevel(level)
 
-    def _why(self, error: BaseException) -> str:
+    def _why(self, error: BaseException | None) -> str:
         """Why the Hub was not asked, or did not answer."""
         if self._constants.HF_HUB_OFFLINE:
             return "HF_HUB_OFFLINE forbids to fetch it: fetch it once without this variable"
-        cause = error.__cause__
-        text = f" ({one_line(cause)})" if cause is not None else ""
+        text = f" ({one_line(error)})" if error is not None else ""
         return (
             f"{self._endpoint} did not give it{text}: check the network, and "
             "HF_ENDPOINT if it is set"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .arrays import FloatArray
-from .errors import InputError, raise_interrupt
+from .errors import SALVAGE, InputError, RecordingError, raise_interrupt
 
 # First bytes of what ffmpeg reads and libsndfile does not: (offset, bytes).
 _MAGIC = (
@@ -132,7 +132,7 @@ def read_blocks(path: Path, gaps: list[str], salvage: bool) -> Iterator[FloatArr
         )
     if failed is not None:
         if not salvage:
-            raise InputError(f"{path}: {failed}; --salvage (salvage=True) enhances what is there")
+            raise RecordingError(f"{path}: {failed}", SALVAGE)
         gaps.append(failed)
 
 

@@ -18,7 +18,6 @@ LONG_FILES = {
     "export/verify.py": "one check after another, and their report",
     "benchmarks/guard.py": "each pinned figure: how it is measured, and how it is compared",
     "benchmarks/quality.py": "one result shown as Markdown, JSON, a page and a picture",
-    "runtime/audio_in.py": "every way in which a recording is opened, checked and read",
     "benchmarks/rtf.py": "the options of the command that users know best",
 }
 LONG_FUNCTIONS = {

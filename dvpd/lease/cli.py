@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..runtime import command
-from ..runtime.errors import InputError
+from ..runtime.errors import InputError, UsageError
 from ..runtime.files import write_whole
 from .parts import MIB, SETUP_NAME, check_call, pack, receive
 from .plan import load_plan
@@ -76,7 +76,7 @@ def _free(work: Work, patience_s: float) -> bool:
 def prepare(args: argparse.Namespace, work: Work) -> None:
     """Copy the checkout, unpack what call 0 brought; the lease's own file comes last."""
     if args.started is None:
-        raise InputError("--started is missing; expected when the machine was asked for (date +%s)")
+        raise UsageError("--started is missing; expected when the machine was asked for (date +%s)")
     check_call(args.call)
     with tarfile.open(args.call / SETUP_NAME) as tar:
         tar.extractall(work.setup, filter="data")
@@ -179,7 +179,7 @@ def phase(args: argparse.Namespace) -> int:
     try:
         words = json.loads(args.words)
     except ValueError as error:
-        raise InputError(f"{args.words!r} is no JSON: {error}") from None
+        raise UsageError(f"{args.words!r} is no JSON: {error}") from None
     from .supervisor import run_phase
 
     run_phase(work, args.name, words)

@@ -13,7 +13,7 @@ from typing import IO, Any
 from .. import command
 from ..backends.choose import MAX_WORKERS, cpu_quota, on_cpu, physical_cores
 from ..engines import find_engine
-from ..errors import InputError, one_line
+from ..errors import InputError, UsageError, one_line
 from ..files import WholeFile
 from ..manifest import Manifest
 from ..options import chosen_steps, resolve_tlb
@@ -46,7 +46,7 @@ def enhance_many(args: argparse.Namespace) -> int:
     started = time.monotonic()
     folder = find_engine(args.model)
     manifest = Manifest.load(folder)
-    try:
+    with command.usage():
         root, out = _folders(args)
         options = _options(args, manifest)
         if args.manifest:
@@ -54,8 +54,6 @@ def enhance_many(args: argparse.Namespace) -> int:
         else:
             plan = folder_plan(root, out, args.glob or [], args.recursive)
         plan.check_targets()
-    except InputError as error:
-        return command.report(error, args, command.EXIT_USAGE)
     for text in [*plan.notes, *(entry["error"] for entry in plan.refused())]:
         command.say(text)
     batch: int = args.batch or 1
@@ -93,7 +91,7 @@ def enhance_many(args: argparse.Namespace) -> int:
                 n_jobs = work_there(run, ray, engine, args.jobs, [root, out], progress)
             results = _write_results(run, out)
     if refused is not None:
-        return command.report(refused, args, command.EXIT_USAGE)
+        raise refused
     return _summary(args, run, n_jobs, results, time.monotonic() - started)
 
 
@@ -132,16 +130,16 @@ def _is_dir(path: Path) -> bool:
         raise InputError(f"{path}: {one_line(error)}") from None
 
 
-def _refused(rules: Rules, journal: Journal, out: Path) -> InputError | None:
+def _refused(rules: Rules, journal: Journal, out: Path) -> UsageError | None:
     """What can be said against the job, seen from the journal."""
     if rules.resume:
         return None
     if others := journal.others():
-        return InputError(
+        return UsageError(
             f"{out}: {' and '.join(others.values())} is at work here: --resume shares the job"
         )
     if journal.begun and not (rules.overwrite or rules.skip_existing):
-        return InputError(
+        return UsageError(
             f"{out}: has the journal of an earlier job: --resume goes on with it, --overwrite does "
             f"all again (the journal is {journal.folder})"
         )

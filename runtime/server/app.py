@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..stream_worker import LiveSound
 from ..stream_workers import StreamWorkers
 from .files import FileDesk, FileJob
-from .limits import SLOWEST, Door, Limits, Refusal
+from .limits import SLOWEST, Door, Limits, Refusal, counted
 from .live import LiveSession
 from .metrics import CONTENT_TYPE, Counts, add, render
 
@@ -79,14 +79,14 @@ class Service:
         most, live = self.limits.streams, self.live
         if most is not None:
             return (
-                f"{most} streams are open, the most there may be; come later"
+                f"at most {counted(most, 'stream')} at a time, and so many are open; come later"
                 if len(self.sounds) >= most
                 else None
             )
         if live.channels + channels <= live.max_channels:
             return None
         return (
-            f"this machine computes {live.max_channels} channels of live sound in time, "
+            f"this machine computes {counted(live.max_channels, 'channel')} of live sound in time, "
             f"{live.channels} are open and {channels} more asked for; come later"
         )
 

@@ -137,7 +137,8 @@ class FileJob:
         if self._error is None:
             return None
         if isinstance(self._error, DvpdError):
-            text = str(self._error).replace(str(self._source), "the recording")
+            text = getattr(self._error, "plain", str(self._error))
+            text = text.replace(str(self._source), "the recording")
             return type(self._error)(text)
         return BackendError(f"the recording: {one_line(self._error)}")
 

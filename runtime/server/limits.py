@@ -50,6 +50,16 @@ class Limits:
         return round(self.minutes * 60 * 48000 * 2)
 
 
+def counted(number: int, thing: str) -> str:
+    """ "1 stream", "2 streams".
+
+    Args:
+        number: How many.
+        thing: The word for one of them.
+    """
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 class Refusal(Exception):
     """Why a client is not served.
 

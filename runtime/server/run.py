@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import signal
 import socket
 import tempfile
@@ -79,6 +80,12 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=128)
     except (OSError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            raise InputError(
+                f"port {port} of {host} is in use by another program, perhaps another dvpd: end it, "
+                f"or give another: --port {port + 1 if port < 65535 else 0}, or --port 0 for any "
+                "that is free"
+            ) from None
         raise InputError(f"cannot listen on {host} port {port}: {error}") from None
 
 

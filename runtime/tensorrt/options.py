@@ -64,7 +64,7 @@ def chosen_profile(args: argparse.Namespace, manifest: Manifest) -> Profile:
 
 def add_build_options(parser: argparse.ArgumentParser) -> None:
     """The options of ``dvpd build`` and of export/build_engine.py."""
-    parser.add_argument("folder", type=Path, metavar="ENGINE_DIR", help="folder with the graphs")
+    parser.add_argument("folder", type=Path, metavar="NAME|DIR", help="engine folder")
     parser.add_argument(
         "--backend",
         choices=BUILDERS,

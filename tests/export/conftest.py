@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from dvpd.export.build import export_checkpoint
 from dvpd.model import DVPD
 from dvpd.runtime.manifest import Manifest
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # for fake_trt
 SMALL = ModelConfig(name="small", channels=8, blocks=1, decoder_channels=4, embedding=16, state=8)
 
 

@@ -15,6 +15,7 @@ import threading
 import time
 from pathlib import Path
 
+import fake_trt
 import pytest
 
 from dvpd.export import build_engine, trt_api
@@ -26,10 +27,6 @@ from dvpd.runtime.spec import GRAPH_NAMES
 from dvpd.runtime.tensorrt import gpus, onnx_inputs, plans, versions
 from dvpd.runtime.tensorrt.gpus import Gpu
 from dvpd.runtime.tensorrt.onnx_inputs import Profile
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import fake_trt
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ENGINES = ROOT / "engines"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dvpd.runtime import InputError, command
-from dvpd.runtime.errors import raise_interrupt
+from dvpd.runtime.errors import UsageError, raise_interrupt
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,6 +63,9 @@ def test_exit_codes(capsys):
     assert run(result=1) == 1
     assert run(argv=["--odd"]) == 2
     assert run(argv=["--help"]) == 0
+    assert run(UsageError("steps is -1; expected 0")) == 2
+    with pytest.raises(UsageError, match="rate is 0"), command.usage():
+        raise InputError("rate is 0")
     assert run(SystemExit("why")) == 1
     assert "dvpd: why\n" in capsys.readouterr().err
 

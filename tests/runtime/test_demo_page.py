@@ -161,7 +161,7 @@ def test_with_a_token_a_password_is_asked_for(tmp_path):
 
 def test_others_reach_it_with_a_token_alone(monkeypatch, capsys):
     monkeypatch.delenv("DVPD_TOKEN", raising=False)
-    assert cli.main(["demo", "--host", "0.0.0.0"]) == 1
+    assert cli.main(["demo", "--host", "0.0.0.0"]) == 2
     assert "0.0.0.0 can be reached from other machines: give a token" in capsys.readouterr().err
 
 

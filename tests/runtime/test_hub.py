@@ -113,15 +113,19 @@ def test_offline_the_cache_serves_what_it_has(server, monkeypatch):
     assert server.requests == []
 
 
-def test_without_a_network_the_cache_serves_what_it_has(server, monkeypatch):
+def test_without_a_network_the_cache_serves_what_it_has(server, monkeypatch, caplog):
     folder = hub.fetch(NAME)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
-    monkeypatch.setattr("time.sleep", lambda _: None)  # between its tries
     assert hub.fetch(NAME) == folder
-    with pytest.raises(HubError, match=r"not in the cache, and http://127\S+ did not give it"):
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("it tries again"))
+    with (
+        caplog.at_level("DEBUG", "huggingface_hub"),
+        pytest.raises(HubError, match=r"not in the cache, and http://127\S+ did not give it"),
+    ):
         hub.fetch("someone/other")
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_names_that_are_none_are_refused_before_anything_is_asked(server):
@@ -215,6 +219,14 @@ def test_commands_take_the_name(server, tmp_path, capsys):
     assert soundfile.info(tmp_path / "out.wav").frames == 4000
     assert cli.main([*words, "--model", "hf:someone/nothing"]) == 1
     assert "dvpd: hf:someone/nothing: the Hub has no such repository" in capsys.readouterr().err
+
+
+def test_help_and_refusals_know_the_prefix(capsys):
+    for name in ("enhance", "stream", "live", "serve", "demo"):
+        assert cli.main([name, "--help"]) == 0
+        assert "hf:OWNER/NAME" in " ".join(capsys.readouterr().out.split())
+    assert cli.main(["build", "hf:someone/thing@v1"]) == 2
+    assert "`hf download someone/thing --local-dir DIR`" in capsys.readouterr().err
 
 
 def test_without_the_package_it_says_which(monkeypatch):

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from dvpd.runtime import InputError, cli
-from dvpd.runtime.server.limits import Door, find_token, is_loopback
+from dvpd.runtime.server.limits import Door, counted, find_token, is_loopback
 
 TOKEN = "0123456789abcdef"
 
@@ -103,13 +103,22 @@ def test_health_and_figures(client):
 def test_the_command_refuses_before_it_loads_a_model(capsys, monkeypatch, serving):
     monkeypatch.delenv("DVPD_TOKEN", raising=False)
     monkeypatch.delenv("DVPD_ENGINE", raising=False)
-    assert cli.main(["serve", "--host", "0.0.0.0"]) == 1
+    assert cli.main(["serve", "--host", "0.0.0.0"]) == 2
     assert "can be reached from other machines" in capsys.readouterr().err
     assert cli.main(["serve", "--max-streams", "0"]) == 2
-    assert cli.main(["serve", "--host", "192.0.2.1", "--port", "1"]) == 1
+    assert cli.main(["serve", "--host", "192.0.2.1", "--port", "1"]) == 2
 
 
-def test_a_port_that_is_taken_is_said(client, capsys):
+def test_a_port_that_is_taken_is_said(client, capsys, monkeypatch):
     port = client.place.split(":")[1]
     assert cli.main(["serve", "--port", port]) == 1
-    assert f"cannot listen on 127.0.0.1 port {port}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"dvpd: port {port} of 127.0.0.1 is in use by another program" in said
+    assert "--port 0" in said
+    monkeypatch.setenv("DVPD_TOKEN", "0123456789abcdef")
+    assert cli.main(["serve", "--host", "192.0.2.1", "--port", "1"]) == 1
+    assert "cannot listen on 192.0.2.1 port 1" in capsys.readouterr().err
+
+
+def test_one_thing_has_no_plural():
+    assert (counted(1, "stream"), counted(2, "stream")) == ("1 stream", "2 streams")

@@ -67,6 +67,7 @@ def test_what_cannot_be_served_is_said(client, path, body, status, said):
     assert got == status, text
     assert said in text
     assert "/tmp" not in text
+    assert "--" not in text  # an option of a command, which a client has not
     assert client.service.files == 0
 
 
