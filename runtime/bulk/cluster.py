@@ -340,6 +340,9 @@ def work_there(
     """
     actors = spread(ray, engine, n)
     engine = replace(engine, threads=actors.cpus, folder=_absolute(engine.folder))
+    if engine.dnsmos is not None:
+        models = _absolute(engine.dnsmos)
+        engine, folders = replace(engine, dnsmos=models), [*folders, models]
     if engine.device == "auto" and not actors.gpus:
         engine = replace(engine, device="cpu")
     check_nodes(ray, engine, [_absolute(folder) for folder in folders])

@@ -29,6 +29,7 @@ from .options import HUNG_S
 from .plan import Plan, folder_plan
 from .pool import Pool
 from .run import PARTS, Rules, Run
+from .scores import open_scorer
 from .worker import Engine, serve
 
 RESULTS = "dvpd-results.jsonl"
@@ -49,6 +50,8 @@ def enhance_many(args: argparse.Namespace) -> int:
     try:
         root, out = _folders(args)
         options = _options(args, manifest)
+        if args.dnsmos:
+            open_scorer(Path(args.dnsmos))  # what is wrong with it is said now
         if args.manifest:
             plan = manifest_plan(Path(args.manifest), root, out)
         else:
@@ -65,7 +68,7 @@ def enhance_many(args: argparse.Namespace) -> int:
     threads = args.threads if args.ray else _threads(args, n_jobs)
     engine = Engine(
         folder, args.backend, args.device, threads, args.tf32, options, hung_s=hung_s, batch=batch,
-        flush=bool(args.ray),
+        flush=bool(args.ray), dnsmos=Path(args.dnsmos) if args.dnsmos else None,
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
         ray = stack.enter_context(joined(args.ray)) if args.ray else None
@@ -91,7 +94,12 @@ def enhance_many(args: argparse.Namespace) -> int:
                     work_here(run, pool, progress)
             else:
                 n_jobs = work_there(run, ray, engine, args.jobs, [root, out], progress)
-            results = _write_results(run, out)
+            results, n_unjudged = _write_results(run, out)
+            if args.dnsmos and n_unjudged:
+                say(
+                    f"{results}: has no scores of {n_unjudged} outputs, which were made before without "
+                    "--dnsmos; --overwrite without --resume makes them again"
+                )
     if refused is not None:
         return command.report(refused, args, command.EXIT_USAGE)
     return _summary(args, run, n_jobs, results, time.monotonic() - started)
@@ -102,7 +110,7 @@ def _folders(args: argparse.Namespace) -> tuple[Path, Path]:
     if len(args.input) != 1 or not _is_dir(root):
         raise InputError(
             f"{args.input[0]}: --recursive, --glob, --manifest, --jobs, --batch, --skip-existing, "
-            "--resume, --journal, --hung-after, --ray and URLs need one folder as IN (with "
+            "--resume, --journal, --hung-after, --dnsmos, --ray and URLs need one folder as IN (with "
             "--manifest, where its paths begin)"
         )
     if places.is_there(out) and not _is_dir(out):
@@ -199,22 +207,25 @@ def _settings(
     return {**plain, **engine, "graphs": graphs}
 
 
-def _write_results(run: Run, out: Path) -> Path:
+def _write_results(run: Run, out: Path) -> tuple[Path, int]:
+    """Write the results; returns where, and how many outputs have no scores of DNSMOS."""
     path = out / RESULTS
     if places.is_remote(path):
         with path.open("w", encoding="utf-8") as stream:  # appears when it is closed
-            _write_lines(run, stream)
-        return path
+            return path, _write_lines(run, stream)
     with WholeFile(path, overwrite=True) as whole:
         with open(whole.path, "w", encoding="utf-8") as stream:
-            _write_lines(run, stream)
+            n_unjudged = _write_lines(run, stream)
         whole.commit()
-    return path
+    return path, n_unjudged
 
 
-def _write_lines(run: Run, stream: IO[str]) -> None:
+def _write_lines(run: Run, stream: IO[str]) -> int:
+    n_unjudged = 0
     for entry in run.results():
         stream.write(json.dumps(entry) + "\n")
+        n_unjudged += entry["state"] == "done" and "dnsmos_ovrl" not in entry
+    return n_unjudged
 
 
 def _summary(

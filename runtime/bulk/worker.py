@@ -9,7 +9,6 @@ import contextlib
 import errno
 import faulthandler
 import logging
-import math
 import multiprocessing
 import os
 import re
@@ -28,12 +27,13 @@ from ..audio import probe
 from ..command import explain
 from ..containers import SAMPLE_BYTES
 from ..cut import cut
-from ..enhancer import EnhancedFile, Enhancer
+from ..enhancer import Enhancer
 from ..errors import InputError
 from ..files import flushed_later
 from . import places
 from .plan import Job
 from .rows import Made
+from .scores import scores
 
 PART_EVERY_S = 0.5
 _REARM_S, _SLOW_BYTES_S = 1.0, 1e6
@@ -59,6 +59,7 @@ class Engine:
             several at a time.
         share: Memory that all processes of a pool see: by how much each may have more threads than
             its own, as others have nothing to do; None: by nothing.
+        dnsmos: Folder of the models by which each output is judged; None: it is not.
     """
 
     folder: Path
@@ -71,6 +72,7 @@ class Engine:
     batch: int = 1
     flush: bool = True
     share: Any = None
+    dnsmos: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -259,10 +261,13 @@ def answer(
                     "with --resume when it is complete"
                 )
             sha256 = places.sha256(made, watch.step)
+            result = done.table(enhancer)
+            if engine.dnsmos is not None:
+                result |= scores(engine.dnsmos, made, watch.step)
             if places.is_remote(staged):
                 places.send(made, staged, watch.step)
             facts = Made(staged, before, content, *places.state(staged), sha256, safe)
-            return "done", facts, _result(enhancer, done)
+            return "done", facts, result
         except BrokenPipeError:
             raise
         except Exception as error:
@@ -290,29 +295,6 @@ def _check_space(job: Job, made: Path, options: dict[str, Any]) -> None:
             f"{job.source}: its output takes {needed} bytes, {free} are free: free "
             "space, or enhance parts of it (start and duration in a manifest)"
         )
-
-
-def _result(enhancer: Enhancer, done: EnhancedFile) -> dict[str, Any]:
-    return {
-        "sample_rate": done.sample_rate,
-        "channels": done.n_channels,
-        "samples": done.n_samples,
-        "duration_s": done.duration_s,
-        "seconds": done.seconds,
-        "rtf": done.rtf,
-        "nfe": done.nfe,
-        "clipped": done.n_clipped,
-        "peak_dbfs": [round(20.0 * math.log10(p), 2) if p else None for p in done.peaks],
-        "container": done.container,
-        "subtype": done.subtype,
-        "gaps": list(done.gaps),
-        "left": list(done.left),
-        "backend": enhancer.backend.name,
-        "device": enhancer.backend.device,
-        "model": enhancer.manifest.name,
-        "model_version": enhancer.manifest.version,
-        "precision": enhancer.manifest.precision,
-    }
 
 
 __all__ = [
