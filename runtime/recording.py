@@ -57,7 +57,8 @@ def enhance_recording(
 
         enhanced = enhancer._run(heard(), rate, levels, settings, n_samples, progress)
         for block in mixed(enhanced, read(), settings.noisy_share):
-            writer.write(after.push(block))
+            if len(block):
+                writer.write(after.push(block))
         writer.commit()
     taken, pause_taken = taken_db(before, after)
     return EnhancedFile(

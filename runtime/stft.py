@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import ComplexArray, FloatArray
+from .arrays import ComplexArray, DoubleArray, FloatArray
 from .errors import InputError
 from .spec import SignalSpec
 
@@ -50,8 +50,16 @@ def stft(wav: NDArray[np.floating], signal: SignalSpec) -> ComplexArray:
     half = signal.n_fft // 2
     if wav.size <= half:
         wav = np.concatenate([wav, np.zeros(half + 1 - wav.size, wav.dtype)])
-    padded = np.pad(wav, half, mode="reflect")
-    frames = np.lib.stride_tricks.sliding_window_view(padded, signal.n_fft)[:: signal.hop_length]
+    # as np.pad's mode "reflect", in a tenth of its time
+    padded = np.concatenate([wav[half:0:-1], wav, wav[-2 : -half - 2 : -1]])
+    hop, step = signal.hop_length, padded.strides[0]
+    # as ``sliding_window_view`` and every hop of it, which takes longer than a short transform
+    frames = np.lib.stride_tricks.as_strided(
+        padded,
+        ((padded.size - signal.n_fft) // hop + 1, signal.n_fft),
+        (hop * step, step),
+        writeable=False,
+    )
     spec = np.empty((frames.shape[0], signal.n_freqs), np.complex64)
     window = hann_periodic(signal.n_fft)
     for first in range(0, frames.shape[0], _BLOCK_FRAMES):
@@ -86,20 +94,30 @@ def istft(spec: NDArray[np.complexfloating], n_samples: int, signal: SignalSpec)
     overlap = signal.n_fft // hop
     # Rows of one hop: frame m adds its part p to row m + p.
     total = np.zeros((n_frames + overlap - 1, hop))
-    norm = np.zeros_like(total)
-    squared = (window**2).reshape(overlap, hop)
     for first in range(0, n_frames, _BLOCK_FRAMES):
         block = np.fft.irfft(spec[first : first + _BLOCK_FRAMES], n=signal.n_fft, axis=-1) * window
         parts = block.reshape(-1, overlap, hop)
         for p in range(overlap):
             rows = slice(first + p, first + p + parts.shape[0])
             total[rows] += parts[:, p]
-            norm[rows] += squared[p]
     half = signal.n_fft // 2
     cut = slice(half, half + n_samples)
     # The last n_samples % hop samples sit under the tail of the last windows, never at norm 0.
-    wav: FloatArray = (total.reshape(-1)[cut] / norm.reshape(-1)[cut]).astype(np.float32)
+    norm = _norm(n_frames, signal.n_fft, hop).reshape(-1)[cut]
+    wav: FloatArray = (total.reshape(-1)[cut] / norm).astype(np.float32)
     return wav
+
+
+@lru_cache(maxsize=2)  # the windows of a recording, and its last
+def _norm(n_frames: int, n_fft: int, hop: int) -> DoubleArray:
+    """Sum of the squared windows, float64 [n_frames + overlap - 1, hop], read-only."""
+    overlap = n_fft // hop
+    squared = (hann_periodic(n_fft) ** 2).reshape(overlap, hop)
+    norm = np.zeros((n_frames + overlap - 1, hop))
+    for p in range(overlap):
+        norm[p : p + n_frames] += squared[p]
+    norm.setflags(write=False)
+    return norm
 
 
 def compress(spec: NDArray[np.complexfloating], signal: SignalSpec) -> FloatArray:

@@ -7,6 +7,7 @@ output, but block by block, so that ten hours need less than a megabyte: half se
 
 from __future__ import annotations
 
+import math
 from array import array
 
 import numpy as np
@@ -88,11 +89,11 @@ def taken_db(before: Energy, after: Energy) -> tuple[float | None, float | None]
         None where the input holds nothing, and where there is no pause.
     """
     whole = _fall(before.total / max(before.n, 1), after.total / max(after.n, 1))
+    if not after.levels:
+        return whole, None
     inputs, outputs, peaks = (
         np.array(values, np.float64) for values in (before.levels, after.levels, after.peaks)
     )
-    if not len(outputs):
-        return whole, None
     loud = peaks > max(outputs.max() - OUTPUT_RANGE_DB, NOTHING_DB)
     near = loud.copy()  # no tails, no breath
     near[1:] |= loud[:-1]
@@ -104,5 +105,5 @@ def taken_db(before: Energy, after: Energy) -> tuple[float | None, float | None]
 
 
 def _fall(before: float, after: float) -> float | None:
-    level, left = _decibels(np.array([before, after])).tolist()
+    level, left = (10.0 * math.log10(max(power, _FLOOR)) for power in (before, after))
     return None if level <= NOTHING_DB else min(level - left, CAP_DB)

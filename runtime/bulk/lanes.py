@@ -13,7 +13,7 @@ from ..command import explain
 from ..enhancer import Enhancer
 from ..errors import InputError
 from ..spec import padded_frames
-from .worker import Engine, Sender, Task, answer, start_process
+from .worker import Engine, Sender, Task, answer, settle, start_process
 
 LANES_PER_ROW = 2  # while a batch is computed, the next one is read and transformed
 
@@ -52,6 +52,7 @@ def serve_lanes(pipes: Sequence[Connection], engine: Engine) -> None:
         return
     finally:
         log.removeHandler(first)
+    settle()
     with opened:
         batches = _batches(opened, engine.batch)
         threads = [
