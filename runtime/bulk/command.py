@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from .. import command
 from ..backends.choose import MAX_WORKERS, cpu_quota, on_cpu, physical_cores
+from ..chain import make_settings
 from ..engines import find_engine
 from ..errors import InputError, one_line
 from ..files import WholeFile
@@ -20,10 +21,10 @@ from ..options import chosen_steps, resolve_tlb
 from ..pipes import parse_raw
 from ..progress import Progress
 from . import places
-from .cluster import joined, work_there
+from .cluster import check_address, joined, work_there
 from .here import work_here
 from .journal import FOLDER, Journal
-from .lanes import n_lanes, serve_lanes
+from .lanes import check_batch, n_lanes, serve_lanes
 from .lines import manifest_plan
 from .options import HUNG_S
 from .plan import Plan, folder_plan
@@ -107,6 +108,12 @@ def enhance_many(args: argparse.Namespace) -> int:
 
 def _folders(args: argparse.Namespace) -> tuple[Path, Path]:
     root, out = places.place(args.input[0]), places.place(args.output)
+    if len(args.input) == 1 and not places.is_there(root):
+        raise InputError(f"{root}: No such file or directory; expected a folder of recordings")
+    if args.journal and Path(args.journal).exists() and not Path(args.journal).is_dir():
+        raise InputError(f"{args.journal}: is no folder; --journal names one, which may be missing")
+    if args.ray:
+        check_address(args.ray)
     if len(args.input) != 1 or not _is_dir(root):
         raise InputError(
             f"{args.input[0]}: --recursive, --glob, --manifest, --jobs, --batch, --skip-existing, "
@@ -174,11 +181,16 @@ def _threads(args: argparse.Namespace, n_jobs: int) -> int | None:
 
 
 def _options(args: argparse.Namespace, manifest: Manifest) -> dict[str, Any]:
+    if (args.batch or 1) > 1:
+        check_batch(manifest)
+    steps, tlb = chosen_steps(args.steps, args.quality), resolve_tlb(args.tlb, manifest.tlb_presets)
+    # what no recording could be enhanced with is said once
+    make_settings(manifest, args.seed, steps, args.alpha, tlb, phase_rounds=args.phase_rounds)
     return {
         "seed": args.seed,
-        "steps": chosen_steps(args.steps, args.quality),
+        "steps": steps,
         "alpha": args.alpha,
-        "tlb": resolve_tlb(args.tlb, manifest.tlb_presets),
+        "tlb": tlb,
         "phase_rounds": args.phase_rounds,
         "mix": args.mix,
         "attenuation_limit_db": args.max_attenuation,

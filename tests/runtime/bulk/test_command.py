@@ -162,6 +162,10 @@ def test_a_manifest_with_parts(run, root, out, tmp_path, capsys):
         (["IN", "OUT", "--tlb", "loud"], "tlb is 'loud'"),
         (["IN", "OUT", "--dnsmos", "IN"], "lacks sig_bak_ovr.onnx and model_v8.onnx; expected"),
         (["IN", "OUT", "--jobs", "0"], "usage: dvpd"),
+        (["IN/none", "OUT", "--resume"], "none: No such file or directory; expected a folder"),
+        (["IN", "OUT", "--journal", "IN/a.wav"], "a.wav: is no folder; --journal names one"),
+        (["IN", "OUT", "--ray", "ray://head:10001"], "expected local, auto or HOST:PORT"),
+        (["IN", "OUT", "--ray", "head"], "expected local, auto or HOST:PORT"),
     ],
 )  # fmt: skip
 def test_wrong_usage(run, root, out, words, said, capsys):
@@ -301,16 +305,23 @@ def test_another_live_run_is_named(run, root, out, capsys):
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("words", "said"),
     [
-        ("127.0.0.1:1", "nothing answers there (Connection refused)"),
-        ("ray://head:10001", "expected local, auto or HOST:PORT"),
-        ("head", "expected local, auto or HOST:PORT"),
+        (["--phase-rounds", "2"], "phase_rounds is 2; expected 0"),
+        (["--batch", "2"], "is a causal model, which has no windows to batch"),
     ],
 )
-def test_a_cluster_that_is_not_there(run, root, out, address, said, capsys):
-    assert run(root, out, "--ray", address) == 1
+def test_what_a_causal_model_cannot_do_is_wrong_usage(
+    engine_causal, root, out, words, said, capsys
+):
+    assert cli.main(["enhance", str(root), str(out), "--model", str(engine_causal), *words]) == 2
     assert said in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_cluster_that_is_not_there(run, root, out, capsys):
+    assert run(root, out, "--ray", "127.0.0.1:1") == 1
+    assert "nothing answers there (Connection refused)" in capsys.readouterr().err
     assert not out.exists()
 
 
