@@ -173,5 +173,5 @@ def decompress(spec_ri: NDArray[np.floating], signal: SignalSpec) -> ComplexArra
         # Values beyond float32 become infinite here and are refused by the caller.
         with np.errstate(over="ignore", invalid="ignore"):
             gain = signal.compress_factor**-inverse * mag ** (inverse - 1.0)
-            spec[block] = (real + 1j * imag) * gain
+            spec.real[block], spec.imag[block] = real * gain, imag * gain
     return spec

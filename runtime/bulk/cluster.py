@@ -35,7 +35,7 @@ from ..progress import Progress
 from . import places
 from .journal import POISON_ATTEMPTS
 from .run import Run
-from .worker import Engine, Task, answer, hung, trace_of
+from .worker import Engine, Task, answer, hung, settle, trace_of
 
 _T = TypeVar("_T")
 LOCAL, AUTO = "local", "auto"
@@ -295,6 +295,7 @@ class Enhance:
             self._enhancer = Enhancer.open(
                 engine.folder, engine.backend, engine.device, engine.threads, tf32=engine.tf32
             )
+            settle()
         except Exception as error:
             self._broken = f"node {self._ray.util.get_node_ip_address()}: {explain(error)}"
 
