@@ -2,10 +2,12 @@
 
     python benchmarks/bulk_limits.py engines/dvpd-tiny engines/dvpd-base    # minutes
     python benchmarks/bulk_limits.py engines/dvpd-tiny --files 500,10000 --hours 10 --folder /big/disk
+    python benchmarks/bulk_limits.py engines/dvpd-tiny --seconds 0.3,1,5 --files 50,250 --hours 0
 
 Short files: CPU time of a job a file, from two sizes of the job, so that what is done once drops out;
-against the CPU time of the networks on such a file; both in turn, medians of the rounds. Long files:
-peak memory of a process that enhances one, against one of a minute; --hours 0 leaves them out.
+against the CPU time of the networks on such a file; both in turn, medians of the rounds; and where it
+goes: the signal (transforms, phase rounds, levels), files and hashes, the journal. Long files: peak
+memory of a process that enhances one, against one of a minute; --hours 0 leaves them out.
 """
 
 from __future__ import annotations
@@ -34,14 +36,14 @@ from dvpd.runtime.bulk.journal import FOLDER, Journal
 from dvpd.runtime.bulk.plan import folder_plan
 from dvpd.runtime.bulk.pool import Pool
 from dvpd.runtime.bulk.run import PARTS, Rules, Run
-from dvpd.runtime.bulk.worker import Engine, answer, start_process
+from dvpd.runtime.bulk.worker import Engine, answer, settle, start_process
 from dvpd.runtime.engines import default_engine
 from dvpd.runtime.enhancer import Enhancer
 from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.progress import Progress
 from dvpd.runtime.spec import SAMPLE_RATE
 
-SHORT_S, MINUTE = 0.3, 60 * SAMPLE_RATE
+SHORT_S, MINUTE = "0.3", 60 * SAMPLE_RATE
 TIMES = 9
 MIB = 1024.0  # of ru_maxrss, which Linux gives in KiB
 
@@ -73,6 +75,7 @@ def serve(pipe: Any, engine: Engine) -> None:
     """``worker.serve`` with the network that does nothing."""
     start_process()
     enhancer = Enhancer(Manifest.load(engine.folder), Passing())
+    settle()
     pipe.send(("ready", {"backend": "passing", "device": "cpu"}))
     try:
         while True:
@@ -89,22 +92,23 @@ def sound(n_samples: int, seed: int = 0) -> FloatArray:
     return wav
 
 
-def run_short(folder: Path, engine: Path, n_files: int) -> dict[str, float]:
+def run_short(folder: Path, engine: Path, n_files: int, seconds: float) -> dict[str, float]:
     """A job of short files in this process and a worker's.
 
     Args:
         folder: For its files.
         engine: Engine folder, for its manifest.
         n_files: How many.
+        seconds: Length of each (s).
 
     Returns:
-        "cpu_s" of both, "wall_s", "parent_mib" and "worker_mib" (peaks).
+        "parent_s" and "worker_s" of CPU, "wall_s", "parent_mib" and "worker_mib" (peaks).
     """
     source, out = folder / "in", folder / "out"
     source.mkdir()
     out.mkdir()
     for i in range(n_files):
-        wav = sound(round(SHORT_S * SAMPLE_RATE), i)
+        wav = sound(round(seconds * SAMPLE_RATE), i)
         soundfile.write(source / f"{i:06d}.wav", wav, SAMPLE_RATE, "PCM_16")
     started, cpu = time.perf_counter(), time.process_time()
     options = {"steps": 0, "salvage": False}
@@ -119,7 +123,8 @@ def run_short(folder: Path, engine: Path, n_files: int) -> dict[str, float]:
         resource.getrusage(who) for who in (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF)
     )
     return {
-        "cpu_s": time.process_time() - cpu + workers.ru_utime + workers.ru_stime,
+        "parent_s": time.process_time() - cpu,
+        "worker_s": workers.ru_utime + workers.ru_stime,
         "wall_s": time.perf_counter() - started,
         "parent_mib": own.ru_maxrss / MIB,
         "worker_mib": workers.ru_maxrss / MIB,
@@ -148,23 +153,31 @@ def run_long(folder: Path, engine: Path, minutes: int) -> dict[str, float]:
     return {"wall_s": time.perf_counter() - started, "peak_mib": peak}
 
 
-def network_s(engine: Path) -> float:
-    """CPU time of the networks on one short file (s): the enhancer's without the passing one's."""
-    wav = sound(round(SHORT_S * SAMPLE_RATE))
-    medians = []
+def network_s(engine: Path, seconds: float) -> dict[str, float]:
+    """CPU time of a short file in an enhancer.
+
+    Args:
+        engine: Engine folder.
+        seconds: Length of the file (s).
+
+    Returns:
+        "signal_s" with the passing network; "network_s": what the networks take beside that.
+    """
+    wav = sound(round(seconds * SAMPLE_RATE))
     manifest = Manifest.load(engine)
     with Enhancer.open(engine, "ort", "cpu", 1) as opened:
-        for enhancer, steps in ((opened, None), (Enhancer(manifest, Passing()), 0)):
-            spent = []
-            for _ in range(TIMES):
-                before = time.process_time()
-                enhancer.enhance(wav, SAMPLE_RATE, steps=steps)
-                spent.append(time.process_time() - before)
-            medians.append(float(np.median(spent)))
-    return medians[0] - medians[1]
+        spent = []
+        for enhancer, steps in ((opened, None), (Enhancer(manifest, Passing()), 0)) * TIMES:
+            before = time.process_time()
+            enhancer.enhance(wav, SAMPLE_RATE, steps=steps)
+            spent.append(time.process_time() - before)
+    whole, signal = (float(np.median(spent[first::2])) for first in (0, 1))
+    return {"network_s": whole - signal, "signal_s": signal}
 
 
-def apart(args: argparse.Namespace, engine: Path, kind: str, size: int) -> dict[str, float]:
+def apart(
+    args: argparse.Namespace, engine: Path, kind: str, size: int, seconds: float = 0.0
+) -> dict[str, float]:
     """A run in a process of its own, whose peak of memory is its own, too.
 
     Args:
@@ -172,9 +185,11 @@ def apart(args: argparse.Namespace, engine: Path, kind: str, size: int) -> dict[
         engine: Engine folder.
         kind: "short", "long" or "networks".
         size: Files, or minutes.
+        seconds: Length of a short file.
     """
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         words = [str(engine), "--only", kind, "--size", str(size), "--folder", folder]
+        words += ["--seconds", str(seconds)]
         done = subprocess.run(
             [sys.executable, str(Path(__file__).resolve()), *words],
             stdout=subprocess.PIPE,
@@ -190,6 +205,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bulk_limits.py", description=__doc__.split("\n")[0])
     parser.add_argument("engines", nargs="*", type=Path, help="default: the default engine")
     parser.add_argument("--rounds", type=command.whole(1), default=3, help="of short files")
+    parser.add_argument("--seconds", default=SHORT_S, metavar="S,S", help="of a short file")
     parser.add_argument("--files", default="200,2000", metavar="FEW,MANY")
     parser.add_argument("--hours", type=float, default=1.0, help="of the long file")
     parser.add_argument("--folder", type=Path, help="for the files (default: the system's)")
@@ -203,27 +219,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     return command.run(build_parser(), argv, _main)
 
 
-def print_short(args: argparse.Namespace, engines: Sequence[Path]) -> None:
+def print_short(args: argparse.Namespace, engines: Sequence[Path], seconds: float) -> None:
     """Measure short files and print what each engine's networks leave to the rest.
 
     Args:
         args: The command's.
         engines: Engine folders.
+        seconds: Length of a file.
     """
     few, many = sorted(int(n) for n in args.files.split(","))
     rows = []
     for _ in range(args.rounds):
-        small, large = (apart(args, engines[0], "short", n) for n in (few, many))
-        own = [1e3 * (large[key] - small[key]) / (many - few) for key in ("cpu_s", "wall_s")]
-        networks = [apart(args, engine, "networks", 0)["cpu_s"] for engine in engines]
-        rows.append([*own, *(1e3 * spent for spent in networks)])
+        small, large = (apart(args, engines[0], "short", n, seconds) for n in (few, many))
+        networks = [apart(args, engine, "networks", 0, seconds) for engine in engines]
+        own = [(large[k] - small[k]) / (many - few) for k in ("parent_s", "worker_s", "wall_s")]
+        spent = [found["network_s"] for found in networks]
+        rows.append([1e3 * value for value in (*own, networks[0]["signal_s"], *spent)])
     table = np.array(rows)
-    own_ms, wall_ms, *networks_ms = np.median(table, axis=0)
-    print(f"a file of {SHORT_S} s: {own_ms:.2f} ms of CPU and {wall_ms:.2f} ms in all, one after the "
-          "other, beside the networks")  # fmt: skip
-    shares = np.median(table[:, :1] / table[:, 2:], axis=0)
-    for engine, spent, share in zip(engines, networks_ms, shares, strict=True):
-        print(f"{engine.name}: {spent:.1f} ms of CPU for the networks; beside them {share:.1%}")
+    parent_ms, worker_ms, wall_ms, signal_ms, *networks_ms = np.median(table, axis=0)
+    own_ms = table[:, 0] + table[:, 1]
+    print(f"a file of {seconds:g} s: {np.median(own_ms):.2f} ms of CPU and {wall_ms:.2f} ms in all, one "
+          "after the other, beside the networks")  # fmt: skip
+    print(
+        f"  of that: the signal {signal_ms:.2f} ms, files and hashes {worker_ms - signal_ms:.2f} ms, "
+        f"plan and journal {parent_ms:.2f} ms"
+    )
+    shares = np.median(own_ms[:, None] / table[:, 4:], axis=0)
+    for engine, spent_ms, share in zip(engines, networks_ms, shares, strict=True):
+        print(f"{engine.name}: {spent_ms:.1f} ms of CPU for the networks; beside them {share:.1%}")
     for name in ("parent", "worker"):
         print(
             f"memory of the {name}: {small[f'{name}_mib']:.1f} MiB with {few} files, "
@@ -235,13 +258,17 @@ def _main(args: argparse.Namespace) -> int:
     engines = args.engines or [default_engine()]
     engine = engines[0]
     if args.only:
+        seconds = float(args.seconds)
         if args.only == "networks":
-            print(json.dumps({"cpu_s": network_s(engine)}))
+            found = network_s(engine, seconds)
+        elif args.only == "short":
+            found = run_short(args.folder, engine, args.size, seconds)
         else:
-            measure = run_short if args.only == "short" else run_long
-            print(json.dumps(measure(args.folder, engine, args.size)))
+            found = run_long(args.folder, engine, args.size)
+        print(json.dumps(found))
         return 0
-    print_short(args, engines)
+    for seconds in args.seconds.split(","):
+        print_short(args, engines, float(seconds))
     if not args.hours:
         return 0
     minute, hours = (apart(args, engine, "long", n) for n in (1, round(60 * args.hours)))

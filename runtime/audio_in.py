@@ -220,7 +220,10 @@ def _counted(info: AudioInfo) -> AudioInfo:
         info = replace(info, layout=replace(info.layout, segments=tuple(segments)))
         total = sum(segment.n_samples or 0 for segment in segments)
     if total < 1:
-        raise InputError(f"{info.path}: holds no samples" + "".join(f"; {gap}" for gap in gaps))
+        raise InputError(
+            f"{info.path}: holds no samples{''.join(f'; {gap}' for gap in gaps)}; expected at least "
+            "one: export it again, or leave it out"
+        )
     for gap in gaps:
         logger.warning("%s: damaged, and salvaged: %s", info.path, gap)
     return replace(info, n_samples=total, gaps=tuple(gaps))

@@ -190,7 +190,7 @@ def collect_extras(info: AudioInfo, container: str) -> tags.Extras:
     """
     try:
         layout = info.layout or Layout("MEDIA", ())
-        found = tags.collect(info.path, layout, read_texts(info), container)
+        found = tags.collect(info.path, layout, lambda: read_texts(info), container)
         if info.part is None or not (found.chunks or found.blocks):
             return found
         # marks are counted from the recording's beginning, which the part lacks
@@ -400,7 +400,11 @@ class AudioWriter:
     def _check_written(self) -> None:
         self._stream.seek(0)
         try:
-            with soundfile.SoundFile(self._recording) as file:
+            # libsndfile reads the file itself where it can: callbacks take longer
+            own = os.name == "posix"
+            with soundfile.SoundFile(
+                self._stream.fileno() if own else self._recording, closefd=not own
+            ) as file:
                 frames = file.frames
         except (soundfile.SoundFileError, RuntimeError) as error:
             self._raise_os_error()

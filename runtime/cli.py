@@ -345,28 +345,8 @@ def _enhance_one(
 
 
 def _row(enhancer: Enhancer, source: str, done: EnhancedFile, seed: int) -> dict[str, Any]:
-    return {
-        "input": source,
-        "output": str(done.path),
-        "sample_rate": done.sample_rate,
-        "channels": done.n_channels,
-        "samples": done.n_samples,
-        "duration_s": done.duration_s,
-        "container": done.container,
-        "subtype": done.subtype,
-        "seconds": done.seconds,
-        "rtf": done.rtf,
-        "nfe": done.nfe,
-        "clipped": done.n_clipped,
-        "gaps": list(done.gaps),
-        "left": list(done.left),
-        "backend": enhancer.backend.name,
-        "device": enhancer.backend.device,
-        "model": enhancer.manifest.name,
-        "model_version": enhancer.manifest.version,
-        "precision": enhancer.manifest.precision,
-        "seed": seed,
-    }
+    table = done.table(enhancer)
+    return {"input": source, "output": str(done.path), **table, "seed": seed}
 
 
 def _sentence(enhancer: Enhancer, done: EnhancedFile) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .cli_options import add_stream_options, between, whole
-from .cli_stream import model_table, stats_table
+from .cli_stream import stats_table
 from .command import EXIT_DONE, say
 from .duplex import Duplex
 from .errors import BackendError, InputError, UsageError
@@ -285,6 +285,8 @@ def _tell(
         f"clocks: {drift.dropped} frames left out, {drift.repeated} repeated"
     )
     if args.json_line:
+        from .results import model_table
+
         print(
             json.dumps(
                 {

@@ -310,6 +310,8 @@ def _tell(enhancer: Enhancer, stream: Stream, report: Report, args: argparse.Nam
         + "".join(f", {text}" for text in noted if text)
     )
     if args.json_line:
+        from .results import model_table
+
         table = {
             "sample_rate": args.rate,
             "channels": args.channels,
@@ -350,18 +352,3 @@ def stats_table(stats: StreamStats) -> dict[str, Any]:
     """
     table = {name: getattr(stats, name) for name in STATS}
     return table | {"steps_used": dict(stats.steps_used)}  # another thread may go on counting
-
-
-def model_table(enhancer: Enhancer) -> dict[str, Any]:
-    """Which model runs, and on what, as JSON.
-
-    Args:
-        enhancer: The loaded model.
-    """
-    return {
-        "backend": enhancer.backend.name,
-        "device": enhancer.backend.device,
-        "model": enhancer.manifest.name,
-        "model_version": enhancer.manifest.version,
-        "precision": enhancer.manifest.precision,
-    }

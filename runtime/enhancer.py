@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import FloatArray
-from .audio import check_rate, probe, read_blocks
+from .audio import check_rate, probe
 from .backends.base import Backend
 from .backends.choose import open_backend
 from .chain import (
@@ -39,8 +39,9 @@ from .manifest import Manifest
 from .noise import frame_noise
 from .options import Tlb, as_columns, chosen_steps, noisy_share, resolve_tlb, to_float
 from .phase import to_waveform
-from .pipes import PIPE, Sink, open_output
+from .pipes import Sink
 from .pool import Clock, StreamPool
+from .recording import enhance_recording
 from .results import Enhanced, EnhancedFile
 from .stft import compress, decompress, stft
 from .stream import MAX_BIN
@@ -285,28 +286,15 @@ class Enhancer(Closing):
         share = noisy_share(mix, attenuation_limit_db)
         settings = make_settings(self.manifest, seed, steps, alpha, tlb, None, share, phase_rounds)
         info = cut(probe(source, raw=raw, salvage=salvage), part)
-        rate, n_channels, n_samples = info.sample_rate, info.n_channels, info.n_samples
-        writer, left = open_output(info, target, raw, overwrite)
-        with writer:
-            levels = find_levels(self, read_blocks(info), rate, n_channels, str(info.path))
-            blocks = read_blocks(info)
-            enhanced = self._run(blocks, rate, levels, settings, n_samples, progress)
-            for block in mixed(enhanced, read_blocks(info), settings.noisy_share):
-                writer.write(block)
-            writer.commit()
-        return EnhancedFile(
-            path=Path(target if isinstance(target, (str, Path)) else PIPE),
-            sample_rate=rate,
-            n_channels=n_channels,
-            n_samples=n_samples,
-            container=writer.container,
-            subtype=writer.subtype,
-            n_clipped=writer.n_clipped,
-            nfe=1 + len(settings.steps),
-            seconds=time.perf_counter() - started,
-            gaps=info.gaps,
-            left=left,
-            peaks=tuple(levels.peaks.tolist()),
+        return enhance_recording(
+            self,
+            info,
+            target,
+            settings,
+            started=started,
+            raw=raw,
+            overwrite=overwrite,
+            progress=progress,
         )
 
     def stream(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from . import display
 from .arrays import FloatArray
 from .options import to_float
+
+if TYPE_CHECKING:
+    from .enhancer import Enhancer
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -89,6 +93,8 @@ class EnhancedFile:
         gaps: What is missing of a damaged recording that was salvaged, in words.
         left: What the output cannot carry of the input's tags and marks, in words.
         peaks: Largest magnitude of each channel, by which it was scaled for the model.
+        taken_db: By how much the output is softer than the recording (dB); None for digital silence.
+        pause_taken_db: The same where nobody speaks (``taken``); None where that is nowhere.
     """
 
     path: Path
@@ -103,6 +109,8 @@ class EnhancedFile:
     gaps: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     peaks: tuple[float, ...] = ()
+    taken_db: float | None = None
+    pause_taken_db: float | None = None
 
     @property
     def duration_s(self) -> float:
@@ -113,3 +121,47 @@ class EnhancedFile:
     def rtf(self) -> float:
         """Real-time factor: seconds of work for a second of audio (all channels)."""
         return self.seconds / self.duration_s
+
+    def table(self, enhancer: Enhancer) -> dict[str, Any]:
+        """What happened, and by which model, as JSON.
+
+        Args:
+            enhancer: The model.
+        """
+        return {
+            "sample_rate": self.sample_rate,
+            "channels": self.n_channels,
+            "samples": self.n_samples,
+            "duration_s": self.duration_s,
+            "container": self.container,
+            "subtype": self.subtype,
+            "seconds": self.seconds,
+            "rtf": self.rtf,
+            "nfe": self.nfe,
+            "clipped": self.n_clipped,
+            "peak_dbfs": [_rounded(20.0 * math.log10(p) if p else None) for p in self.peaks],
+            "taken_db": _rounded(self.taken_db),
+            "pause_taken_db": _rounded(self.pause_taken_db),
+            "gaps": list(self.gaps),
+            "left": list(self.left),
+            **model_table(enhancer),
+        }
+
+
+def _rounded(decibels: float | None) -> float | None:
+    return None if decibels is None else round(decibels, 2)
+
+
+def model_table(enhancer: Enhancer) -> dict[str, Any]:
+    """Which model runs, and on what, as JSON.
+
+    Args:
+        enhancer: The loaded model.
+    """
+    return {
+        "backend": enhancer.backend.name,
+        "device": enhancer.backend.device,
+        "model": enhancer.manifest.name,
+        "model_version": enhancer.manifest.version,
+        "precision": enhancer.manifest.precision,
+    }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -59,32 +59,36 @@ class Extras:
         return sum(size + 9 for _, _, size in (*self.chunks, *self.blocks))
 
 
-def collect(path: Path, layout: Layout, texts: dict[str, str], container: str) -> Extras:
+def collect(
+    path: Path, layout: Layout, read_texts: Callable[[], dict[str, str]], container: str
+) -> Extras:
     """Find what an output can carry of an input's extras.
 
     Args:
         path: The input.
         layout: Its structure.
-        texts: Its tags, as libsndfile read them.
+        read_texts: Reads its tags with libsndfile, if they are not copied byte for byte.
         container: The output's libsndfile format.
     """
-    texts = {name: text for name, text in texts.items() if name in TEXTS and text}
-    if layout.kind == "WAV" and container in ("WAV", "WAVEX", "RF64"):
-        chunks = tuple(c for c in layout.chunks if c[0] not in _OF_THE_SAMPLES)
-        return Extras(path, {} if chunks else texts, chunks)
+    if layout.kind == "WAV" and container in ("WAV", "WAVEX", "RF64"):  # its texts are chunks
+        return Extras(path, chunks=tuple(c for c in layout.chunks if c[0] not in _OF_THE_SAMPLES))
+
+    def texts() -> dict[str, str]:
+        return {name: text for name, text in read_texts().items() if name in TEXTS and text}
+
     if layout.kind == "FLAC":
         blocks = tuple(_flac_blocks(path, layout.segments[0].first))
         carried = tuple(b for b in blocks if b[0] == _FLAC_COMMENTS or b[0] in _FLAC_CARRIED)
         if container == "FLAC" and len(layout.segments) == 1:
             return Extras(path, blocks=carried)
         left = {_FLAC_CARRIED[kind] for kind, _, _ in carried if kind in _FLAC_CARRIED}
-        return Extras(path, texts, left=tuple(sorted(left)))
+        return Extras(path, texts(), left=tuple(sorted(left)))
     left = {
         _CHUNK_NAMES.get(name, f"its {name.decode('latin-1').strip()} chunk")
         for name, first, size in layout.chunks
         if name not in _OF_THE_SAMPLES + _TEXT_CHUNKS and not _is_info(path, name, first)
     }
-    return Extras(path, texts, left=tuple(sorted(left)))
+    return Extras(path, texts(), left=tuple(sorted(left)))
 
 
 def _is_info(path: Path, name: bytes, first: int) -> bool:

@@ -80,3 +80,45 @@ def other_graphs(made_once):
             onnx.save(build_graph(model, graph, "fp32"), folder / f"{graph}.onnx")
 
     return config, made_once("other-graphs", make)
+
+
+@pytest.fixture(scope="session")
+def save_model() -> Callable[..., None]:
+    """``save_model(path, n_in, n_out, gain)``: an ONNX model that measures loudness."""
+    onnx = pytest.importorskip("onnx")
+
+    def save_model(path, n_in, n_out, gain=1.0):
+        """A model [N, *n_in] -> [N, n_out]: gain times the mean square of the input."""
+        h = onnx.helper
+        axes = h.make_tensor("axes", 7, [len(n_in)], list(range(1, len(n_in) + 1)))
+        nodes = [
+            h.make_node("Mul", ["input_1", "input_1"], ["square"]),
+            h.make_node("ReduceMean", ["square", "axes"], ["mean"], keepdims=0),
+            h.make_node("Unsqueeze", ["mean", "one"], ["column"]),
+            h.make_node("Mul", ["column", "gains"], ["score"]),
+        ]
+        graph = h.make_graph(
+            nodes,
+            "g",
+            [h.make_tensor_value_info("input_1", 1, ["N", *n_in])],
+            [h.make_tensor_value_info("score", 1, ["N", n_out])],
+            [
+                axes,
+                h.make_tensor("one", 7, [1], [1]),
+                h.make_tensor("gains", 1, [1, n_out], [gain * (i + 1) for i in range(n_out)]),
+            ],
+        )
+        model = h.make_model(graph, opset_imports=[h.make_opsetid("", 18)], ir_version=10)
+        path.write_bytes(model.SerializeToString())
+
+    return save_model
+
+
+@pytest.fixture
+def dnsmos_models(tmp_path, save_model) -> Path:
+    """A folder with two models in the place of DNSMOS's."""
+    folder = tmp_path / "dnsmos"
+    folder.mkdir()
+    save_model(folder / "sig_bak_ovr.onnx", [144160], 3)  # 9.01 s
+    save_model(folder / "model_v8.onnx", [900, 120], 1)
+    return folder

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from ..runtime.errors import BackendError, InputError
 from ..runtime.spec import SAMPLE_RATE
+from ..runtime.taken import OUTPUT_RANGE_DB
 from .composite import composite
 from .mos import DNSMOS_NAMES, Dnsmos, WvMos
 from .pauses import (
     BLIND_MEASURES,
     LEVEL_MEASURES,
-    OUTPUT_RANGE_DB,
     PAUSE_MEASURES,
     find_speech,
     measure_blind,

@@ -8,6 +8,7 @@ The models are not part of this project. DNSMOS (Reddy et al. 2021, 2022): ``sig
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -111,20 +112,50 @@ class Dnsmos:
         Returns:
             ``DNSMOS_NAMES`` -> score, about 1 to 5.
         """
+        return self.of_blocks([wav])
+
+    def of_blocks(self, blocks: Iterable[NDArray[np.floating]]) -> dict[str, float]:
+        """The same of a recording that comes in blocks, of which ten seconds are kept.
+
+        Args:
+            blocks: [l] each, at 16 kHz.
+
+        Returns:
+            As of a call.
+        """
         length = int(SEGMENT_S * SAMPLE_RATE)
-        while len(wav) < length:
-            wav = np.append(wav, wav)
-        rows = []
-        for second in range(int(len(wav) // SAMPLE_RATE - SEGMENT_S) + 1):
-            # Rounding of the end is the public script's: it skips what comes out too short.
-            segment = wav[second * SAMPLE_RATE : int((second + SEGMENT_S) * SAMPLE_RATE)]
-            if len(segment) < length:
-                continue
-            p835 = self._p835.run(None, {"input_1": segment.astype(np.float32)[None]})[0][0]
-            scores = [np.polyval(c, x) for c, x in zip(_CALIBRATION.values(), p835, strict=True)]
-            features = mel_features(segment[:-MEL_HOP])[None]
-            rows.append([*scores, self._p808.run(None, {"input_1": features})[0][0][0]])
-        return dict(zip(DNSMOS_NAMES, np.mean(rows, axis=0).tolist(), strict=True))
+        total, n_scored, second = np.zeros(len(DNSMOS_NAMES)), 0, 0
+
+        def walk(held: NDArray[np.floating], least: int) -> NDArray[np.floating]:
+            nonlocal total, n_scored, second
+            while len(held) >= least:
+                # Rounding of the end is the public script's: it skips what comes out too short.
+                n = int((second + SEGMENT_S) * SAMPLE_RATE) - second * SAMPLE_RATE
+                if n >= length:
+                    total = total + self._scores(held[:n])
+                    n_scored += 1
+                second += 1
+                held = held[SAMPLE_RATE:]
+            return held
+
+        rest: NDArray[np.floating] = np.zeros(0, np.float32)
+        for block in blocks:
+            # the public script asks for a whole second behind a segment, but for the first
+            rest = walk(np.concatenate([rest, block]), 10 * SAMPLE_RATE)
+        if not second:
+            while len(rest) < length:
+                rest = np.append(rest, rest)
+            rest = walk(rest, 10 * SAMPLE_RATE)
+            if not second:
+                walk(rest, length)
+        return dict(zip(DNSMOS_NAMES, (total / n_scored).tolist(), strict=True))
+
+    def _scores(self, segment: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Of one segment, in the order of ``DNSMOS_NAMES``."""
+        p835 = self._p835.run(None, {"input_1": segment.astype(np.float32)[None]})[0][0]
+        scores = [np.polyval(c, x) for c, x in zip(_CALIBRATION.values(), p835, strict=True)]
+        features = mel_features(segment[:-MEL_HOP])[None]
+        return np.array([*scores, self._p808.run(None, {"input_1": features})[0][0][0]])
 
 
 class WvMos:

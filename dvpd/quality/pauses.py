@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..runtime.errors import InputError
 from ..runtime.spec import SAMPLE_RATE
+from ..runtime.taken import CAP_DB, NOTHING_DB
 
 Wav = NDArray[np.floating]
 Intervals = tuple[tuple[int, int], ...]  # [start, end) in samples
@@ -22,10 +23,8 @@ Intervals = tuple[tuple[int, int], ...]  # [start, end) in samples
 GUARD = SAMPLE_RATE // 2  # a speechless stretch is this far from speech: no tails, no breath
 BLOCK = SAMPLE_RATE // 2
 WORD = SAMPLE_RATE // 10
-CAP_DB = 60.0  # more is not heard: one silenced recording must not outweigh ten bad ones
 LOST_DB = 10.0
 WORD_RANGE_DB = 20.0  # below the level of speech: what is softer is no word but its tail
-NOTHING_DB = -90.0  # below one step of 16 bits: digital silence, nothing to lower
 FLOOR_DB = -120.0
 # Of full scale: speech at -23 dB is listened to at about 65 dB SPL, which puts this at 18, below the
 # noise of a quiet room (25 to 30). What lies under it is not heard to jump.
@@ -36,8 +35,8 @@ BAND_RANGE_DB = 70.0  # below the speech: a band without speech, no level to kee
 N_FFT, HOP = 512, 256
 
 # Energy detector: how far below the loudest half second speech may be. What comes back of the noise
-# is to count as a pause in an output, so that speech must be louder there than in a clean recording.
-CLEAN_RANGE_DB, OUTPUT_RANGE_DB = 40.0, 25.0
+# is to count as a pause in an output, so that speech must be louder there (``OUTPUT_RANGE_DB``).
+CLEAN_RANGE_DB = 40.0
 _FRAME = SAMPLE_RATE // 50
 _BRIDGE = 3 * SAMPLE_RATE // 10
 _SHORTEST = SAMPLE_RATE // 20
@@ -82,7 +81,7 @@ def find_speech(wav: Wav, range_db: float = CLEAN_RANGE_DB) -> Intervals:
 
     Args:
         wav: [L] at 16 kHz.
-        range_db: ``CLEAN_RANGE_DB``, or ``OUTPUT_RANGE_DB`` for what a model made.
+        range_db: ``CLEAN_RANGE_DB``, or ``runtime.taken.OUTPUT_RANGE_DB`` for what a model made.
 
     Returns:
         Intervals in order; none for digital silence.

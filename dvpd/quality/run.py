@@ -16,10 +16,11 @@ from typing import Any
 
 from ..runtime.enhancer import Enhancer
 from ..runtime.errors import DvpdError, InputError
+from ..runtime.taken import OUTPUT_RANGE_DB
 from .metrics import Meter
 from .models import System, enhance_systems, open_model
 from .pairs import PairFile, fingerprint, read_pair
-from .pauses import OUTPUT_RANGE_DB, find_speech
+from .pauses import find_speech
 
 Progress = Callable[[int, int, int], None]
 # Read by NumPy's, SciPy's and PyTorch's libraries when a process loads them.

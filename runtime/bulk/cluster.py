@@ -35,7 +35,7 @@ from ..progress import Progress
 from . import places
 from .journal import POISON_ATTEMPTS
 from .run import Run
-from .worker import Engine, Task, answer, hung, trace_of
+from .worker import Engine, Task, answer, hung, settle, trace_of
 
 _T = TypeVar("_T")
 LOCAL, AUTO = "local", "auto"
@@ -88,6 +88,7 @@ def joined(address: str) -> Iterator[Any]:
     Raises:
         InputError: Nothing answers there, or it is no cluster that can be used.
     """
+    check_address(address)
     if address not in (LOCAL, AUTO):
         _check_answers(address)
     for name, value in _QUIET.items():
@@ -112,6 +113,24 @@ def joined(address: str) -> Iterator[Any]:
             ray.shutdown()
 
 
+def check_address(address: str) -> None:
+    """Whether an address has the form of one.
+
+    Args:
+        address: As of ``joined``.
+
+    Raises:
+        InputError: It has not.
+    """
+    host, _, port = address.rpartition(":")
+    right = bool(host) and "/" not in host and port.isdigit() and 0 < int(port) < 1 << 16
+    if address not in (LOCAL, AUTO) and not right:
+        raise InputError(
+            f"--ray {address}: expected local, auto or HOST:PORT, such as 10.0.0.1:6379; start the "
+            "job on a machine of the cluster"
+        )
+
+
 def _check_answers(address: str) -> None:
     """Whether a cluster answers, in bounded time: Ray itself would try for minutes, or abort.
 
@@ -119,11 +138,6 @@ def _check_answers(address: str) -> None:
         InputError: None does.
     """
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "/" in host or not 0 < int(port) < 1 << 16:
-        raise InputError(
-            f"--ray {address}: expected local, auto or HOST:PORT, such as 10.0.0.1:6379; start the "
-            "job on a machine of the cluster"
-        )
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
     except OSError as error:
@@ -281,6 +295,7 @@ class Enhance:
             self._enhancer = Enhancer.open(
                 engine.folder, engine.backend, engine.device, engine.threads, tf32=engine.tf32
             )
+            settle()
         except Exception as error:
             self._broken = f"node {self._ray.util.get_node_ip_address()}: {explain(error)}"
 
@@ -340,6 +355,9 @@ def work_there(
     """
     actors = spread(ray, engine, n)
     engine = replace(engine, threads=actors.cpus, folder=_absolute(engine.folder))
+    if engine.dnsmos is not None:
+        models = _absolute(engine.dnsmos)
+        engine, folders = replace(engine, dnsmos=models), [*folders, models]
     if engine.device == "auto" and not actors.gpus:
         engine = replace(engine, device="cpu")
     check_nodes(ray, engine, [_absolute(folder) for folder in folders])

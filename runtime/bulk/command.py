@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from .. import command
 from ..backends.choose import MAX_WORKERS, cpu_quota, on_cpu, physical_cores
+from ..chain import make_settings
 from ..engines import find_engine
 from ..errors import InputError, UsageError, one_line
 from ..files import WholeFile
@@ -20,15 +21,16 @@ from ..options import chosen_steps, resolve_tlb
 from ..pipes import parse_raw
 from ..progress import Progress
 from . import places
-from .cluster import joined, work_there
+from .cluster import check_address, joined, work_there
 from .here import work_here
 from .journal import FOLDER, Journal
-from .lanes import n_lanes, serve_lanes
+from .lanes import check_batch, n_lanes, serve_lanes
 from .lines import manifest_plan
 from .options import HUNG_S
 from .plan import Plan, folder_plan
 from .pool import Pool
 from .run import PARTS, Rules, Run
+from .scores import open_scorer
 from .worker import Engine, serve
 
 RESULTS = "dvpd-results.jsonl"
@@ -49,6 +51,8 @@ def enhance_many(args: argparse.Namespace) -> int:
     with command.usage():
         root, out = _folders(args)
         options = _options(args, manifest)
+        if args.dnsmos:
+            open_scorer(Path(args.dnsmos))  # what is wrong with it is said now
         if args.manifest:
             plan = manifest_plan(Path(args.manifest), root, out)
         else:
@@ -63,7 +67,7 @@ def enhance_many(args: argparse.Namespace) -> int:
     threads = args.threads if args.ray else _threads(args, n_jobs)
     engine = Engine(
         folder, args.backend, args.device, threads, args.tf32, options, hung_s=hung_s, batch=batch,
-        flush=bool(args.ray),
+        flush=bool(args.ray), dnsmos=Path(args.dnsmos) if args.dnsmos else None,
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
         ray = stack.enter_context(joined(args.ray)) if args.ray else None
@@ -89,7 +93,12 @@ def enhance_many(args: argparse.Namespace) -> int:
                     work_here(run, pool, progress)
             else:
                 n_jobs = work_there(run, ray, engine, args.jobs, [root, out], progress)
-            results = _write_results(run, out)
+            results, n_unjudged = _write_results(run, out)
+            if args.dnsmos and n_unjudged:
+                say(
+                    f"{results}: has no scores of {n_unjudged} outputs, which were made before without "
+                    "--dnsmos; --overwrite without --resume makes them again"
+                )
     if refused is not None:
         raise refused
     return _summary(args, run, n_jobs, results, time.monotonic() - started)
@@ -97,10 +106,16 @@ def enhance_many(args: argparse.Namespace) -> int:
 
 def _folders(args: argparse.Namespace) -> tuple[Path, Path]:
     root, out = places.place(args.input[0]), places.place(args.output)
+    if len(args.input) == 1 and not places.is_there(root):
+        raise InputError(f"{root}: No such file or directory; expected a folder of recordings")
+    if args.journal and Path(args.journal).exists() and not Path(args.journal).is_dir():
+        raise InputError(f"{args.journal}: is no folder; --journal names one, which may be missing")
+    if args.ray:
+        check_address(args.ray)
     if len(args.input) != 1 or not _is_dir(root):
         raise InputError(
             f"{args.input[0]}: --recursive, --glob, --manifest, --jobs, --batch, --skip-existing, "
-            "--resume, --journal, --hung-after, --ray and URLs need one folder as IN (with "
+            "--resume, --journal, --hung-after, --dnsmos, --ray and URLs need one folder as IN (with "
             "--manifest, where its paths begin)"
         )
     if places.is_there(out) and not _is_dir(out):
@@ -164,11 +179,16 @@ def _threads(args: argparse.Namespace, n_jobs: int) -> int | None:
 
 
 def _options(args: argparse.Namespace, manifest: Manifest) -> dict[str, Any]:
+    if (args.batch or 1) > 1:
+        check_batch(manifest)
+    steps, tlb = chosen_steps(args.steps, args.quality), resolve_tlb(args.tlb, manifest.tlb_presets)
+    # what no recording could be enhanced with is said once
+    make_settings(manifest, args.seed, steps, args.alpha, tlb, phase_rounds=args.phase_rounds)
     return {
         "seed": args.seed,
-        "steps": chosen_steps(args.steps, args.quality),
+        "steps": steps,
         "alpha": args.alpha,
-        "tlb": resolve_tlb(args.tlb, manifest.tlb_presets),
+        "tlb": tlb,
         "phase_rounds": args.phase_rounds,
         "mix": args.mix,
         "attenuation_limit_db": args.max_attenuation,
@@ -197,22 +217,25 @@ def _settings(
     return {**plain, **engine, "graphs": graphs}
 
 
-def _write_results(run: Run, out: Path) -> Path:
+def _write_results(run: Run, out: Path) -> tuple[Path, int]:
+    """Write the results; returns where, and how many outputs have no scores of DNSMOS."""
     path = out / RESULTS
     if places.is_remote(path):
         with path.open("w", encoding="utf-8") as stream:  # appears when it is closed
-            _write_lines(run, stream)
-        return path
+            return path, _write_lines(run, stream)
     with WholeFile(path, overwrite=True) as whole:
         with open(whole.path, "w", encoding="utf-8") as stream:
-            _write_lines(run, stream)
+            n_unjudged = _write_lines(run, stream)
         whole.commit()
-    return path
+    return path, n_unjudged
 
 
-def _write_lines(run: Run, stream: IO[str]) -> None:
+def _write_lines(run: Run, stream: IO[str]) -> int:
+    n_unjudged = 0
     for entry in run.results():
         stream.write(json.dumps(entry) + "\n")
+        n_unjudged += entry["state"] == "done" and "dnsmos_ovrl" not in entry
+    return n_unjudged
 
 
 def _summary(

@@ -69,7 +69,7 @@ class Journal:
         Raises:
             JournalError: It is damaged, of another version, or cannot be written.
         """
-        self._out = out
+        self._out, self._inside = out, f"{out}{os.sep}"
         self.folder = folder or out / FOLDER
         self._path = self.folder / NAME
         try:
@@ -174,6 +174,9 @@ class Journal:
 
     def _name(self, target: Path) -> bytes:
         """Within the output folder, which may be moved; names need not be Unicode."""
+        text = str(target)
+        if text.startswith(self._inside):  # always, but for OUT "." and for URLs
+            return os.fsencode(text[len(self._inside) :].replace(os.sep, "/"))
         return os.fsencode(target.relative_to(self._out).as_posix())
 
     def __enter__(self) -> Journal:

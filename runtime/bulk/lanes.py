@@ -12,8 +12,9 @@ from ..batches import Batches
 from ..command import explain
 from ..enhancer import Enhancer
 from ..errors import InputError
+from ..manifest import Manifest
 from ..spec import padded_frames
-from .worker import Engine, Sender, Task, answer, start_process
+from .worker import Engine, Sender, Task, answer, settle, start_process
 
 LANES_PER_ROW = 2  # while a batch is computed, the next one is read and transformed
 
@@ -21,6 +22,22 @@ LANES_PER_ROW = 2  # while a batch is computed, the next one is read and transfo
 def n_lanes(batch: int) -> int:
     """Recordings at a time in a process that computes ``batch`` windows at a time; 1 without."""
     return LANES_PER_ROW * batch if batch > 1 else 1
+
+
+def check_batch(manifest: Manifest) -> None:
+    """Whether a model's windows can be computed several at a time.
+
+    Args:
+        manifest: The model's.
+
+    Raises:
+        InputError: It is causal.
+    """
+    if manifest.causal is not None:
+        raise InputError(
+            f"{manifest.name} is a causal model, which has no windows to batch: leave --batch away, "
+            "or use a model for recordings"
+        )
 
 
 def serve_lanes(pipes: Sequence[Connection], engine: Engine) -> None:
@@ -41,17 +58,17 @@ def serve_lanes(pipes: Sequence[Connection], engine: Engine) -> None:
         opened = Enhancer.open(
             engine.folder, engine.backend, engine.device, engine.threads, tf32=engine.tf32
         )
-        if opened.manifest.causal is not None:
+        try:
+            check_batch(opened.manifest)
+        except InputError:
             opened.close()
-            raise InputError(
-                f"{opened.manifest.name} is a causal model, which has no windows to batch: leave "
-                "--batch away, or use a model for recordings"
-            )
+            raise
     except Exception as error:
         pipes[0].send(("broken", explain(error)))
         return
     finally:
         log.removeHandler(first)
+    settle()
     with opened:
         batches = _batches(opened, engine.batch)
         threads = [
@@ -85,4 +102,4 @@ def _walk(pipe: Connection, engine: Engine, opened: Enhancer, batches: Batches) 
     logging.getLogger("dvpd").removeHandler(sender)
 
 
-__all__ = ["LANES_PER_ROW", "n_lanes", "serve_lanes"]
+__all__ = ["LANES_PER_ROW", "check_batch", "n_lanes", "serve_lanes"]

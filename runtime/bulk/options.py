@@ -67,6 +67,12 @@ def add_bulk_options(
         f"second time (default: {HUNG_S:g} s; 0: wait for ever)",
     )
     many.add_argument(
+        "--dnsmos",
+        metavar="DIR",
+        help="judge each output with the models sig_bak_ovr.onnx and model_v8.onnx in DIR; the scores "
+        "go to the results",
+    )
+    many.add_argument(
         "--ray",
         metavar="ADDRESS",
         help="spread the work over a Ray cluster: local, auto or HOST:PORT; --jobs is then the "
@@ -82,7 +88,7 @@ def is_bulk(args: argparse.Namespace) -> bool:
         args: What was parsed.
     """
     asked = args.recursive or args.glob or args.manifest or args.jobs or args.batch
-    asked = asked or args.skip_existing or args.resume or args.journal or args.ray
+    asked = asked or args.skip_existing or args.resume or args.journal or args.ray or args.dnsmos
     asked = (
         asked or args.hung_after is not None or any("://" in p for p in [*args.input, args.output])
     )

@@ -99,6 +99,7 @@ class Run:
     _busy: list[Job] = field(default_factory=list)
     _claimed: deque[Task] = field(default_factory=deque)
     _made: list[tuple[Job, Made, dict[str, Any]]] = field(default_factory=list)  # without names
+    _made_s: float = 0.0  # seconds of computing in them
     _since: float = 0.0  # when the first of them was made
     _n_given: int = 0
 
@@ -276,8 +277,8 @@ class Run:
         else:
             self._since = self._since if self._made else time.monotonic()
             self._made.append((job, *message[1:]))
-            work_s = sum(result["seconds"] for _, _, result in self._made)
-            if len(self._made) >= _MOST or work_s >= _MOST_WORK_S:
+            self._made_s += message[2]["seconds"]
+            if len(self._made) >= _MOST or self._made_s >= _MOST_WORK_S:
                 self.name_made()
         self.counts.bytes += job.n_bytes
 
@@ -290,7 +291,7 @@ class Run:
         """
         if not self._made:
             return False
-        group, self._made = self._made, []
+        group, self._made, self._made_s = self._made, [], 0.0
         lost = flush_files(made.path for _, made, _ in group if not made.safe)
         kept = [entry for entry in group if entry[1].path not in lost]
         named = []

@@ -26,10 +26,11 @@ def test_a_job_of_short_files_is_done(tiny_engine, tmp_path, monkeypatch):
     fake = SimpleNamespace(Pipe=Pipe, Process=Process)
     monkeypatch.setattr(pool, "multiprocessing", SimpleNamespace(get_context=lambda kind: fake))
     monkeypatch.setattr(bulk_limits, "start_process", lambda: None)
-    found = bulk_limits.run_short(tmp_path, tiny_engine, 3)
-    assert found["cpu_s"] > 0.0
+    found = bulk_limits.run_short(tmp_path, tiny_engine, 3, 0.2)
+    assert found["parent_s"] > 0.0
     assert found["parent_mib"] > 10.0
-    assert len(list((tmp_path / "out").glob("*.wav"))) == 3
+    made = [soundfile.info(path).duration for path in (tmp_path / "out").glob("*.wav")]
+    assert made == [0.2] * 3
 
 
 def test_a_passing_network_changes_nothing(tiny_engine, tmp_path, monkeypatch):
@@ -42,4 +43,6 @@ def test_a_passing_network_changes_nothing(tiny_engine, tmp_path, monkeypatch):
 
 
 def test_the_time_of_the_networks_is_a_difference(tiny_engine):
-    assert np.isfinite(bulk_limits.network_s(tiny_engine))
+    found = bulk_limits.network_s(tiny_engine, 0.3)
+    assert np.isfinite(found["network_s"])
+    assert found["signal_s"] > 0.0

@@ -39,39 +39,6 @@ def noisy():
     return sf.read(ROOT / "examples" / "noisy.flac")[0]
 
 
-def save_model(path, n_in, n_out, gain=1.0):
-    """A model [N, *n_in] -> [N, n_out]: gain times the mean square of the input."""
-    onnx = pytest.importorskip("onnx")
-    h = onnx.helper
-    axes = h.make_tensor("axes", 7, [len(n_in)], list(range(1, len(n_in) + 1)))
-    nodes = [
-        h.make_node("Mul", ["input_1", "input_1"], ["square"]),
-        h.make_node("ReduceMean", ["square", "axes"], ["mean"], keepdims=0),
-        h.make_node("Unsqueeze", ["mean", "one"], ["column"]),
-        h.make_node("Mul", ["column", "gains"], ["score"]),
-    ]
-    graph = h.make_graph(
-        nodes,
-        "g",
-        [h.make_tensor_value_info("input_1", 1, ["N", *n_in])],
-        [h.make_tensor_value_info("score", 1, ["N", n_out])],
-        [
-            axes,
-            h.make_tensor("one", 7, [1], [1]),
-            h.make_tensor("gains", 1, [1, n_out], [gain * (i + 1) for i in range(n_out)]),
-        ],
-    )
-    model = h.make_model(graph, opset_imports=[h.make_opsetid("", 18)], ir_version=10)
-    path.write_bytes(model.SerializeToString())
-
-
-@pytest.fixture
-def made_models(tmp_path):
-    save_model(tmp_path / "sig_bak_ovr.onnx", [N_SEGMENT], 3)
-    save_model(tmp_path / "model_v8.onnx", [900, 120], 1)
-    return tmp_path
-
-
 def test_mel_features_equal_librosa(noisy):
     features = mel_features(noisy[:16000])
     assert features.shape == (100, 120)
@@ -83,8 +50,8 @@ def test_mel_features_equal_librosa(noisy):
     assert np.all(mel_features(np.zeros(16000)) == 1.0)
 
 
-def test_segments_and_calibration(made_models):
-    scorer = Dnsmos(made_models)
+def test_segments_and_calibration(dnsmos_models):
+    scorer = Dnsmos(dnsmos_models)
     rng = np.random.default_rng(0)
     # Starts are whole seconds up to the last whole second less 9.01 s; the level rises.
     for n_samples, starts in ((N_SEGMENT, (0,)), (191999, (0, 1)), (192000, (0, 1, 2))):
@@ -94,6 +61,8 @@ def test_segments_and_calibration(made_models):
             [-0.13166888 * (2 * p) ** 2 + 1.60915514 * 2 * p - 0.39604546 for p in power]
         )
         assert scorer(wav)["dnsmos_bak"] == pytest.approx(expected, rel=1e-4)
+    pieces = np.array_split(wav, 7)  # a recording that comes in blocks
+    assert scorer.of_blocks(pieces) == pytest.approx(scorer(wav), rel=1e-6)
     short = rng.normal(size=50000)
     doubled = np.concatenate([short] * 4)  # 3.1 s doubles to 6.3 s, then to 12.5 s
     assert scorer(short) == scorer(doubled)
@@ -108,18 +77,18 @@ def test_dnsmos_equals_the_public_script(n_samples, noisy):
     assert scores == pytest.approx(expected, abs=DNSMOS_TOLERANCE)
 
 
-def test_missing_or_damaged_dnsmos(made_models):
-    (made_models / "model_v8.onnx").write_bytes(b"no model")
+def test_missing_or_damaged_dnsmos(dnsmos_models):
+    (dnsmos_models / "model_v8.onnx").write_bytes(b"no model")
     with pytest.raises(InputError, match=r"model_v8\.onnx is no model"):
-        Dnsmos(made_models)
-    (made_models / "model_v8.onnx").unlink()
+        Dnsmos(dnsmos_models)
+    (dnsmos_models / "model_v8.onnx").unlink()
     with pytest.raises(InputError, match=r"lacks model_v8\.onnx; .*DNS-Challenge"):
-        Dnsmos(made_models)
+        Dnsmos(dnsmos_models)
     with pytest.raises(InputError, match=r"lacks sig_bak_ovr\.onnx and model_v8\.onnx"):
-        Dnsmos(made_models / "nowhere")
+        Dnsmos(dnsmos_models / "nowhere")
 
 
-def test_wv_mos_from_onnx(tmp_path):
+def test_wv_mos_from_onnx(tmp_path, save_model):
     wav = np.random.default_rng(0).normal(size=5000)
     save_model(tmp_path / "wv.onnx", ["L"], 1, gain=4.0)
     score = WvMos(tmp_path / "wv.onnx")(wav)

@@ -10,7 +10,6 @@ import soundfile as sf
 
 from dvpd.quality.pauses import (
     BLIND_MEASURES,
-    CAP_DB,
     LEVEL_MEASURES,
     band_edge,
     block_levels,
@@ -21,6 +20,7 @@ from dvpd.quality.pauses import (
     seam_steps,
 )
 from dvpd.runtime.errors import InputError
+from dvpd.runtime.taken import CAP_DB
 
 RATE = 16000
 SPEECH = ((RATE, 3 * RATE), (9 * RATE, 11 * RATE))

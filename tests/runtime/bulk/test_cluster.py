@@ -120,12 +120,13 @@ def kill_one(out, killed):
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_changes_no_byte(
-    address, root, alone, tmp_path, engine_shared, capsys
+    address, root, alone, tmp_path, engine_shared, dnsmos_models, capsys
 ):
     out, killed = tmp_path / "out", []
     killer = threading.Thread(target=kill_one, args=(out, killed))
     killer.start()
     words = ["enhance", root, out, "--ray", address, "--model", engine_shared, "--json"]
+    words += ["--dnsmos", dnsmos_models]
     assert cli.main([*map(str, words)]) == 0
     killer.join()
     assert len(killed) == 1
@@ -138,10 +139,13 @@ def test_a_worker_that_is_killed_changes_no_byte(
         ]
     db.close()
     assert list((out / ".dvpd" / "parts").iterdir()) == []
-    lines = (out / command.RESULTS).read_text().splitlines()
-    assert {json.loads(line)["state"] for line in lines} == {"done"}
+    rows = [json.loads(line) for line in (out / command.RESULTS).read_text().splitlines()]
+    assert {row["state"] for row in rows} == {"done"}
+    assert all("dnsmos_ovrl" in row for row in rows)
     assert cli.main([*map(str, words), "--resume"]) == 0  # opens nothing
     assert json.loads(capsys.readouterr().out)["done_before"] == N_FILES
+    again = [json.loads(line) for line in (out / command.RESULTS).read_text().splitlines()]
+    assert again == rows
 
 
 @pytest.mark.slow

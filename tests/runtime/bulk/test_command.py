@@ -9,6 +9,7 @@ import pytest
 import soundfile
 from bulk_parts import use_threads
 
+from dvpd.quality.mos import DNSMOS_NAMES, Dnsmos
 from dvpd.runtime import cli
 from dvpd.runtime.bulk import command, pool, worker
 from dvpd.runtime.manifest import Manifest
@@ -91,11 +92,31 @@ def test_a_folder(run, root, out, capsys):
     assert first["rtf"] == pytest.approx(first["seconds"])
     peak = np.abs(soundfile.read(root / "a.wav")[0]).max()
     assert first["peak_dbfs"] == pytest.approx([20 * np.log10(peak)], abs=0.01)
+    power = [np.mean(soundfile.read(path)[0] ** 2) for path in (root / "a.wav", out / "a.wav")]
+    assert first["taken_db"] == pytest.approx(10 * np.log10(power[0] / power[1]), abs=0.02)
+    assert "pause_taken_db" in first
+    assert "dnsmos_ovrl" not in first  # it is asked for
     assert run(root, out, "--recursive") == 2
     assert "--resume goes on with it" in capsys.readouterr().err
     assert run(root, out, "--recursive", "--resume", "--json") == 0
     table = json.loads(capsys.readouterr().out)
     assert (table["done"], table["done_before"], table["failed"]) == (0, 2, 0)
+
+
+def test_scores_are_kept_in_the_journal(run, root, out, dnsmos_models, capsys):
+    assert run(root, out) == 0  # without them
+    capsys.readouterr()
+    words = (root, out, "--recursive", "--resume", "--dnsmos", dnsmos_models)
+    assert run(*words) == 0
+    assert "has no scores of 1 outputs, which were made before" in capsys.readouterr().err
+    before, made = results(out)
+    assert "dnsmos_ovrl" not in before
+    wav = soundfile.read(out / "s" / "b.flac")[0]
+    assert {n: made[n] for n in DNSMOS_NAMES} == pytest.approx(Dnsmos(dnsmos_models)(wav), abs=1e-3)
+    assert run(root, out, "--recursive", "--resume") == 0  # nor asked for again
+    assert results(out) == [before, made]
+    assert run(root, out, "--recursive", "--overwrite", "--dnsmos", dnsmos_models) == 0
+    assert all("dnsmos_ovrl" in row for row in results(out))
 
 
 def test_a_manifest_with_parts(run, root, out, tmp_path, capsys):
@@ -139,7 +160,12 @@ def test_a_manifest_with_parts(run, root, out, tmp_path, capsys):
         (["IN", "OUT", "--manifest", "none.jsonl"], "none.jsonl: No such file"),
         (["IN", "OUT", "--glob", "*.ogg"], "no recordings that match"),
         (["IN", "OUT", "--tlb", "loud"], "tlb is 'loud'"),
+        (["IN", "OUT", "--dnsmos", "IN"], "lacks sig_bak_ovr.onnx and model_v8.onnx; expected"),
         (["IN", "OUT", "--jobs", "0"], "usage: dvpd"),
+        (["IN/none", "OUT", "--resume"], "none: No such file or directory; expected a folder"),
+        (["IN", "OUT", "--journal", "IN/a.wav"], "a.wav: is no folder; --journal names one"),
+        (["IN", "OUT", "--ray", "ray://head:10001"], "expected local, auto or HOST:PORT"),
+        (["IN", "OUT", "--ray", "head"], "expected local, auto or HOST:PORT"),
     ],
 )  # fmt: skip
 def test_wrong_usage(run, root, out, words, said, capsys):
@@ -279,16 +305,23 @@ def test_another_live_run_is_named(run, root, out, capsys):
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("words", "said"),
     [
-        ("127.0.0.1:1", "nothing answers there (Connection refused)"),
-        ("ray://head:10001", "expected local, auto or HOST:PORT"),
-        ("head", "expected local, auto or HOST:PORT"),
+        (["--phase-rounds", "2"], "phase_rounds is 2; expected 0"),
+        (["--batch", "2"], "is a causal model, which has no windows to batch"),
     ],
 )
-def test_a_cluster_that_is_not_there(run, root, out, address, said, capsys):
-    assert run(root, out, "--ray", address) == 1
+def test_what_a_causal_model_cannot_do_is_wrong_usage(
+    engine_causal, root, out, words, said, capsys
+):
+    assert cli.main(["enhance", str(root), str(out), "--model", str(engine_causal), *words]) == 2
     assert said in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_cluster_that_is_not_there(run, root, out, capsys):
+    assert run(root, out, "--ray", "127.0.0.1:1") == 1
+    assert "nothing answers there (Connection refused)" in capsys.readouterr().err
     assert not out.exists()
 
 
