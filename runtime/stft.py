@@ -7,6 +7,7 @@ complex64 or float32, frames come before bins ([..., T, F]).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -16,7 +17,13 @@ from .arrays import ComplexArray, FloatArray
 from .errors import InputError
 from .spec import SignalSpec
 
-_BLOCK_FRAMES = 2048  # bounds the float64 work space near 8 MB
+_BLOCK_FRAMES = 256  # bounds the float64 work space near 1 MB
+
+
+def _blocks(n_frames: int) -> Iterator[slice]:
+    """Frames that are computed at a time."""
+    for first in range(0, n_frames, _BLOCK_FRAMES):
+        yield slice(first, first + _BLOCK_FRAMES)
 
 
 @lru_cache(maxsize=8)
@@ -54,8 +61,7 @@ def stft(wav: NDArray[np.floating], signal: SignalSpec) -> ComplexArray:
     frames = np.lib.stride_tricks.sliding_window_view(padded, signal.n_fft)[:: signal.hop_length]
     spec = np.empty((frames.shape[0], signal.n_freqs), np.complex64)
     window = hann_periodic(signal.n_fft)
-    for first in range(0, frames.shape[0], _BLOCK_FRAMES):
-        block = slice(first, first + _BLOCK_FRAMES)
+    for block in _blocks(len(spec)):
         spec[block] = np.fft.rfft(frames[block] * window, axis=-1)
     return spec
 
@@ -113,12 +119,16 @@ def compress(spec: NDArray[np.complexfloating], signal: SignalSpec) -> FloatArra
         float32 [3, T, F]: real part, imaginary part, magnitude of the compressed spectrum.
         A bin of magnitude 0 gives zeros.
     """
-    mag = np.abs(spec)
-    # x^(p-1) would be infinite at 0; a zero bin has no phase to keep.
-    safe = np.where(mag > 0.0, mag, 1.0)
-    compressed = signal.compress_factor * safe**signal.compress_exponent * (mag > 0.0)
-    gain = compressed / safe
-    return np.stack([spec.real * gain, spec.imag * gain, compressed]).astype(np.float32, copy=False)
+    out = np.empty((3, *spec.shape), np.float32)
+    for frames in _blocks(len(spec)):
+        part = spec[frames]
+        mag = np.abs(part)
+        # x^(p-1) would be infinite at 0; a zero bin has no phase to keep.
+        safe = np.where(mag > 0.0, mag, 1.0)
+        compressed = signal.compress_factor * safe**signal.compress_exponent * (mag > 0.0)
+        gain = compressed / safe
+        out[:, frames] = part.real * gain, part.imag * gain, compressed
+    return out
 
 
 def decompress(spec_ri: NDArray[np.floating], signal: SignalSpec) -> ComplexArray:
@@ -131,13 +141,14 @@ def decompress(spec_ri: NDArray[np.floating], signal: SignalSpec) -> ComplexArra
     Returns:
         complex64 [T, F]; zeros stay zeros.
     """
-    real = spec_ri[0].astype(np.float64)
-    imag = spec_ri[1].astype(np.float64)
-    mag = np.sqrt(real**2 + imag**2)
+    spec = np.empty(spec_ri.shape[1:], np.complex64)
     # |X| / mag = f^(-1/p) mag^(1/p - 1): no division by the magnitude, so 0 needs no guard.
     inverse = 1.0 / signal.compress_exponent
-    # Values beyond float32 become infinite here and are refused by the caller.
-    with np.errstate(over="ignore", invalid="ignore"):
-        gain = signal.compress_factor**-inverse * mag ** (inverse - 1.0)
-        spec: ComplexArray = ((real + 1j * imag) * gain).astype(np.complex64)
+    for frames in _blocks(len(spec)):
+        real, imag = spec_ri[:, frames].astype(np.float64)
+        mag = np.sqrt(real**2 + imag**2)
+        # Values beyond float32 become infinite here and are refused by the caller.
+        with np.errstate(over="ignore", invalid="ignore"):
+            gain = signal.compress_factor**-inverse * mag ** (inverse - 1.0)
+            spec[frames] = (real + 1j * imag) * gain
     return spec
