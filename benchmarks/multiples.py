@@ -27,9 +27,10 @@ if __package__ in (None, ""):
 
 from dvpd.benchmarks.common import machine, tables
 from dvpd.benchmarks.guard import CLIP, ROOT
+from dvpd.benchmarks.peer_adapters.base import RATE_HZ
 from dvpd.benchmarks.peer_adapters.own import Arithmetic
 from dvpd.benchmarks.peer_adapters.serve import TITLES
-from dvpd.benchmarks.peers import RATE_HZ, Child, measure
+from dvpd.benchmarks.peers import Child, measure
 from dvpd.runtime import command
 from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.audio import read_whole

@@ -53,12 +53,12 @@ class Arithmetic(Peer):
     def load(self) -> None:
         """Make the matrices."""
         rng = np.random.default_rng(0)
-        self.factors = rng.standard_normal((2, self.SIZE, self.SIZE)).astype(np.float32)
+        self.left, self.right = rng.standard_normal((2, self.SIZE, self.SIZE)).astype(np.float32)
         self.product = np.empty((self.SIZE, self.SIZE), np.float32)
         self.weights = "none"
 
     def enhance(self, wav: FloatArray) -> FloatArray:
         """Multiply; the recording comes back as it was."""
         for _ in range(self.TIMES):
-            np.matmul(*self.factors, out=self.product)
+            np.matmul(self.left, self.right, out=self.product)
         return wav
