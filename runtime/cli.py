@@ -111,6 +111,11 @@ def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
         help="lower nothing by more than this (dB)",
     )
     add_engine_options(enhance)
+    enhance.add_argument(
+        "--low-memory",
+        action="store_true",
+        help="on a CPU, compute one window at a time: half of the memory, a little slower",
+    )
     add_steps_options(enhance, "the model's, 1 in those that ship")
     enhance.add_argument(
         "--alpha",
@@ -225,8 +230,9 @@ def _begin_opening(
 
     def load() -> Backend:
         return open_backend(
-            folder, manifest, args.backend, args.device, args.threads, tf32=args.tf32
-        )
+            folder, manifest, args.backend, args.device, args.threads, tf32=args.tf32,
+            low_memory=args.low_memory,
+        )  # fmt: skip
 
     def promises(source: str, target: str) -> bool:
         folder_of, name = os.path.split(target)
@@ -245,6 +251,12 @@ def _begin_opening(
 
 def _enhance(args: argparse.Namespace) -> int:
     if is_bulk(args):
+        if args.low_memory:
+            error = InputError(
+                "--low-memory was given with a folder or a manifest; expected recordings by name: leave "
+                "it away, --jobs 1 --threads 1 computes one window at a time"
+            )
+            return command.report(error, args, EXIT_USAGE)
         from .bulk.command import enhance_many
 
         return enhance_many(args)

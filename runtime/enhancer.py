@@ -83,11 +83,8 @@ class Enhancer(Closing):
         """
         plan = window_plan or WindowPlan()
         plan.check_grid(manifest.signal)
-        self.manifest = manifest
-        self.backend = backend
-        self.window_plan = plan
-        self._lock = threading.Lock()
-        self._workers = Workers(backend)
+        self.manifest, self.backend, self.window_plan = manifest, backend, plan
+        self._lock, self._workers = threading.Lock(), Workers(backend)
         self._process_id = os.getpid()
 
     def __reduce__(self) -> str:
@@ -108,6 +105,7 @@ class Enhancer(Closing):
         *,
         window_plan: WindowPlan | None = None,
         tf32: bool = False,
+        low_memory: bool = False,
     ) -> Enhancer:
         """Load an engine folder.
 
@@ -118,9 +116,10 @@ class Enhancer(Closing):
             backend: A name of ``open_backend``, such as "ort" or "openvino"; or "auto".
             device: "cpu", "cuda", "cuda:N" (not openvino), "tensorrt", "tensorrt:N", "rtx", "rtx:N"
                 (ort: its TensorRT and RTX providers), "gpu", "npu" (openvino) or "auto".
-            threads: CPU threads; None for a sensible number.
+            threads: CPU threads; None for a sensible number, which is 1 for a causal model.
             window_plan: How long recordings are cut; None for the defaults of ``WindowPlan``.
             tf32: Whether a GPU may round float32 products to TF32; see ``open_backend``.
+            low_memory: Whether a CPU computes one window at a time, on all threads.
 
         Raises:
             InputError: An option is out of range.
@@ -129,7 +128,9 @@ class Enhancer(Closing):
         """
         folder = find_engine(folder)
         manifest = Manifest.load(folder)
-        opened = open_backend(folder, manifest, backend, device, threads, tf32=tf32)
+        opened = open_backend(
+            folder, manifest, backend, device, threads, tf32=tf32, low_memory=low_memory
+        )
         warn_unverified(folder, manifest)
         return cls(manifest, opened, window_plan)
 
@@ -219,8 +220,7 @@ class Enhancer(Closing):
                 yield to_float(columns[first : first + _ARRAY_BLOCK])
 
         levels = find_levels(self, blocks(), rate, columns.shape[1], "wav")
-        out = np.empty(columns.shape, np.float32)
-        done = 0
+        out, done = np.empty(columns.shape, np.float32), 0
         enhanced = self._run(blocks(), rate, levels, settings, len(columns), progress)
         for block in mixed(enhanced, blocks(), settings.noisy_share):
             out[done : done + len(block)] = block

@@ -1,8 +1,10 @@
-"""DVPD itself, as its runtime runs it."""
+"""DVPD itself, as its runtime runs it, and bare arithmetic."""
 
 from __future__ import annotations
 
 import os
+
+import numpy as np
 
 from dvpd.benchmarks.peer_adapters.base import RATE_HZ, Peer
 from dvpd.runtime.arrays import FloatArray
@@ -33,3 +35,30 @@ class DvpdPredictive(Dvpd):
     """The predictive branch alone."""
 
     steps = 0
+
+
+class DvpdThree(Dvpd):
+    """Three steps."""
+
+    steps = 3
+
+
+class Arithmetic(Peer):
+    """Nothing but float32 products of square matrices, the best that NumPy's library does."""
+
+    torch = False
+    SIZE, TIMES = 1024, 8
+    GMACS = SIZE**3 * TIMES / 1e9
+
+    def load(self) -> None:
+        """Make the matrices."""
+        rng = np.random.default_rng(0)
+        self.left, self.right = rng.standard_normal((2, self.SIZE, self.SIZE)).astype(np.float32)
+        self.product = np.empty((self.SIZE, self.SIZE), np.float32)
+        self.weights = "none"
+
+    def enhance(self, wav: FloatArray) -> FloatArray:
+        """Multiply; the recording comes back as it was."""
+        for _ in range(self.TIMES):
+            np.matmul(self.left, self.right, out=self.product)
+        return wav

@@ -24,7 +24,7 @@ from dvpd.benchmarks.peer_adapters.clones import (
     Pguse,
     Sgmse,
 )
-from dvpd.benchmarks.peer_adapters.own import Dvpd, DvpdPredictive
+from dvpd.benchmarks.peer_adapters.own import Arithmetic, Dvpd, DvpdPredictive, DvpdThree
 from dvpd.benchmarks.peer_adapters.packages import DeepFilterLibrary, DeepFilterNet, RnNoise
 from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.errors import BackendError, InputError
@@ -34,6 +34,8 @@ COUNT_S = 4.0  # audio that costs are counted on
 ADAPTERS: dict[str, type[Peer]] = {
     "dvpd": Dvpd,
     "dvpd-predictive": DvpdPredictive,
+    "dvpd-three": DvpdThree,
+    "arithmetic": Arithmetic,
     "pguse": Pguse,
     "sgmse": Sgmse,
     "gtcrn": Gtcrn,

@@ -71,6 +71,7 @@ ON_REQUEST = {
 }
 BLOCK_ENGINES = (("ort", "cpu"),)  # whose causal models run both networks on a block in one call
 GPU_ONLY = ("tensorrt", "tensorrt-rtx")
+ONE_FOR_BLOCKS = ("ort", "openvino")  # measured: threads would only wait for each other
 MAX_WORKERS = 4  # each holds the maps of a window: 150 MB for 512 frames of dvpd-base
 
 
@@ -109,6 +110,19 @@ def default_threads() -> int | None:
     """
     allowed = cpu_quota()
     return allowed if allowed < (os.cpu_count() or 1) else None
+
+
+def usual_threads(manifest: Manifest, name: str, device: str) -> int | None:
+    """As ``default_threads``, for a model: a causal one's blocks are too little work to be shared.
+
+    Args:
+        manifest: Of the model.
+        name: Backend.
+        device: Device.
+    """
+    if manifest.causal is not None and name in ONE_FOR_BLOCKS and device == "cpu":
+        return 1
+    return default_threads()
 
 
 def physical_cores() -> int:
@@ -207,6 +221,7 @@ def open_backend(
     threads: int | None = None,
     *,
     tf32: bool = False,
+    low_memory: bool = False,
 ) -> Backend:
     """Load an engine folder's two graphs.
 
@@ -217,9 +232,11 @@ def open_backend(
             which chooses none that rounds more than the engine does.
         device: "cpu", "cuda", "cuda:N" (not openvino), "tensorrt", "tensorrt:N", "rtx", "rtx:N" (ort:
             its TensorRT and RTX providers), "gpu", "npu" (openvino) or "auto".
-        threads: CPU threads, >= 1; None for a sensible number.
+        threads: CPU threads, >= 1; None for a sensible number: see ``usual_threads``.
         tf32: Whether a GPU may round the float32 products of an fp32 engine to TF32 (10 bits):
             faster on Ampere and later. TensorRT plans must have been built so (--tf32).
+        low_memory: Whether a CPU computes one window at a time, on all threads: the maps of the
+            networks are most of the memory.
 
     Raises:
         InputError: Unknown backend name or impossible thread count.
@@ -241,16 +258,16 @@ def open_backend(
     candidates = _candidates(name, device.lower(), Path(folder))
     for backend_name, backend_device in candidates:
         predictive, score = graphs_for(backend_name, backend_device, paths)
+        alone = low_memory or backend_device != "cpu"
+        usual = usual_threads(manifest, backend_name, backend_device)
         options = LoadOptions(
             predictive=predictive,
             score=score,
             manifest=manifest,
             device=backend_device,
-            threads=default_threads() if threads is None else threads,
+            threads=usual if threads is None else threads,
             tf32=tf32,
-            workers=share_threads(threads or physical_cores())
-            if backend_device == "cpu"
-            else (1, 1),
+            workers=(1, 1) if alone else share_threads(threads or physical_cores()),
             block=paths.get(BLOCK) if (backend_name, backend_device) in BLOCK_ENGINES else None,
         )
         try:

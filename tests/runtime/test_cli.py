@@ -481,6 +481,16 @@ process()
     assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
 
 
+def test_low_memory_is_for_recordings_by_name(engine_shared, recording, tmp_path, capsys):
+    outs = [tmp_path / "usual.wav", tmp_path / "low.wav"]
+    assert run(recording, outs[0], engine=engine_shared) == 0
+    assert run(recording, outs[1], "--low-memory", engine=engine_shared) == 0
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    (tmp_path / "outs").mkdir()
+    assert run(tmp_path, tmp_path / "outs", "--low-memory", engine=engine_shared) == 2
+    assert "--jobs 1 --threads 1" in capsys.readouterr().err
+
+
 def test_salvage(engine_shared, recording, tmp_path, capsys):
     recording.write_bytes(recording.read_bytes()[:-10000])
     out = tmp_path / "o.wav"

@@ -225,6 +225,19 @@ def test_live_models_keep_their_threads(engine_causal):
         assert enhancer.backend.for_workers() == (enhancer.backend, 1)
 
 
+def test_in_low_memory_no_window_is_begun_beside_another(engine_shared, speech):
+    with opened(engine_shared, 2) as enhancer:
+        beside = enhancer.enhance(speech, 16000, steps=1).wav
+    options = {"window_plan": SHORT, "low_memory": True}
+    with Enhancer.open(engine_shared, "ort", "cpu", 2, **options) as enhancer:
+        assert enhancer.backend.for_workers() == (enhancer.backend, 1)
+        work = enhancer._workers.work(3, enhancer._lock)
+        assert (work.backend, work.ahead) == (enhancer.backend, 0)
+        in_turn = enhancer.enhance(speech, 16000, steps=1).wav
+        assert enhancer._workers._pool is None
+    np.testing.assert_array_equal(in_turn, beside)
+
+
 @pytest.mark.parametrize(
     ("threads", "shares"), [(1, (1, 1)), (2, (2, 1)), (4, (4, 1)), (7, (4, 1)), (16, (4, 4))]
 )

@@ -280,6 +280,18 @@ def test_manifest_of_the_fixture_is_valid():
     assert Manifest.from_dict(make_manifest().to_dict()) == make_manifest()
 
 
+def test_a_live_block_gets_one_thread_where_more_only_wait(engine_causal, engine_shared):
+    live, whole = Manifest.load(engine_causal), Manifest.load(engine_shared)
+    for name in ("ort", "openvino"):
+        assert choose.usual_threads(live, name, "cpu") == 1
+        assert choose.usual_threads(whole, name, "cpu") == choose.default_threads()
+    assert choose.usual_threads(live, "ort", "cuda") == choose.default_threads()
+    for asked, got in ((None, 1), (2, 2)):
+        backend = load(engine_causal, "ort", threads=asked)
+        assert backend._options.threads == got
+        backend.close()
+
+
 def test_cpu_quota_is_positive():
     assert choose.cpu_quota() >= 1
     assert cuda_device_count() >= 0
