@@ -252,11 +252,10 @@ def _begin_opening(
 def _enhance(args: argparse.Namespace) -> int:
     if is_bulk(args):
         if args.low_memory:
-            error = InputError(
+            raise UsageError(
                 "--low-memory was given with a folder or a manifest; expected recordings by name: leave "
                 "it away, --jobs 1 --threads 1 computes one window at a time"
             )
-            return command.report(error, args, EXIT_USAGE)
         from .bulk.command import enhance_many
 
         return enhance_many(args)
