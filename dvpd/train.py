@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 
+from .checkpoint import load_model
 from .config import Config, load_toml, override
 from .data import open_source
 from .data.loader import PairSource
+from .model import DVPD
 from .runtime import command
 from .runtime.errors import InputError, UsageError
 from .runtime.progress import Progress
@@ -43,6 +45,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dev", help="folder with noisy/ and clean/ for --set train.eval_minutes")
     parser.add_argument("--resume", action="store_true", help="go on from OUT/state.pt")
     parser.add_argument("--init", metavar="CKPT", help="start from these weights")
+    parser.add_argument(
+        "--keep", metavar="CKPT",
+        help="with train.keep_speech: the weights whose output on speech is to stay as it is",
+    )  # fmt: skip
     parser.add_argument(
         "--max-minutes", type=command.number(), default=0.0, help="save and stop after this"
     )
@@ -93,6 +99,8 @@ def _run(args: argparse.Namespace) -> int:
     with team.lead_first():  # one process decodes, the others map what it wrote
         source = open_source(config, args.data, cache, _Decoding())
     trainer = Trainer(config, source, out, team=team, evaluate=_evaluation(args, config))
+    if args.keep:
+        trainer.objective.keep(_teacher(args.keep, config))
     if args.init:
         trainer.init_from(args.init)
     if args.resume:
@@ -113,6 +121,20 @@ def _run(args: argparse.Namespace) -> int:
     if team.rank == 0:
         command.say(f"saved {out / LAST_NAME} after {trainer.step} steps")
     return 0
+
+
+def _teacher(path: str, config: Config) -> DVPD:
+    """The networks of a checkpoint whose spectra are those of ``config``."""
+    theirs, teacher = load_model(path)
+    for what, expected, got in (
+        ("train keep_speech", True, config.train.keep_speech),
+        ("model causal", config.model.causal, theirs.model.causal),
+        ("model lookahead_blocks", config.model.lookahead_blocks, theirs.model.lookahead_blocks),
+        ("signal", config.signal, theirs.signal),
+    ):
+        if got != expected:
+            raise InputError(f"--keep {path}: {what} is {got}; expected {expected}")
+    return teacher
 
 
 def _watch(trainer: Trainer, args: argparse.Namespace) -> list[Any]:

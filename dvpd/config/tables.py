@@ -33,6 +33,8 @@ _LATER_TRAIN_KEYS: dict[str, Any] = {
     "target": "noise",
     "consistency_steps": 8,
     "consistency_target": "stop",
+    "keep_speech": False,
+    "freeze_norms": False,
 }
 
 _LATER_MODEL_KEYS: dict[str, Any] = {"causal": False, "lookahead_blocks": 0}

@@ -75,6 +75,11 @@ class TrainConfig:
         perceptual_weight: Weight of the PESQ-shaped loudness disturbance (not in the paper).
         estoi_weight: Weight of 1 - ESTOI (not in the paper).
         silence_weight: Weight of what is left where nobody speaks, in tens of dB (not in the paper).
+        keep_speech: Crops with speech are compared with what the weights of ``--keep`` make of them, not
+            with the clean speech: for a training that is to teach noise alone, and to unlearn nothing
+            (arXiv 1606.09282; not in the paper). The predictive branch only.
+        freeze_norms: Batch norms use their running statistics and keep them, as in use: for a training that
+            goes on from good weights with few crops a step, whose own statistics would be noise.
         workers: Processes that mix; 0 mixes in the training process.
         log_steps: Steps between log lines.
         save_minutes: Minutes between saved states.
@@ -118,6 +123,8 @@ class TrainConfig:
     perceptual_weight: float = 0.0
     estoi_weight: float = 0.0
     silence_weight: float = 0.0
+    keep_speech: bool = False
+    freeze_norms: bool = False
     workers: int = 1
     log_steps: int = 20
     save_minutes: float = 5.0
@@ -167,6 +174,11 @@ class TrainConfig:
             raise InputError(
                 f"train {', '.join(SCORE_WEIGHTS)} are all 0 with branches = 'score'; expected one "
                 "above 0: there is nothing to train"
+            )
+        if self.keep_speech and self.branches != "predictive":
+            raise InputError(
+                f"train keep_speech is true with branches = {self.branches!r}; expected branches = "
+                "'predictive': the score branch learns from clean speech"
             )
         check_range("train", "betas", self.betas)
         check_range("train", "t_range", self.t_range)

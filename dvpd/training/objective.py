@@ -20,7 +20,7 @@ from ..runtime.errors import InputError
 from ..runtime.level import LEAST_DB
 from ..runtime.schedule import mean_weight
 from ..sde import Marginal, make_plan, reverse, with_phase
-from ..spectral import Dft, compress, compressed_noisy, magnitude
+from ..spectral import Dft, compress, compressed_noisy, istft_from_compressed, magnitude
 
 LEAST_X0_WEIGHT = 0.1  # share of x0 in a state below which its estimate is mostly noise times 1 / w
 
@@ -91,6 +91,16 @@ class Objective(nn.Module):
                     "train consistency_target is 'ema'; expected the averaged networks"
                 )
             self.average = average.score
+        self.teacher: nn.Module | None = None
+
+    def keep(self, teacher: DVPD) -> None:
+        """Compare crops with speech with what ``teacher`` makes of them (``train.keep_speech``).
+
+        Args:
+            teacher: Networks of the same kind (causal or not) and signal; frozen here.
+        """
+        device = next(self.model.parameters()).device
+        self.teacher = teacher.predictive.eval().requires_grad_(False).to(device)
 
     def forward(self, noisy_wav: Tensor, clean_wav: Tensor, draws: Draws) -> dict[str, Tensor]:
         """Loss terms by name, each the mean over the crops.
@@ -101,6 +111,10 @@ class Objective(nn.Module):
             draws: From `draw`.
         """
         train, signal = self.config.train, self.config.signal
+        if train.keep_speech and self.teacher is None:
+            raise InputError(
+                "train keep_speech is true; expected the weights whose output is kept: --keep CKPT"
+            )
         with torch.no_grad():
             noisy = compressed_noisy(noisy_wav, signal, self.dft)  # [B, 3, T, F]
             target = compress(clean_wav, signal, self.dft)  # [B, 2, T, F]
@@ -115,6 +129,8 @@ class Objective(nn.Module):
                 noisy = noisy * scale
             if train.nhwc:
                 noisy = noisy.contiguous(memory_format=torch.channels_last)
+            if self.teacher is not None:
+                target, clean_wav = self._kept(noisy, scale, target, clean_wav)
         autocast = torch.autocast(noisy.device.type, torch.bfloat16, train.precision == "bf16")
         frozen = train.branches == "score"
         with autocast, torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
@@ -140,6 +156,28 @@ class Objective(nn.Module):
         if scale is not None:
             x0 = x0 * scale
         return {**terms, **self._around_clean(x0, noisy[:, 2:3], feats, draws)}
+
+    def _kept(
+        self, noisy: Tensor, scale: Tensor | None, target: Tensor, clean_wav: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Targets with those of crops with speech replaced by the teacher's output.
+
+        Args:
+            noisy: What the networks hear [B, 3, T, F].
+            scale: Its level in a causal model, else None.
+            target: Compressed clean spectra [B, 2, T, F].
+            clean_wav: The clean waveforms [B, L].
+        """
+        assert self.teacher is not None
+        bf16 = self.config.train.precision == "bf16"
+        with torch.autocast(noisy.device.type, torch.bfloat16, bf16):
+            told, _ = self.teacher(noisy)
+        told = told.float() if scale is None else told.float() / scale
+        wav = istft_from_compressed(told, clean_wav.shape[-1], dft=self.terms.tables.dft)
+        speech = (clean_wav.abs().amax(-1) > 0.0)[:, None]
+        return torch.where(speech[..., None, None], told, target), torch.where(
+            speech, wav, clean_wav
+        )
 
     def _around_clean(
         self, x0: Tensor, y: Tensor, feats: list[Tensor], draws: Draws

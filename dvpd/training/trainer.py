@@ -170,6 +170,9 @@ class Trainer:
             self.model.predictive.eval()
         if not (train.score_weight or train.start_weight):
             self.model.score.eval()  # the other losses' calls differ in their statistics: keep the mean
+        if train.freeze_norms:
+            for norm in (m for m in self.model.modules() if isinstance(m, nn.BatchNorm2d)):
+                norm.eval()
         self.optimizer = make_optimizer(self.model, train)
         self.ema = Ema(self.model, train.ema_decay)
         self.step = 0

@@ -156,3 +156,22 @@ def test_two_processes_equal_one(run_files, tmp_path):
         for name in ("mag", "ri", "phase", "score", "loss", "grad_norm", "lr"):
             assert two[name] == pytest.approx(one[name], rel=1e-4), name
         assert two["audio_hours"] == one["audio_hours"]  # of the whole batch
+
+
+def test_speech_as_other_weights_have_it(run_files, tmp_path, capsys):
+    few = [
+        "--set",
+        "train.steps=1",
+        "--set",
+        "train.workers=0",
+        "--set",
+        "train.branches='predictive'",
+    ]
+    assert main([*run_files, *few]) == 0
+    kept = str(tmp_path / "run" / "last.safetensors")
+    again = [*run_files, "--out", str(tmp_path / "kept"), *few, "--keep", kept]
+    assert main(again) == 1
+    assert "train keep_speech is False; expected True" in capsys.readouterr().err
+    assert main([*again, "--set", "train.keep_speech=true", "--set", "model.causal=true"]) == 1
+    assert "model causal is False; expected True" in capsys.readouterr().err
+    assert main([*again, "--set", "train.keep_speech=true"]) == 0

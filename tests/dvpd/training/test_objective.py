@@ -12,6 +12,7 @@ from train_parts import Tones, micro_config
 
 from dvpd.config.train import TrainConfig
 from dvpd.losses import weighted_sum
+from dvpd.model import DVPD
 from dvpd.runtime.errors import InputError
 from dvpd.runtime.schedule import SdeSpec, sampler_steps
 from dvpd.runtime.spec import SamplerSpec
@@ -221,3 +222,48 @@ def test_the_draws_of_the_new_losses_leave_the_others_as_they_were(tmp_path):
     interval, z = new.trajectory
     assert not torch.equal(new.start, z)
     assert all(0 <= i < 8 and math.floor(i) == i for i in interval.tolist())
+
+
+def keeper(tmp_path, **train) -> tuple[Objective, DVPD]:
+    """An objective that keeps what other weights make of speech, and these."""
+    settings = {"branches": "predictive", "keep_speech": True, **train}
+    objective = Trainer(micro_config(**settings), Tones(), tmp_path).objective
+    torch.manual_seed(5)
+    teacher = DVPD(objective.config.model)
+    objective.keep(teacher)
+    return objective, teacher
+
+
+def test_crops_with_speech_keep_the_teachers_output(tmp_path):
+    """Its own weights lose nothing on speech; on noise alone they are still told silence."""
+    weights = {"snr_weight": 1.0, "estoi_weight": 1.0, "silence_weight": 1.0, "mag_weight": 1.0}
+    objective, teacher = keeper(tmp_path, **weights)
+    objective.model.predictive.load_state_dict(teacher.predictive.state_dict())
+    objective.model.predictive.eval()
+    noisy, clean = batch()
+    terms = objective(noisy, clean, objective.draw(0, *noisy.shape, noisy.device))
+    assert terms["mag"].item() < 1e-10
+    assert terms["ri"].item() < 1e-10
+    assert terms["phase"].item() < 1e-3
+    assert terms["snr"].item() == pytest.approx(-3.0, abs=0.01)  # its limit, in tens of dB
+    spectra_of = torch.nn.functional.pad(compressed_noisy(noisy), (0, 0, 0, 3))
+    told, _ = teacher.predictive(spectra_of)
+    silent = objective(noisy, 0.0 * clean, objective.draw(0, *noisy.shape, noisy.device))
+    assert silent["ri"].item() == pytest.approx(told.square().mean().item(), rel=0.05)
+    assert silent["silence"].item() > 1.0
+
+
+def test_the_teacher_does_not_learn(tmp_path):
+    objective, teacher = keeper(tmp_path)
+    terms = losses_of(objective)
+    weighted_sum(objective.config.train, terms).backward()
+    assert all(p.grad is None for p in teacher.parameters())
+    assert any(p.grad is not None for p in objective.model.predictive.parameters())
+
+
+def test_speech_is_kept_by_a_teacher_and_in_the_predictive_branch_alone(tmp_path):
+    config = micro_config(branches="predictive", keep_speech=True)
+    with pytest.raises(InputError, match=r"keep_speech is true; expected the weights.*--keep CKPT"):
+        losses_of(Trainer(config, Tones(), tmp_path).objective)
+    with pytest.raises(InputError, match="keep_speech is true with branches = 'both'"):
+        micro_config(keep_speech=True)

@@ -332,3 +332,19 @@ def test_detached_features_shield_the_predictive_branch(tmp_path):
     grads = [p.grad for p in trainer.model.predictive.parameters() if p.grad is not None]
     assert all(not g.any() for g in grads)
     assert any(p.grad is not None and p.grad.any() for p in trainer.model.score.parameters())
+
+
+def test_frozen_norms_keep_their_statistics(tmp_path):
+    """The weights learn; in the training as in use, a crop's output does not depend on its batch."""
+    config = micro_config(branches="predictive", steps=2, freeze_norms=True)
+    trainer = Trainer(config, Tones(), tmp_path)
+    before = {k: v.clone() for k, v in trainer.model.predictive.state_dict().items()}
+    trainer.run()
+    after = trainer.model.predictive.state_dict()
+    statistics = [k for k in before if "running_" in k]
+    assert statistics
+    assert all(torch.equal(before[k], after[k]) for k in statistics)
+    assert not weights_equal(before, after)
+    noisy = torch.randn(2, 3, 32, 257)
+    together, alone = (trainer.model.predictive(x)[0][:1] for x in (noisy, noisy[:1]))
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
