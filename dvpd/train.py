@@ -133,7 +133,7 @@ def _teacher(path: str, config: Config) -> DVPD:
         ("signal", config.signal, theirs.signal),
     ):
         if got != expected:
-            raise InputError(f"--keep {path}: {what} is {got}; expected {expected}")
+            raise UsageError(f"--keep {path}: {what} is {got}; expected {expected}")
     return teacher
 
 

@@ -173,5 +173,5 @@ def test_noisy_phase_keeps_the_magnitude():
     [(["--variants", "no-odam"], "'no-odam'; expected one of"), (["--seeds", "0"], "at least 1")],
 )
 def test_wrong_usage(place, more, named, capsys):
-    assert main(_words(place, *more)) == 1
+    assert main(_words(place, *more)) == 2
     assert named in capsys.readouterr().err

@@ -156,5 +156,5 @@ def test_a_half_precision_engine_alone_asks_for_its_exact_one(tiny_engine_fp16, 
 def test_a_report_needs_a_measurement_and_a_folder(tmp_path, capsys):
     assert rtf.main(["--report", str(tmp_path / "none" / "r.json")]) == 1
     assert "its folder does not exist" in capsys.readouterr().err
-    assert rtf.main(["--report", str(tmp_path), "--from-json", "x.json"]) == 1
+    assert rtf.main(["--report", str(tmp_path), "--from-json", "x.json"]) == 2
     assert "it cannot be made from --from-json" in capsys.readouterr().err

@@ -136,7 +136,7 @@ def test_a_pickle_with_code_in_it_is_not_run(tmp_path):
 
 
 def test_bad_arguments(tmp_path, capsys):
-    assert peers.main(["--weights", "nothing"]) == 1
+    assert peers.main(["--weights", "nothing"]) == 2
     assert "expected NAME=FILE" in capsys.readouterr().err
     assert peers.main(["--wav", str(tmp_path / "x.wav")]) == 1
     assert "x.wav: No such file or directory" in capsys.readouterr().err

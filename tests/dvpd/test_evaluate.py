@@ -402,6 +402,10 @@ def test_jobs_do_not_change_the_figures(finished, capsys):
         assert table["pesq"]["n"] == 2
 
 
+# Wrong usage; 1 where a file, a folder or a value of the model is wrong.
+EXIT_CODES = dict.fromkeys(["--metrics", "--jobs", "--worst", "--seed"], 2)
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
@@ -424,7 +428,9 @@ def test_jobs_do_not_change_the_figures(finished, capsys):
 )
 def test_command_line_refuses(extra, message, pair_set, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main([str(ENGINE), "--set", str(pair_set), "--backend", "ort", *extra]) == 1
+    assert main(
+        [str(ENGINE), "--set", str(pair_set), "--backend", "ort", *extra]
+    ) == EXIT_CODES.get(extra[0], 1)
     out, err = capsys.readouterr()
     assert not out
     assert message in err
@@ -445,7 +451,7 @@ def test_real_recordings_have_the_same_report(pair_set, tmp_path, capsys):
     page = (out / "index.html").read_text()
     assert "over time" in page
     assert "Spectrograms of" in page
-    assert main([*command, "--metrics", "pesq"]) == 1
+    assert main([*command, "--metrics", "pesq"]) == 2
     assert "pesq is for recordings with a clean one" in capsys.readouterr().err
 
 

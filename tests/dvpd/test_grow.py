@@ -129,7 +129,7 @@ def test_command(tmp_path, capsys) -> None:
     assert config.model == load_toml(tmp_path / "large.toml").model
     for a, b in zip(_run(small), _run(model), strict=True):
         assert (a - b).abs().max() <= TOLERANCE * a.abs().max()
-    assert main([*arguments, arguments[0]]) == 1
+    assert main([*arguments, arguments[0]]) == 2
     assert "choose another --out" in capsys.readouterr().err
     assert load_checkpoint(arguments[0])[0].model == SMALL
 

@@ -104,7 +104,7 @@ def test_command_line(run_files, tmp_path, capsys):
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     assert main([*run_files, *short]) == 0
     assert (tmp_path / "cache").is_dir()
-    assert main([*run_files, *short]) == 1
+    assert main([*run_files, *short]) == 2
     assert "use --resume" in capsys.readouterr().err
     assert main([*run_files, "--set", "train.steps=3", "--resume"]) == 0
     assert main([*run_files[:1], "--data", "nowhere", "--out", str(tmp_path / "o")]) == 1
@@ -170,8 +170,8 @@ def test_speech_as_other_weights_have_it(run_files, tmp_path, capsys):
     assert main([*run_files, *few]) == 0
     kept = str(tmp_path / "run" / "last.safetensors")
     again = [*run_files, "--out", str(tmp_path / "kept"), *few, "--keep", kept]
-    assert main(again) == 1
+    assert main(again) == 2
     assert "train keep_speech is False; expected True" in capsys.readouterr().err
-    assert main([*again, "--set", "train.keep_speech=true", "--set", "model.causal=true"]) == 1
+    assert main([*again, "--set", "train.keep_speech=true", "--set", "model.causal=true"]) == 2
     assert "model causal is False; expected True" in capsys.readouterr().err
     assert main([*again, "--set", "train.keep_speech=true"]) == 0

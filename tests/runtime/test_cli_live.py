@@ -191,7 +191,7 @@ def test_a_model_in_windows_is_refused_before_anything_is_opened(audio, monkeypa
         yield SimpleNamespace(manifest=SimpleNamespace(name="dvpd-base", causal=None))
 
     monkeypatch.setattr(Enhancer, "open", offline)
-    assert cli.main(["live"]) == 1
+    assert cli.main(["live"]) == 2
     assert "dvpd-base hears windows of a recording" in capsys.readouterr().err
     assert not Device.opened
 

@@ -143,7 +143,7 @@ def test_packing_prints_the_calls(lease_data, tmp_path, capsys):
 def test_wrong_usage(lease_data, tmp_path, capsys):
     calls = packed(tmp_path, lease_data)
     here = ["--work", str(tmp_path / "there")]
-    assert main(["start", str(calls[0]), *here]) == 1
+    assert main(["start", str(calls[0]), *here]) == 2
     assert "--started is missing" in capsys.readouterr().err
     assert main(["start", str(calls[0]), "--started", "0", "--minutes", "-1", *here]) == 2
     assert "--minutes: '-1' is not a number above 0" in capsys.readouterr().err

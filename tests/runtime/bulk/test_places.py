@@ -126,7 +126,7 @@ def test_the_command(root, tmp_path, monkeypatch, capsys):
     results = [json.loads(line) for line in (out / command.RESULTS).read_text().splitlines()]
     assert [r["output"] for r in results] == ["memory://archive/out/x/b.wav"]
     assert cli.main([*words[:1], "memory://none", *words[2:], *journal]) == 2
-    assert "need one folder as IN" in capsys.readouterr().err
+    assert "memory://none: No such file or directory; expected a folder" in capsys.readouterr().err
 
 
 def test_a_url_that_no_package_reads():

@@ -129,7 +129,7 @@ def test_there_are_no_more_streams_than_allowed(serving):
     with serving(streams=1) as client, client.stream() as (_, hello):
         assert "latency_ms" in hello
         with client.stream() as (other, refused):
-            assert "1 streams are open" in refused["error"]
+            assert "at most 1 stream at a time" in refused["error"]
             assert close_code(other) == 1013
         assert client.metric("streams_refused_total") == 1
 
