@@ -48,10 +48,10 @@ endif
 demo: $(VENV)/.runtime
 	$(BIN)/python examples/demo.py
 
-# A process for each core and one more, since some tests wait; five at most. Each gets a run of files, whose
-# tests share fixtures; one that has finished takes over tests from the end of another's, so that none waits
-# for the longest file.
-SUITE := $(BIN)/python -m pytest -q -n auto --maxprocesses 5 --dist worksteal
+# A process for each core, four at most (three on two cores took longer). Each gets a run
+# of files, whose tests share fixtures; one that has finished takes over tests from the end of another's, so that
+# none waits for the longest file.
+SUITE := $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 test: $(VENV)/.full
 	$(SUITE)
 

@@ -10,19 +10,12 @@ from pathlib import Path
 
 import pytest
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # workers for all cores: a thread each
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: a thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
-
-
-def pytest_xdist_auto_num_workers() -> int:
-    """Processes of ``-n auto``: one more than cores, since some tests wait for others, or for a lock."""
-    from dvpd.runtime.backends.choose import cpu_quota
-
-    return cpu_quota() + 1
 
 
 def pytest_collection_finish() -> None:
