@@ -22,6 +22,7 @@ from .causal import BlockMean, Grid, Past, Stateful, lower_triangle
 from .layers import ConvNorm
 
 CHUNK = 32  # frames of the causal scan that are one product
+AT_ONCE = 64  # chunks, 16 s: more, of long recordings, are taken one after another
 KEY_FLOOR = 1e-4  # keeps a mean over no keys at zero instead of 0 / 0
 
 
@@ -94,10 +95,10 @@ class CausalLinearScan(Stateful, LinearScan):
         k, q = self._time_keys(v)
         w = torch.sigmoid(self.forget.float()) * k  # [B, T, N]
         values = v.flatten(2)  # [B, T, F C]
-        if self.memory is None and v.shape[1] > CHUNK:
+        if self.memory is None and CHUNK < v.shape[1] <= AT_ONCE * CHUNK:
             at_once: Tensor = self._all_chunks(w, q, values).unflatten(2, (n_bins, -1))
             return at_once
-        chunk = None if self.memory is None else self.memory.chunk
+        chunk = CHUNK if self.memory is None else self.memory.chunk
         parts = [(w, q, values)]
         if chunk is not None and v.shape[1] > chunk:
             parts = list(zip(*(x.split(chunk, dim=1) for x in (w, q, values)), strict=True))
