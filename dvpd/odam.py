@@ -22,6 +22,7 @@ from .causal import BlockMean, Grid, Past, Stateful, lower_triangle
 from .layers import ConvNorm
 
 CHUNK = 32  # frames of the causal scan that are one product
+AT_ONCE = 64  # chunks, 16 s: more, of long recordings, are taken one after another
 KEY_FLOOR = 1e-4  # keeps a mean over no keys at zero instead of 0 / 0
 
 
@@ -93,8 +94,11 @@ class CausalLinearScan(Stateful, LinearScan):
         n_bins = v.shape[2]
         k, q = self._time_keys(v)
         w = torch.sigmoid(self.forget.float()) * k  # [B, T, N]
-        chunk = CHUNK if self.memory is None else self.memory.chunk
         values = v.flatten(2)  # [B, T, F C]
+        if self.memory is None and CHUNK < v.shape[1] <= AT_ONCE * CHUNK:
+            at_once: Tensor = self._all_chunks(w, q, values).unflatten(2, (n_bins, -1))
+            return at_once
+        chunk = CHUNK if self.memory is None else self.memory.chunk
         parts = [(w, q, values)]
         if chunk is not None and v.shape[1] > chunk:
             parts = list(zip(*(x.split(chunk, dim=1) for x in (w, q, values)), strict=True))
@@ -114,19 +118,59 @@ class CausalLinearScan(Stateful, LinearScan):
         self, w: Tensor, q: Tensor, v: Tensor, mean: Tensor, total: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Outputs of one chunk [B, Q, F C], and S and Z after it."""
+        log, share = self._shares(w)
+        left = torch.exp(log)
+        y, z = self._outputs(q, v, share, left, mean, total)
+        mean = self._gain(v, share) + left[:, -1:].transpose(1, 2) * mean
+        return y, mean, z[:, -1:].squeeze(1)
+
+    def _all_chunks(self, w: Tensor, q: Tensor, v: Tensor) -> Tensor:
+        """Outputs [B, T, F C] from no past, all chunks at once.
+
+        The S and Z at a chunk's start are what the chunks before it gain, less what was forgotten
+        since: one product in place of a step for each chunk. Unrolled, those steps took a compiler
+        minutes, the longer the crops the more.
+        """
+        batch, length = w.shape[:2]
+        extra = -length % CHUNK
+        parts = (nn.functional.pad(x, (0, 0, 0, extra)) if extra else x for x in (w, q, v))
+        w, q, v = (x.unflatten(1, (-1, CHUNK)).flatten(0, 1) for x in parts)  # [B K, Q, ...]
+        log, share = self._shares(w)
+        left = torch.exp(log)
+        until = torch.cumsum(log[:, -1].float().unflatten(0, (batch, -1)), dim=1).transpose(1, 2)
+        before = nn.functional.pad(until[..., :-1], (1, 0))  # [B, N, K], to each chunk's start
+        earlier = lower_triangle(until.shape[2], w.device).tril(-1)  # [K, K]
+        gap = torch.relu(until.unsqueeze(2) - before.unsqueeze(3))
+        carry = torch.exp(-gap) * earlier  # [B, N, K, K]
+        gain = self._gain(v, share).unflatten(0, (batch, -1)).transpose(1, 2)  # [B, N, K, F C]
+        weight = share[:, -1].sum(1).unflatten(0, (batch, -1)).transpose(1, 2)  # [B, N, K]
+        with torch.autocast(v.device.type, torch.bfloat16, False):  # as exact as step by step
+            mean = (carry @ gain).transpose(1, 2).flatten(0, 1)  # [B K, N, F C]
+        total = (carry * weight.unsqueeze(2)).sum(3).transpose(1, 2).flatten(0, 1)  # [B K, N]
+        y, _ = self._outputs(q, v, share, left, mean, total)
+        return y.unflatten(0, (batch, -1)).flatten(1, 2)[:, :length]
+
+    def _shares(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Log of what is left since the chunk's start [B, Q, N], each frame's share [B, Q, Q, N]."""
         n = w.shape[1]
         past = self.shared(("past", str(n)), lambda: lower_triangle(n, w.device))  # [Q, Q]
-        log = past @ torch.log(1.0 - w)  # [B, Q, N]: of what is left since the chunk's start
+        log = past @ torch.log(1.0 - w)
         gap = log.unsqueeze(1) - log.unsqueeze(2)  # [B, Q, Q, N], >= 0 where the column is earlier
-        share = torch.exp(-torch.relu(gap)) * past[..., None] * w.unsqueeze(1)
-        left = torch.exp(log)
-        z = share.sum(2) + left * total.unsqueeze(1)  # [B, Q, N]
+        return log, torch.exp(-torch.relu(gap)) * past[..., None] * w.unsqueeze(1)
+
+    def _outputs(
+        self, q: Tensor, v: Tensor, share: Tensor, left: Tensor, mean: Tensor, total: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs of a chunk [B, Q, F C] and its Z [B, Q, N], from S and Z at its start."""
+        z = share.sum(2) + left * total.unsqueeze(1)
         asked = q.float() / (z + KEY_FLOOR)
         within = (share * asked.unsqueeze(2)).sum(3).to(v.dtype)  # [B, Q, Q]
-        y = within @ v + (asked * left).to(v.dtype) @ mean.to(v.dtype)
+        return within @ v + (asked * left).to(v.dtype) @ mean.to(v.dtype), z
+
+    def _gain(self, v: Tensor, share: Tensor) -> Tensor:
+        """What a chunk adds to S, [B, N, F C]."""
         last = share[:, -1:].squeeze(1).transpose(1, 2).to(v.dtype)  # [B, N, Q]
-        mean = (last @ v).float() + left[:, -1:].transpose(1, 2) * mean
-        return y, mean, z[:, -1:].squeeze(1)
+        return (last @ v).float()
 
 
 def ssd_recurrence(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:

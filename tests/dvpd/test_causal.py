@@ -12,7 +12,7 @@ from dvpd.config import ModelConfig, load_toml
 from dvpd.grow import channel_places, fit_weights, grow
 from dvpd.macs import count_calls, macs_per_second
 from dvpd.model import DVPD, causal_spec
-from dvpd.odam import CausalLinearScan
+from dvpd.odam import KEY_FLOOR, CausalLinearScan
 from dvpd.runtime.errors import InputError
 from dvpd.runtime.spec import SignalSpec
 
@@ -253,3 +253,41 @@ def test_look_ahead_begins_as_the_network_without_it(blocks):
     wide = grow(plain, replace(ahead.config, channels=16))
     name, places = "predictive.encoder.stem.conv.weight", channel_places(8, 16)
     assert torch.equal(wide.state_dict()[name][places], ahead.state_dict()[name])
+
+
+def stepwise(scan: CausalLinearScan, u: torch.Tensor) -> torch.Tensor:
+    """The scan over time frame by frame, as its docstring has it."""
+    k, q = scan._time_keys(u)
+    w = torch.sigmoid(scan.forget) * k
+    mean, total, out = 0.0, 0.0, []
+    for t in range(u.shape[1]):
+        share = w[:, t, :, None]
+        mean = (1 - share) * mean + share * u[:, t].flatten(1)[:, None]
+        total = (1 - w[:, t]) * total + w[:, t]
+        asked = q[:, t] / (total + KEY_FLOOR)
+        out.append(torch.einsum("bn,bnv->bv", asked, mean))
+    return torch.stack(out, 1).unflatten(2, u.shape[2:])
+
+
+@pytest.mark.parametrize("frames", [20, 64, 100])
+def test_chunks_at_once_are_the_recurrence(frames):
+    torch.manual_seed(0)
+    scan = CausalLinearScan(4, 4)
+    torch.nn.init.uniform_(scan.forget, -4.0, 1.0)
+    u = torch.randn(2, frames, 6, 4)
+    torch.testing.assert_close(scan._along_time(u), stepwise(scan, u), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_compiled_of_the_scan_does_not_grow_with_the_crop():
+    scan, counts = CausalLinearScan(4, 4), []
+
+    def backend(graph, _inputs):
+        counts.append(len(graph.graph.nodes))
+        return graph.forward
+
+    for frames in (64, 512):
+        torch._dynamo.reset()
+        torch.compile(scan, backend=backend, fullgraph=True, dynamic=False)(
+            torch.randn(1, frames, 6, 4)
+        )
+    assert counts[0] == counts[1]
