@@ -103,10 +103,13 @@ _LATER_KEYS: dict[str, Any] = {
     "speech_change_db": [0.0, 0.0],
     **dict.fromkeys(
         "silent_p pause_p turns_p far_p event_p telephone_p noise_change_p wind_p keyboard_p music_p "
-        "impulsive_p babble_room_p limit_target_p silent_full_p".split(),
+        "impulsive_p babble_room_p limit_target_p silent_full_p overlap_p".split(),
         0.0,
     ),
-    **{name: [0.0, 0.0] for name in ("silent_db", "turns_db", "far_drr_db", "event_db")},
+    **{
+        name: [0.0, 0.0]
+        for name in ("silent_db", "turns_db", "far_drr_db", "event_db", "overlap_db")
+    },
     "far_early_ms": 0.0,
     "telephone_hz": [8000],
 }
@@ -137,10 +140,13 @@ class DataConfig:
         pause_p: Probability that the speech begins late, ends early or stops for a while.
         turns_p: Probability that two talkers take turns, both in the target.
         turns_db: Range of the second one's level, relative to the first (dB).
+        overlap_p: Probability that two talkers speak at the same time, both in the target. Without
+            such crops a model takes them for babble and removes both.
+        overlap_db: Range of the second one's level, relative to the first (dB).
         snr_db: Range of the signal-to-noise ratio, uniform; pauses do not count.
         clean_p: Probability that the noise is 30 to 50 dB down: the model must learn to copy.
         recorded_p: Probability that the noise is recorded; the rest is shared by the next six.
-        babble_p: Probability of 3 to 8 other voices.
+        babble_p: Probability of 5 to 9 other voices; fewer are talkers, and speech.
         coloured_p: Probability of coloured noise with slow modulation.
         wind_p: Probability of wind in the microphone.
         keyboard_p: Probability of typing.
@@ -249,6 +255,8 @@ class DataConfig:
     pause_p: float = 0.3
     turns_p: float = 0.06
     turns_db: Range = (-35.0, -10.0)
+    overlap_p: float = 0.1
+    overlap_db: Range = (-15.0, 0.0)
     snr_db: Range = (-5.0, 20.0)
     clean_p: float = 0.03
     recorded_p: float = 0.56

@@ -192,6 +192,8 @@ class Mixer:
             clean = self._change_level(rng, clean)
         if c.turns_p and rng.random() < c.turns_p:
             clean = self._take_turns(rng, clean)
+        if c.overlap_p and rng.random() < c.overlap_p:
+            clean = self._overlap(rng, clean)
         level = rms(clean)  # before the pauses: they leave the ratio of speech to noise as it is
         if c.pause_p and rng.random() < c.pause_p:
             clean = add_pauses(rng, clean)
@@ -251,6 +253,14 @@ class Mixer:
         other = other * np.float32(change)
         before, after = (clean, other) if rng.random() < 0.5 else (other, clean)
         return np.concatenate([before[:place], after[place:]])
+
+    def _overlap(self, rng: Generator, clean: Wav) -> Wav:
+        """Another talker speaks at the same time: both are speech, not babble."""
+        other = self._speech(rng)
+        change = (
+            rms(clean) / max(rms(other), 1e-5) * db_to_gain(rng.uniform(*self.config.overlap_db))
+        )
+        return clean + other * np.float32(change)
 
     def _telephone(self, rng: Generator, noisy: Wav, clean: Wav) -> tuple[Wav, Wav]:
         """Both through a narrow band; the target keeps to it: nothing is made up above it."""
@@ -413,7 +423,7 @@ class Mixer:
     def _babble(self, rng: Generator, count: int) -> Wav:
         pool = self.speech
         total = np.zeros(count, np.float32)
-        for _ in range(int(rng.integers(3, 9))):
+        for _ in range(int(rng.integers(5, 10))):
             source = int(rng.integers(len(self._speech_members)))
             voice = self._utterances(rng, pool, self._speech_members[source], count)
             level = rms(voice)

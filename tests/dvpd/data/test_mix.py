@@ -16,7 +16,8 @@ from dvpd.runtime.errors import InputError
 
 # What tests of one thing leave out.
 OFF = dict.fromkeys(
-    "silent_p silent_full_p pause_p turns_p far_p event_p telephone_p noise_change_p".split(), 0.0
+    "silent_p silent_full_p pause_p turns_p overlap_p far_p event_p telephone_p noise_change_p".split(),
+    0.0,
 )
 
 
@@ -210,6 +211,18 @@ def test_two_talkers_take_turns_at_their_levels(pools):
         first, last = rms(clean[:3000]), rms(clean[-3000:])
         falls += 22.0 < abs(20 * np.log10(first / last)) < 38.0
     assert falls >= 16  # a syllable's pause may fall on an end
+
+
+def test_two_talkers_at_once_are_both_in_the_target(pools):
+    settings = {"snr_db": (60.0, 60.0), "overlap_p": 1.0, "overlap_db": (-6.0, -6.0)}
+    for index in range(5):
+        mixer = Mixer(plain(**settings), *pools)
+        noisy, both = mixer.pair(0, 0, index)
+        assert rms(noisy - both) < 0.01 * rms(both)
+        one = mixer._speech(make_rng(0, 0, index))
+        ratio = float(np.dot(both, one) / np.dot(one, one))
+        other = both - ratio * one
+        assert 20 * np.log10(rms(other) / rms(ratio * one)) == pytest.approx(-6.0, abs=1.0)
 
 
 def test_a_far_talker_keeps_the_early_sound(pools):
