@@ -45,7 +45,7 @@ from .quality.report import (
 from .quality.run import Task, measure_pair, measure_set
 from .quality.tables import families, markdown, plain, ranked
 from .runtime import command
-from .runtime.backends.choose import BACKENDS, cpu_quota
+from .runtime.backends.choose import BACKENDS, ON_REQUEST, cpu_quota
 from .runtime.enhancer import Enhancer
 from .runtime.errors import InputError, UsageError
 from .runtime.files import sha256_file, write_whole
@@ -224,7 +224,9 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--jobs", type=int, metavar="N", help="processes (default: one for each CPU)")
     how.add_argument("--threads", type=int, default=1, help="threads of each process's model (1)")
     how.add_argument(
-        "--backend", default="auto", help=f"auto or {', '.join(BACKENDS)} (engine folders)"
+        "--backend",
+        default="auto",
+        help=f"auto or {', '.join((*BACKENDS, *ON_REQUEST))} (engine folders)",
     )
     how.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     return parser

@@ -148,7 +148,8 @@ class CausalLinearScan(Stateful, LinearScan):
             mean = (carry @ gain).transpose(1, 2).flatten(0, 1)  # [B K, N, F C]
         total = (carry * weight.unsqueeze(2)).sum(3).transpose(1, 2).flatten(0, 1)  # [B K, N]
         y, _ = self._outputs(q, v, share, left, mean, total)
-        return y.unflatten(0, (batch, -1)).flatten(1, 2)[:, :length]
+        whole: Tensor = y.unflatten(0, (batch, -1)).flatten(1, 2)[:, :length]
+        return whole
 
     def _shares(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Log of what is left since the chunk's start [B, Q, N], each frame's share [B, Q, Q, N]."""

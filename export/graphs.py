@@ -33,6 +33,19 @@ MAX_BATCH, MAX_FRAMES = 1024, 1 << 20  # bounds for the tracer; the graph itself
 FEAT_DIVISORS = (1, 1, 2, 4, 2, 1)  # frames of feat_i: T divided by this
 
 
+def count_in_blocks(frames: int, quarter: int) -> None:
+    """Tell the tracer that T is four times another size, which every other one then has as a factor.
+
+    Otherwise a block of 4 frames becomes T // (T // 4), and every layer wraps another division
+    around it: proving things about these took most of a trace.
+
+    Args:
+        frames: T.
+        quarter: T / 4.
+    """
+    torch._check(frames == FRAME_MULTIPLE * quarter)
+
+
 class PredictiveGraph(nn.Module):
     """The predictive branch with flat outputs; a causal one with a state."""
 
@@ -41,8 +54,15 @@ class PredictiveGraph(nn.Module):
         super().__init__()
         self.net = model.predictive
 
-    def forward(self, noisy: Tensor, state: Tensor | None = None) -> tuple[Tensor, ...]:
-        """``noisy`` -> clean_ri, feat_0 ... feat_5 (, next_state)."""
+    def forward(
+        self, noisy: Tensor, state: Tensor | None = None, quarter: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """``noisy`` -> clean_ri, feat_0 ... feat_5 (, next_state).
+
+        ``quarter``, T/4 values, is for the tracer alone, as no other input has that size.
+        """
+        if quarter is not None:
+            count_in_blocks(noisy.shape[2], quarter.shape[0])
         if state is not None:
             (clean_ri, feats), after = advance(self.net, state, noisy, chunk=None)
             return (clean_ri, *feats, after)
@@ -60,6 +80,7 @@ class ScoreGraph(nn.Module):
 
     def forward(self, xt: Tensor, t: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         """``rest``: feat_0 ... feat_5, tlb_skip, tlb_backbone (, state)."""
+        count_in_blocks(xt.shape[2], rest[FEAT_DIVISORS.index(FRAME_MULTIPLE)].shape[2])
         if self.causal:
             *feats, tlb_skip, tlb_backbone, state = rest
             given = (xt, t, feats, tlb_skip, tlb_backbone)
@@ -144,13 +165,13 @@ def build_graph(
     noisy = torch.rand(n, 3, TRACE_FRAMES, N_FREQS)
     full = {**each, 2: frames[1]}
     state = torch.rand(n, causal.state_size[graph] if causal else 1)
-    args: tuple[Tensor, ...]
+    args: tuple[Tensor | None, ...]
     shapes: Any
     wrapper: nn.Module
     if graph == "predictive":
-        wrapper, args, shapes = PredictiveGraph(model), (noisy,), (full,)
-        if causal:
-            args, shapes = (noisy, state), (full, each)
+        wrapper = PredictiveGraph(model)
+        args = (noisy, state if causal else None, torch.rand(TRACE_FRAMES // FRAME_MULTIPLE))
+        shapes = (full, each if causal else None, {0: quarter})
     else:
         half = torch.float16 if precision == "fp16" else torch.float32
         sizes = [inputs[f"feat_{i}"] for i in range(N_FEATS)]

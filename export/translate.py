@@ -190,8 +190,7 @@ class Translator:
                     self.values[node] = state[key] if key in state else self.program.constants[key]
                 elif node.name in lifted:
                     self.values[node] = self.program.constants[lifted[node.name]]
-                else:
-                    tensor_name = next(free)
+                elif (tensor_name := next(free, None)) is not None:  # after them: the tracer's own
                     self.values[node] = tensor_name
                     graph_inputs.append(self._info(tensor_name, node, inputs[tensor_name]))
             elif node.op == "call_function":
@@ -389,7 +388,17 @@ def _size(e: Translator, node: Any) -> Value:
         return torch.tensor(int(node))
     if node.target is aten.sym_size.int:
         x, axis = cast(tuple[Node, int], node.args)
-        return e.emit("Gather", e.emit("Shape", e.values[x]), torch.tensor(axis))
+        if x in e.values:
+            return e.emit("Gather", e.emit("Shape", e.values[x]), torch.tensor(axis))
+        # Of an input that only the tracer has: a fraction of a size that the graph has.
+        size = node.meta["val"].node.expr
+        for known, name in e.values.items():
+            for axis, other in enumerate(_sizes(known) if known.op == "placeholder" else ()):
+                times = other.node.expr / size if isinstance(other, torch.SymInt) else None
+                if isinstance(name, str) and times is not None and times.is_Integer:
+                    whole = e.emit("Gather", e.emit("Shape", name), torch.tensor(axis))
+                    return e.emit("Div", whole, torch.tensor(int(times)))
+        raise UnsupportedOperator(f"{e._where()}: no input has a multiple of {size}")
     operators = {operator.floordiv: "Div", operator.mul: "Mul", operator.add: "Add"}
     if node.target not in operators:
         raise UnsupportedOperator(f"{e._where()}: a size from {node.target}")

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from .backends.choose import BACKENDS, BF16
+from .backends.choose import BACKENDS, BF16, ON_REQUEST
 from .options import QUALITY_STEPS
 
 
@@ -99,9 +99,10 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--backend",
-        choices=["auto", *BACKENDS, BF16],
+        choices=["auto", *BACKENDS, *ON_REQUEST],
         default="auto",
-        help=f"inference engine; {BF16} rounds to bfloat16, on CPUs that have it",
+        help=f"inference engine; {BF16} rounds to bfloat16, on CPUs that have it; torch needs PyTorch "
+        "and the checkpoint that the engine was exported from, beside it",
     )
     parser.add_argument(
         "--device",

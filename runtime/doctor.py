@@ -18,7 +18,7 @@ from typing import Any
 
 from . import tensorrt_doctor
 from .backends.choose import BACKENDS, cpu_quota, installed
-from .backends.ort import ort_conflict
+from .backends.ort import UNINSTALL, ort_conflict
 from .engines import find_engines, verification_problem
 from .errors import DvpdError, raise_interrupt
 from .manifest import Manifest
@@ -206,7 +206,7 @@ def _backends(n_gpus: int) -> list[dict[str, Any]]:
         elif conflict and cpu:
             add("ort", device, *cpu)
         elif provider not in providers:
-            fix = "pip uninstall -y onnxruntime, then pip install 'dvpd[gpu]'"
+            fix = f"{UNINSTALL}, then pip install 'dvpd[gpu]'"
             kind = provider.removesuffix("ExecutionProvider")
             add("ort", device, f"this onnxruntime has no {kind} provider", fix)
         elif not _ort_starts(provider):

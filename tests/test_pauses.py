@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dvpd.benchmarks.common.recordings import continuous_noise, read_clip
+from dvpd.benchmarks.common.recordings import FADE, continuous_noise, read_clip
 from dvpd.benchmarks.common.scenes import at_level
 from dvpd.benchmarks.probes import chords
 from dvpd.quality.pauses import GUARD, seam_steps
@@ -38,10 +38,11 @@ def clean_clip(number: int) -> np.ndarray:
     return read_clip(number)[1]
 
 
-def noise_of(number: int, count: int) -> np.ndarray:
-    """The recorded noise of a clip, again and again."""
+def noise_of(number: int, count: int, period: int | None = None) -> np.ndarray:
+    """The recorded noise of a clip, again and again, every ``period`` samples."""
     noisy, clean = read_clip(number)
-    return continuous_noise(noisy - clean, count)
+    noise = noisy - clean
+    return continuous_noise(noise if period is None else noise[: period + FADE], count)
 
 
 def levels_db(wav: np.ndarray, block: int = BLOCK) -> np.ndarray:
@@ -49,13 +50,15 @@ def levels_db(wav: np.ndarray, block: int = BLOCK) -> np.ndarray:
     return 10.0 * np.log10(np.mean(whole**2, axis=1) + 1e-15)
 
 
-def around(speech: np.ndarray, seconds: float, number: int) -> tuple[np.ndarray, int, int]:
+def around(
+    speech: np.ndarray, seconds: float, number: int, period: int | None = None
+) -> tuple[np.ndarray, int, int]:
     """Speech, a pause, the speech again, in the noise of a clip; and where the pause is."""
     first = len(speech)
     last = first + int(seconds * RATE)
     clean = np.zeros(last + first, np.float32)
     clean[:first], clean[last:] = speech, speech
-    return clean + noise_of(number, len(clean)), first, last
+    return clean + noise_of(number, len(clean), period), first, last
 
 
 def seam_jumps_db(out: np.ndarray, first: int, last: int, plan: WindowPlan) -> np.ndarray:
@@ -94,12 +97,35 @@ def test_a_minute_without_speech_stays_quiet(enhancer):
     check_pause(noisy, out, first, last)
 
 
+def remembered(predict):
+    """``predict`` for windows that come again: each is computed once; and the call that counts them."""
+    known: dict[bytes, tuple] = {}
+    calls = []
+
+    def answer(noisy: np.ndarray) -> tuple:
+        key = noisy.tobytes()
+        if key not in known:
+            known[key] = predict(noisy)
+        calls.append(key)
+        clean, feats = known[key]
+        return clean.copy(), feats
+
+    return answer, lambda: (len(calls), len(known))
+
+
 @pytest.mark.slow
-def test_ten_minutes_without_speech_stay_quiet():
-    noisy, first, last = around(clean_clip(1), 600.0, 2)
+def test_ten_minutes_without_speech_stay_quiet(monkeypatch):
+    # Ten seconds of noise, of which 13 windows hold 8: the same ones come six times.
+    period = 13 * WindowPlan().step_samples // 8
+    noisy, first, last = around(clean_clip(1), 600.0, 2, period)
     with Enhancer.open(ROOT / "engines" / "dvpd-tiny", backend="ort", threads=1) as opened:
+        predict, counts = remembered(opened.backend.predict)
+        monkeypatch.setattr(opened.backend, "predict", predict)
         out = opened.enhance(noisy, RATE, steps=0).wav
     check_pause(noisy, out, first, last)
+    asked, computed = counts()
+    assert asked > 75
+    assert computed < 20
 
 
 class Forgetful:

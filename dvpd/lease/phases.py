@@ -39,7 +39,7 @@ from .work import Work
 
 PROBE_STEPS = 3  # compared between the ways to make a step
 PROBE_SHARE = 1 / 75  # of the probes' limit: timed steps behind them (2 of 150 s)
-CACHE_PIECES = 4  # that a model's compile cache may come back in: base's has 33 MB
+CACHE_PIECES = 8  # that all models' compile caches may come back in: base's has 33 MB, tiny's 32
 NEEDED = ("numpy", "scipy", "soundfile", "soxr", "safetensors")
 
 

@@ -22,6 +22,7 @@ from .work import Work
 
 TICK_S = 0.1
 ATTEMPTS = 3  # of a phase that failed, at one rung without progress
+RETRY_S = 5.0  # before a phase is tried again that failed before there was anything to do
 LOG_BYTES = 200_000  # of each log that come back, from its end
 FILE_BYTES = 8 << 20  # of a command's result that comes back
 MIB = 1 << 20
@@ -169,19 +170,23 @@ class Supervisor:
 
     def _decode(self) -> Lane:
         seconds = self.plan.seconds
-        until, failures = self.begun + seconds.parts, 0
+        until, failures, again = self.begun + seconds.parts, 0, False
         while not self._over():
             # a decoding that was killed begins anew: it needs more than it had
             limit = max(until - time.time(), 0.0) + seconds.data * (1 + failures)
-            how = yield self._phase("data", limit, until=until, again=failures > 0)
+            how = yield self._phase("data", limit, until=until, again=again)
             if how == "ok" or self._over():
                 return
-            if not any(self.work.data.glob(".*.done")):  # nothing came: wait as long again
+            again = any(self.work.data.glob(".*.done"))
+            if not again and time.time() >= until:  # nothing came: wait as long again
                 until = time.time() + seconds.parts
                 continue
             failures += 1
             if failures >= ATTEMPTS:
                 return
+            pause = time.time() + (0.0 if again else RETRY_S)
+            while time.time() < pause and not self._over():
+                yield None
 
     def _commands(self, before: list[dict[str, Any]]) -> Lane:
         for command in self.plan.commands:
@@ -367,6 +372,8 @@ def supervise(work: Work, lock: int = -1) -> int:
     """
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(work.compiled / "inductor")
     os.environ["TRITON_CACHE_DIR"] = str(work.compiled / "triton")
+    # What ends a compile process goes to the log of the training that it compiles for.
+    os.environ["TORCHINDUCTOR_WORKER_SUPPRESS_LOGGING"] = "0"
     rows = Rows(work.rows, work.lease["started"])
     rows.add("supervisor", "begin", pid=os.getpid())
     try:

@@ -43,6 +43,8 @@ from .single import each_recording, is_single
 
 logger = logging.getLogger("dvpd")
 
+# Both at once: they own the same files, and removing one leaves the other broken.
+UNINSTALL = "pip uninstall -y onnxruntime onnxruntime-gpu"
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
 
 
@@ -62,10 +64,10 @@ def _first_line(error: Exception) -> str:
 
 
 def ort_conflict() -> str | None:
-    """The complaint if onnxruntime and onnxruntime-gpu share one environment, else None.
+    """The complaint if what imports is files of onnxruntime and of onnxruntime-gpu, else None.
 
-    The two packages own the same files: whichever was installed last has overwritten the other,
-    and removing one leaves the other broken.
+    The two packages own the same files: whichever was installed last has overwritten the other. Where
+    it did so wholly the module works as that package; where not, its parts belong to different ones.
     """
     # Not importlib.metadata: it takes a tenth of a short command's imports.
     spec = importlib.util.find_spec("onnxruntime")
@@ -79,10 +81,26 @@ def ort_conflict() -> str | None:
         for package in ("onnxruntime", "onnxruntime_gpu")
     ):
         return None
+    if _of_one_piece():
+        return None
     return (
-        "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
-        "pip uninstall -y onnxruntime onnxruntime-gpu, then install one of them"
+        "onnxruntime and onnxruntime-gpu are both installed and have overwritten each other in "
+        f"part: {UNINSTALL}, then install one of them"
     )
+
+
+def _of_one_piece() -> bool:
+    """Whether the compiled part of the onnxruntime that imports is what its Python files name."""
+    try:
+        import onnxruntime
+        from onnxruntime.capi import build_and_package_info as named
+
+        compiled = onnxruntime.get_version_string()
+        has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+        for_gpu = named.package_name == "onnxruntime-gpu"
+    except Exception:  # a damaged install raises whatever it likes
+        return False
+    return bool(compiled == named.__version__ and has_cuda == for_gpu)
 
 
 def preload_libraries(onnxruntime: Any) -> None:
@@ -188,8 +206,8 @@ class OrtBackend:
         if self._rtx is None and self._wanted not in available:
             raise BackendError(
                 f"device {options.device} asked for, but this ONNX Runtime has only "
-                f"{', '.join(available)}: pip uninstall -y onnxruntime, then pip install "
-                "'dvpd[gpu]'; or use device cpu"
+                f"{', '.join(available)}: {UNINSTALL}, then pip install 'dvpd[gpu]'; or use device "
+                "cpu"
             )
         if self._bound:
             preload_libraries(onnxruntime)

@@ -9,6 +9,15 @@ from ..errors import BackendError
 from ..tensorrt.onnx_inputs import Profile, graph_inputs
 
 
+def _device(index: int) -> dict[str, str]:
+    """Which GPU; the first is every provider's own choice.
+
+    Since version 1.26 ONNX Runtime warns at each session that names a device of its own providers,
+    as it looks for it among plug-ins first.
+    """
+    return {"device_id": str(index)} if index else {}
+
+
 def cuda_options(index: int, tf32: bool) -> dict[str, str]:
     """Options of ONNX Runtime's CUDA provider.
 
@@ -21,7 +30,7 @@ def cuda_options(index: int, tf32: bool) -> dict[str, str]:
         tf32: Whether float32 products may be rounded to TF32.
     """
     return {
-        "device_id": str(index),
+        **_device(index),
         "cudnn_conv_algo_search": "HEURISTIC",
         "use_tf32": str(int(tf32)),
     }
@@ -77,7 +86,7 @@ def tensorrt_options(path: Path, sha256: str, precision: str, index: int) -> dic
     shapes = Profile().shapes(graph_inputs(path))
     cache = str(engine_cache(sha256))
     options = {
-        "device_id": str(index),
+        **_device(index),
         "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": cache,
         "trt_timing_cache_enable": "True",

@@ -12,10 +12,12 @@ import soundfile
 
 from dvpd.runtime import InputError, cli, doctor
 from dvpd.runtime.audio import OUTPUT_FORMATS
+from dvpd.runtime.backends import choose
 from dvpd.runtime.spec import OUTPUT_SUFFIXES
 
 pytest.importorskip("onnxruntime")
 ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "engines/dvpd-tiny"
 
 
 @pytest.fixture
@@ -183,6 +185,33 @@ def test_failures_are_one_line(engine, recording, tmp_path, capsys):
     (engine / "score.onnx").write_bytes(b"")
     assert run(recording, out, engine=engine) == 1
     assert "SHA-256" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_torch_runs_the_checkpoint_beside_the_engine(recording, tmp_path, capsys):
+    pytest.importorskip("safetensors")
+    outs = {}
+    for backend in ("ort", "torch"):
+        out = tmp_path / f"{backend}.wav"
+        assert run(recording, out, "--device", "cpu", engine=TINY, backend=backend) == 0
+        assert f"{backend} on cpu" in capsys.readouterr().out
+        outs[backend] = soundfile.read(out)[0]
+    scale = np.abs(outs["ort"]).max()
+    assert scale > 0.05
+    assert np.abs(outs["ort"] - outs["torch"]).max() <= 1e-3 * scale
+
+
+def test_torch_without_its_package_or_the_checkpoint(
+    engine_shared, recording, tmp_path, capsys, monkeypatch
+):
+    out = tmp_path / "out.wav"
+    pytest.importorskip("torch")
+    assert run(recording, out, engine=engine_shared, backend="torch") == 1
+    assert "needs the checkpoint that it was exported from" in capsys.readouterr().err
+    monkeypatch.setattr(choose, "installed", lambda name: name == "ort")
+    assert run(recording, out, engine=TINY, backend="torch") == 1
+    error = capsys.readouterr().err
+    assert "'torch' needs the package torch: pip install 'dvpd[train]'" in error
     assert not out.exists()
 
 

@@ -14,7 +14,7 @@ from dvpd.lease.cli import main
 from dvpd.lease.phases import PHASES
 from dvpd.lease.publish import find_pieces
 from dvpd.lease.rows import last_of
-from dvpd.lease.supervisor import Supervisor
+from dvpd.lease.supervisor import ATTEMPTS, RETRY_S, Supervisor
 
 LADDER = PLAN.replace("[[models]]", '[[rungs]]\nname = "slow"\n[[models]]') + (
     'share = 3\n[[models]]\nname = "two"\nconfig = "micro.toml"\n'
@@ -112,6 +112,38 @@ def test_data_that_took_too_long_get_more_time(supervisor):
         lane.send("late")
     assert limits == [200.0, 400.0, 600.0]
     assert again == [False, True, True]
+
+
+def test_data_that_fail_without_any_part_are_not_tried_for_ever(supervisor, monkeypatch):
+    """As where somebody deleted the folder: the phase failed three times a second, to the end."""
+    now = [time.time()]
+    monkeypatch.setattr("dvpd.lease.supervisor.time.time", lambda: now[0])
+    recorder = Recorder(supervisor, [("failed", nothing)] * ATTEMPTS)
+    supervisor.begun += 1e3  # parts may still come for long
+
+    def wait():
+        now[0] += 1.0
+
+    begun = now[0]
+    recorder.run(supervisor._data(), wait)
+    assert recorder.ends == []
+    assert [more["again"] for _, more in recorder.calls] == [False] * ATTEMPTS
+    assert now[0] - begun == pytest.approx((ATTEMPTS - 1) * RETRY_S)
+
+
+def test_parts_that_are_late_are_waited_for_again(supervisor, monkeypatch):
+    now = [time.time()]
+    monkeypatch.setattr("dvpd.lease.supervisor.time.time", lambda: now[0])
+
+    def too_long():
+        now[0] += supervisor.plan.seconds.parts + 1.0
+
+    rounds = ATTEMPTS + 2
+    recorder = Recorder(supervisor, [("failed", too_long)] * rounds + [("ok", nothing)])
+    supervisor.train_end += 1e6
+    recorder.run(supervisor._data())
+    assert len(recorder.calls) == rounds + 1
+    assert recorder.waits == 0
 
 
 def test_models_share_what_time_there_is(supervisor):

@@ -263,17 +263,42 @@ def test_nothing_installed(engine_shared, monkeypatch):
 
 
 def test_both_onnx_runtimes(engine_shared, monkeypatch, tmp_path):
-    pytest.importorskip("onnxruntime")
+    ort = pytest.importorskip("onnxruntime")
     (tmp_path / "onnxruntime").mkdir()
     found = SimpleNamespace(submodule_search_locations=[str(tmp_path / "onnxruntime")])
-    monkeypatch.setattr(ort_module.importlib.util, "find_spec", lambda name: found)
-    for name in ("onnxruntime_gpu-1.32.0.dist-info", "onnxruntime_extensions-0.1.dist-info"):
-        (tmp_path / name).mkdir()
-    assert ort_module.ort_conflict() is None
-    (tmp_path / "onnxruntime-1.32.0.dist-info").mkdir()
-    assert "pip uninstall" in ort_module.ort_conflict()
-    with pytest.raises(BackendError, match="overwrite each other"):
-        load(engine_shared, "ort")
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        ort_module.importlib.util, "find_spec",
+        lambda name, *more: found if name == "onnxruntime" else real(name, *more),
+    )  # fmt: skip
+    # The Python files say what was installed; the compiled part may be of the other package.
+    named = importlib.import_module("onnxruntime.capi.build_and_package_info")
+    for package, version, providers, mixed in (
+        ("onnxruntime", "1.32.0", ["CPUExecutionProvider"], False),
+        ("onnxruntime-gpu", "1.32.0", ["CUDAExecutionProvider", "CPUExecutionProvider"], False),
+        ("onnxruntime", "1.32.0", ["CUDAExecutionProvider", "CPUExecutionProvider"], True),
+        ("onnxruntime-gpu", "1.32.0", ["CPUExecutionProvider"], True),
+        ("onnxruntime", "1.31.0", ["CPUExecutionProvider"], True),
+    ):
+        for record in tmp_path.glob("*.dist-info"):
+            record.rmdir()
+        monkeypatch.setattr(named, "package_name", package)
+        monkeypatch.setattr(named, "__version__", version)
+        monkeypatch.setattr(ort, "get_version_string", lambda: "1.32.0")
+        monkeypatch.setattr(ort, "get_available_providers", lambda names=providers: names)
+        for name in ("onnxruntime_gpu-1.32.0.dist-info", "onnxruntime_extensions-0.1.dist-info"):
+            (tmp_path / name).mkdir()
+        assert ort_module.ort_conflict() is None, "one of the two"
+        (tmp_path / "onnxruntime-1.32.0.dist-info").mkdir()
+        if not mixed:
+            assert ort_module.ort_conflict() is None, package
+            load(engine_shared, "ort").close()
+            continue
+        assert "pip uninstall -y onnxruntime onnxruntime-gpu" in ort_module.ort_conflict()
+        with pytest.raises(BackendError, match="overwritten each other"):
+            load(engine_shared, "ort")
+    monkeypatch.delattr(named, "package_name")  # a damaged install
+    assert ort_module.ort_conflict() is not None
 
 
 def test_manifest_of_the_fixture_is_valid():

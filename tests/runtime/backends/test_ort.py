@@ -152,6 +152,17 @@ def test_feats_are_never_copied(engine_shared, engine_fp16, gpu_ort, speech, dev
     assert sum(e[0] == "handed_on" for e in calls) == 6 * score_calls
 
 
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "tensorrt"])
+def test_the_first_gpu_is_not_named(engine_fp16, gpu_ort, device):
+    """ONNX Runtime 1.31 warned of "No registered plugin EP device" at every session that named it."""
+    log = gpu_ort()
+    load(engine_fp16, device).close()
+    sessions = [entry[2] for entry in log if entry[0] == "session"]
+    assert len(sessions) == 2
+    for provider in (p for providers in sessions for p in providers if isinstance(p, tuple)):
+        assert "device_id" not in provider[1], provider
+
+
 def test_providers_and_their_options(engine_fp16, gpu_ort, tmp_path, caplog):
     log = gpu_ort()
     options = {"device_id": "1", "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
