@@ -137,8 +137,7 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0.
     """
-    from .engines import find_live_engine
-    from .enhancer import Enhancer
+    from .live_engine import open_live
 
     sd = _sounddevice()
     if args.list:
@@ -146,8 +145,14 @@ def run(args: argparse.Namespace) -> int:
     devices = {side: _found(sd, getattr(args, side), side) for side in ("input", "output")}
     rate = args.rate or round(devices["input"]["default_samplerate"])
     block = max(1, round(args.block_ms * rate / 1000))
-    with Enhancer.open(
-        find_live_engine(args.model), args.backend, args.device, args.threads, tf32=args.tf32
+    with open_live(
+        args.model,
+        args.backend,
+        args.device,
+        args.threads,
+        tf32=args.tf32,
+        channels=args.channels,
+        adapt=not args.fixed_steps,
     ) as enhancer:
         if enhancer.manifest.causal is None:
             raise UsageError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from .cli_options import add_door_options, add_engine_options, between, whole
 from .command import EXIT_DONE, say, usage
-from .engines import find_engine
+from .engines import find_engine, find_live_engine
 
 PORT = 8130
 
@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--live-model",
         metavar="NAME|DIR",
-        help="causal model for /stream (default: dvpd-live, else dvpd-live-tiny)",
+        help="causal model for /stream (default: dvpd-live-tiny, else dvpd-live)",
     )
     parser.add_argument(
         "--live-steps",
@@ -83,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
     server: Any = importlib.import_module("dvpd.runtime.server.run")  # needs the extra
 
     def open_live() -> StreamWorkers:
-        model, steps = args.live_model, args.live_steps
+        # Many sounds share the cores: twice as many fit with the smaller model.
+        model, steps = find_live_engine(args.live_model, many=True), args.live_steps
         return StreamWorkers.start(model, args.backend, args.device, args.threads, steps=steps)
 
     def open_files() -> Enhancer:

@@ -249,8 +249,7 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0, or 141 when nobody read the output any more.
     """
-    from .engines import find_live_engine
-    from .enhancer import Enhancer
+    from .live_engine import open_live
     from .pipes import parse_format
 
     with usage():
@@ -259,8 +258,14 @@ def run(args: argparse.Namespace) -> int:
     report = Report()
     with (
         _standard_streams() as (source, target),
-        Enhancer.open(
-            find_live_engine(args.model), args.backend, args.device, args.threads, tf32=args.tf32
+        open_live(
+            args.model,
+            args.backend,
+            args.device,
+            args.threads,
+            tf32=args.tf32,
+            channels=args.channels,
+            adapt=not args.fixed_steps,
         ) as enhancer,
         enhancer.stream(
             args.rate,

@@ -109,22 +109,24 @@ def find_engine(model: str | Path | None = None) -> Path:
     raise ManifestError(
         f"no engine is called {folder.name!r}; here are: {', '.join(known) or 'none'}. An installed "
         "wheel carries dvpd-tiny and dvpd-live-tiny: `pip install ./engines` in the source tree adds "
-        f"dvpd-base and dvpd-base-fp16. For another give its folder's path, set {ENGINE_VARIABLE} to it, or "
+        f"dvpd-base, dvpd-base-fp16 and dvpd-live. For another give its folder's path, set {ENGINE_VARIABLE} to it, or "
         "put it into ./engines"
     )
 
 
-def find_live_engine(model: str | Path | None = None) -> Path:
+def find_live_engine(model: str | Path | None = None, *, many: bool = False) -> Path:
     """As ``find_engine``, for sound that is still coming in: the causal models come first.
 
     Args:
         model: See ``find_engine``; None for ``default_engine`` of all names, the causal ones first.
+        many: Whether many sounds are to share it: the causal one with the least computing is then first.
 
     Raises:
         ManifestError: There is none.
     """
     if model is None:
-        return default_engine((*LIVE_ENGINES, *DEFAULT_ENGINES))
+        live = LIVE_ENGINES[::-1] if many else LIVE_ENGINES
+        return default_engine((*live, *DEFAULT_ENGINES))
     return find_engine(model)
 
 

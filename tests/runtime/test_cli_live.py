@@ -60,6 +60,12 @@ class Device:
         self.active = False
 
 
+@pytest.fixture(autouse=True)
+def named_model(monkeypatch):
+    """A model that was chosen is not measured, and those that stand in for one cannot be."""
+    monkeypatch.setenv("DVPD_ENGINE", "chosen")
+
+
 @pytest.fixture
 def audio(monkeypatch):
     """The fake package, in the place of sounddevice."""

@@ -21,6 +21,12 @@ from fake_stream import GAIN, LATE, FakeStream, fake_enhancer  # isort: skip  # 
 RATE = 16000
 
 
+@pytest.fixture(autouse=True)
+def named_model(monkeypatch):
+    """A model that was chosen is not measured, and those that stand in for one cannot be."""
+    monkeypatch.setenv("DVPD_ENGINE", "chosen")
+
+
 @pytest.fixture
 def opened(monkeypatch):
     """Streams that the command opened, in the place of a model's."""
