@@ -227,3 +227,27 @@ def test_speech_that_falls_by_20_db_keeps_its_quiet_part(enhancer):
     out = enhancer.enhance(quiet, RATE).wav
     kept = 10.0 * np.log10(np.sum(out[half:] ** 2) / np.sum(quiet[half:] ** 2))
     assert abs(kept) < 3.0
+
+
+def loudest(number: int, seconds: float = 3.0) -> np.ndarray:
+    """The part of a clip with the most energy, at -25 dB of full scale."""
+    wav, count = clean_clip(number), int(seconds * RATE)
+    energy = np.concatenate([[0.0], np.cumsum(wav.astype(np.float64) ** 2)])
+    first = int(np.argmax(energy[count:] - energy[:-count])) if len(wav) > count else 0
+    return at_level(wav[first : first + count], -25.0)
+
+
+@pytest.mark.parametrize(("below_db", "kept"), [(6.0, 6), (0.0, 5)])
+def test_two_talkers_at_once_are_both_kept(below_db, kept):
+    # dvpd-base still takes some for babble (docs/caveats.md).
+    talkers = [loudest(number) for number in range(4)]
+    lost = []
+    with Enhancer.open(ROOT / "engines" / "dvpd-tiny", backend="ort", threads=1) as enhancer:
+        for i, one in enumerate(talkers):
+            for other in talkers[i + 1 :]:
+                count = min(len(one), len(other))
+                both = one[:count] + other[:count] * np.float32(10.0 ** (-below_db / 20.0))
+                out = enhancer.enhance(both, RATE).wav
+                lost.append(float(levels_db(both, count)[0] - levels_db(out, count)[0]))
+    # At equal level one pair of the six is still taken for babble.
+    assert sum(loss < 4.0 for loss in lost) >= kept, lost
