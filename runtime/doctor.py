@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import tensorrt_doctor
-from .backends.choose import BACKENDS, cpu_quota, installed
+from .backends.choose import BACKENDS, TORCH, cpu_quota, installed
 from .backends.ort import UNINSTALL, ort_conflict
 from .engines import find_engines, verification_problem
 from .errors import DvpdError, raise_interrupt
@@ -224,6 +224,10 @@ def _backends(n_gpus: int) -> list[dict[str, Any]]:
             add("openvino", "cpu", "openvino does not import or finds no device", fix)
         for device in devices:
             add("openvino", device, None, None)
+    # Importing it takes seconds: whether it starts shows when it is asked for.
+    there = installed("torch")
+    fix = None if there else f"pip install '{TORCH[1]}'"
+    add("torch", "cpu", None if there else "torch is not installed", fix)
     return rows
 
 
@@ -272,14 +276,16 @@ def examine() -> dict[str, Any]:
         )
     if (conflict := ort_conflict()) is not None:
         problems.append(conflict)
-    if not any(row["usable"] for row in backends):
+    # What runs on request alone makes no machine ready: a command without --backend would fail.
+    can_run = any(row["usable"] for row in backends if row["backend"] in BACKENDS)
+    if not can_run:
         problems.append("no backend can run: pip install 'dvpd[cpu]' or 'dvpd[openvino]'")
     problems += diagnosis.problems
     problems += [row["problem"] for row in engines if row["problem"]]
     if not engines:
         problems.append("no engine folder under engines/: python export/to_onnx.py writes one")
     ready = (
-        any(row["usable"] for row in backends)
+        can_run
         and any(row["usable"] for row in engines)
         and all(packages[name] is not None for name in _REQUIRED)
         and sound is not None
@@ -336,9 +342,9 @@ def render(report: dict[str, Any]) -> str:
     lines += ["", "Backends"]
     for row in report["backends"]:
         label = f"  {row['backend']:10s} {row['device']:10s}"
-        lines.append(
-            label + ("can run" if row["usable"] else f"no: {row['missing']}; fix: {row['fix']}")
-        )
+        asked = "" if row["backend"] in BACKENDS else f", with --backend {row['backend']}"
+        can = f"can run{asked}"
+        lines.append(label + (can if row["usable"] else f"no: {row['missing']}; fix: {row['fix']}"))
     lines += ["", "Engines"]
     for row in report["engines"]:
         state = (

@@ -52,7 +52,11 @@ def open_live(
         return enhancer
     causal, rate = enhancer.manifest.causal, enhancer.manifest.signal.frame_rate_hz
     block_s = causal.block_frames / rate if causal else 0.0
-    spent = channels * block_costs(enhancer, (0,), own_clock(enhancer))[0]
+    try:
+        spent = channels * block_costs(enhancer, (0,), own_clock(enhancer))[0]
+    except BaseException:  # also Ctrl-C
+        enhancer.close()
+        raise
     if spent <= MOST_LOAD * block_s:
         return enhancer
     say(

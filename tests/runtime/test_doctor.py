@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -255,6 +256,21 @@ def test_command_tells_line_and_problems(monkeypatch, capsys, engine):
     report = json.loads(capsys.readouterr().out)
     assert report["tensorrt"]["line"] == diagnose(bad).line
     assert report["tensorrt"]["facts"]["driver"]["gpus"] == [dataclasses.asdict(ORIN)]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_torch_runs_on_request_and_makes_no_machine_ready(monkeypatch, there):
+    monkeypatch.setattr(doctor, "installed", lambda name: there and name == "torch")
+    monkeypatch.setattr(doctor, "ort_conflict", lambda: None)
+    report = doctor.examine()
+    (row,) = [row for row in report["backends"] if row["backend"] == "torch"]
+    assert row["usable"] is there
+    assert report["ready"] is False
+    assert any("no backend can run" in text for text in report["problems"])
+    lines = doctor.render(report).splitlines()
+    line = next(text for text in lines if re.match(" +torch +cpu", text))
+    how = "can run, with --backend torch" if there else "torch is not installed; fix: pip install"
+    assert how in line
 
 
 def test_doctor_imports_nothing_heavy():

@@ -70,6 +70,20 @@ def test_the_only_live_model_is_taken(machine, name):
     assert open_live(None).manifest.name == name
 
 
+def test_an_engine_that_fails_while_it_is_timed_is_closed(machine, monkeypatch):
+    machine(0.0)
+    closed = []
+
+    def interrupted(enhancer, *_):
+        monkeypatch.setattr(enhancer, "close", lambda: closed.append(True))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(live_engine, "block_costs", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        open_live(None)
+    assert closed == [True]
+
+
 def test_many_sounds_get_the_model_that_computes_least(machine, tmp_path):
     machine(0.0)
     assert engines.find_live_engine() == tmp_path / "dvpd-live"
