@@ -34,6 +34,7 @@ _LATER_TRAIN_KEYS: dict[str, Any] = {
     "consistency_steps": 8,
     "consistency_target": "stop",
     "keep_speech": False,
+    "keep_within_db": 0.0,
     "freeze_norms": False,
 }
 

@@ -78,6 +78,9 @@ class TrainConfig:
         keep_speech: Crops with speech are compared with what the weights of ``--keep`` make of them, not
             with the clean speech: for a training that is to teach noise alone, and to unlearn nothing
             (arXiv 1606.09282; not in the paper). The predictive branch only.
+        keep_within_db: With ``keep_speech``: where those weights lose more than this of the speech's power
+            (dB, over a quarter of a second), and where a pause is silent, the clean speech is the target; 0
+            for never (not in the paper).
         freeze_norms: Batch norms use their running statistics and keep them, as in use: for a training that
             goes on from good weights with few crops a step, whose own statistics would be noise.
         workers: Processes that mix; 0 mixes in the training process.
@@ -124,6 +127,7 @@ class TrainConfig:
     estoi_weight: float = 0.0
     silence_weight: float = 0.0
     keep_speech: bool = False
+    keep_within_db: float = 0.0
     freeze_norms: bool = False
     workers: int = 1
     log_steps: int = 20
@@ -160,6 +164,7 @@ class TrainConfig:
         for item in fields(self):
             if item.name.endswith(("_weight", "_minutes")) or item.name in (
                 "minutes",
+                "keep_within_db",
                 "weight_decay",
                 "grad_clip",
             ):

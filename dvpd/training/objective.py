@@ -19,9 +19,19 @@ from ..model import DVPD
 from ..runtime.errors import InputError
 from ..runtime.level import LEAST_DB
 from ..runtime.schedule import mean_weight
+from ..runtime.spec import SignalSpec
 from ..sde import Marginal, make_plan, reverse, with_phase
-from ..spectral import Dft, compress, compressed_noisy, istft_from_compressed, magnitude
+from ..spectral import (
+    Dft,
+    compress,
+    compressed_noisy,
+    istft_from_compressed,
+    linear_power,
+    magnitude,
+)
 
+HEARD = 1e-4  # power of a stretch of speech, as a share of the loudest's, whose loss counts
+SILENCE = 1e-7  # share of the loudest stretch's power from which on nobody speaks
 LEAST_X0_WEIGHT = 0.1  # share of x0 in a state below which its estimate is mostly noise times 1 / w
 
 
@@ -173,6 +183,9 @@ class Objective(nn.Module):
         with torch.autocast(noisy.device.type, torch.bfloat16, bf16):
             told, _ = self.teacher(noisy)
         told = told.float() if scale is None else told.float() / scale
+        limit_db = self.config.train.keep_within_db
+        if limit_db:
+            told = torch.where(wrong(told, target, limit_db, self.config.signal), target, told)
         wav = istft_from_compressed(told, clean_wav.shape[-1], dft=self.terms.tables.dft)
         speech = (clean_wav.abs().amax(-1) > 0.0)[:, None]
         return torch.where(speech[..., None, None], told, target), torch.where(
@@ -287,6 +300,30 @@ class Objective(nn.Module):
             drawn = torch.randn(shape, generator=source, device=device)[mine]
             trajectory = (interval.to(drawn.dtype), drawn)
         return Draws(t, z, noise, gain, start, trajectory)
+
+
+def wrong(told: Tensor, target: Tensor, limit_db: float, signal: SignalSpec) -> Tensor:
+    """Where a teacher is not to be followed, [B, 1, T, 1]: it loses speech, or nobody speaks.
+
+    Both in the mean over a quarter of a second. Lost is power that bins of the target have more of; what
+    the teacher puts into others does not make up for it.
+
+    Args:
+        told: The teacher's output [B, 2, T, F].
+        target: Compressed clean spectra [B, 2, T, F].
+        limit_db: How much of the power may be lost (dB).
+        signal: The front end.
+    """
+    kept, wanted = linear_power(told, signal), linear_power(target, signal)
+    frames = 2 * (signal.sample_rate // signal.hop_length // 8) + 1
+
+    def smooth(power: Tensor) -> Tensor:
+        return nn.functional.avg_pool1d(power.sum(-1)[:, None], frames, 1, frames // 2)[:, 0]
+
+    speech, lost = smooth(wanted), smooth((wanted - kept).clamp_min(0.0))
+    loudest = speech.amax(-1, keepdim=True)
+    loses = (lost > (1.0 - 10.0 ** (-limit_db / 10.0)) * speech) & (speech > HEARD * loudest)
+    return (loses | (speech <= SILENCE * loudest))[:, None, :, None]
 
 
 def _check(config: Config) -> None:

@@ -17,8 +17,8 @@ from dvpd.runtime.errors import InputError
 from dvpd.runtime.schedule import SdeSpec, sampler_steps
 from dvpd.runtime.spec import SamplerSpec
 from dvpd.sde import Marginal
-from dvpd.spectral import compress, compressed_noisy, magnitude
-from dvpd.training.objective import Objective
+from dvpd.spectral import SIGNAL, compress, compressed_noisy, magnitude
+from dvpd.training.objective import Objective, wrong
 from dvpd.training.trainer import Trainer
 
 ALONE = {"branches": "score", "score_weight": 0.0}
@@ -251,6 +251,53 @@ def test_crops_with_speech_keep_the_teachers_output(tmp_path):
     silent = objective(noisy, 0.0 * clean, objective.draw(0, *noisy.shape, noisy.device))
     assert silent["ri"].item() == pytest.approx(told.square().mean().item(), rel=0.05)
     assert silent["silence"].item() > 1.0
+
+
+def test_where_the_teacher_loses_speech_or_nobody_speaks_the_clean_speech_is_the_target():
+    """Each stretch is judged by itself, and noise that was added does not make up for what was lost."""
+    rng = torch.Generator().manual_seed(2)
+    clean = torch.randn(2, 2 * 16000, generator=rng)
+    clean[1, 16000:] = 0.0
+    target = compress(clean)  # 251 frames
+    kept = target.clone()
+    kept[0, :, :60] *= 0.5**0.3  # 6 dB
+    kept[0, :, 60:, 100:] *= 0.01  # the higher part of the spectrum: 2 dB and more
+    kept[0, :, 60:, :100] *= 2.0  # more power than before in all
+    judged = wrong(kept, target, 1.5, SIGNAL)[:, 0, :, 0]
+    assert judged.shape == (2, 251)
+    assert judged[0].all()
+    assert not judged[1, :100].any()
+    assert judged[1, 150:].all()
+    assert not wrong(kept, target, 7.0, SIGNAL)[0, 0, :40].any()
+    assert not wrong(target, target, 0.1, SIGNAL)[0].any()
+
+
+class Says(torch.nn.Module):
+    """A predictive network with one answer."""
+
+    def __init__(self, answer: torch.Tensor) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, _: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        return self.answer, []
+
+
+def test_a_teacher_that_takes_a_talker_away_is_followed_elsewhere_alone(tmp_path):
+    """The mean of both targets: the truth in the first crop, which the teacher silences."""
+    objective, _ = keeper(tmp_path, keep_within_db=1.5)
+    noisy, clean = batch()
+    spectra_of = torch.nn.functional.pad(compressed_noisy(noisy), (0, 0, 0, 3))
+    target = torch.nn.functional.pad(compress(clean), (0, 0, 0, 3))
+    louder = torch.stack([0.01 * target[0], 1.1 * target[1]])
+    objective.teacher = Says(louder)
+    told, wav = objective._kept(spectra_of, None, target, clean)
+    speech = magnitude(target)[0, 0].square().sum(-1)
+    loud = speech > 0.1 * speech.max()
+    assert torch.equal(told[0][:, loud], target[0][:, loud])
+    assert torch.equal(told[1], louder[1])
+    missed = (wav[0] - clean[0]).square().sum() / clean[0].square().sum()
+    assert missed < 0.01
 
 
 def test_the_teacher_does_not_learn(tmp_path):
