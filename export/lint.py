@@ -30,7 +30,7 @@ from dvpd.export.trt_api import TrtApi
 from dvpd.runtime import command
 from dvpd.runtime.errors import BackendError, ManifestError
 from dvpd.runtime.manifest import Manifest
-from dvpd.runtime.spec import graph_io
+from dvpd.runtime.spec import NEXT_STATE, STATE, CausalSpec, graph_io
 
 # Sums over many values, and functions whose result or whose argument leaves half's range.
 STATISTICS = {
@@ -114,13 +114,16 @@ def _title(node: onnx.NodeProto) -> str:
     return f"{node.name or (node.output[0] if node.output else '?')} ({node.op_type})"
 
 
-def lint_graph(model: onnx.ModelProto, graph: str, precision: str) -> Lint:
+def lint_graph(
+    model: onnx.ModelProto, graph: str, precision: str, causal: CausalSpec | None = None
+) -> Lint:
     """Check the types of one graph.
 
     Args:
         model: The graph.
         graph: "predictive" or "score".
         precision: "fp32" or "fp16".
+        causal: The manifest's, of a causal model.
 
     Raises:
         ManifestError: Types cannot be inferred; nothing can be proved of such a graph.
@@ -137,6 +140,8 @@ def lint_graph(model: onnx.ModelProto, graph: str, precision: str) -> Lint:
         for name in node.input:
             users[name].append(node)
 
+    tables = _tables(model)
+
     def add(rule: str, node: onnx.NodeProto, text: str) -> None:
         found.faults.append(Fault(rule, _title(node), text))
 
@@ -150,15 +155,28 @@ def lint_graph(model: onnx.ModelProto, graph: str, precision: str) -> Lint:
         unknown = [n for n in (*node.input, *node.output) if n and types.get(n, 0) == 0]
         if unknown:
             add("untyped", node, f"the type of {unknown[0]} is not known; nothing is proved of it")
-        _check_node(node, kind, precision, types, makers, add)
+        over_time = node.op_type == "MatMul" and not tables.isdisjoint(node.input)
+        _check_node(node, kind, precision, types, makers, over_time, add)
         if node.op_type == "Cast":
             _check_cast(node, types, users, add)
     _check_constants(model, found)
     _check_versions(model, found)
-    _check_ends(model, graph, precision, types, found)
+    _check_ends(model, graph, precision, types, found, causal)
+    if causal is not None and precision == "fp16":
+        _check_state(model, types, makers, users, found)
     found.counts = {op: dict(c) for op, c in sorted(counts.items())}
     found.islands = {name: dict(c) for name, c in sorted(islands.items())}
     return found
+
+
+def _tables(model: onnx.ModelProto) -> set[str]:
+    """Tensors made of sizes and constants alone, such as decays from block to block."""
+    constants, tables = {t.name for t in model.graph.initializer}, set[str]()
+    for node in model.graph.node:
+        inputs = {name for name in node.input if name}
+        if node.op_type == "Shape" or (inputs & tables and inputs <= constants | tables):
+            tables.update(node.output)
+    return tables
 
 
 def _float_type(node: onnx.NodeProto, types: dict[str, int]) -> str:
@@ -178,6 +196,7 @@ def _check_node(
     precision: str,
     types: dict[str, int],
     makers: dict[str, onnx.NodeProto],
+    over_time: bool,
     add: Any,
 ) -> None:
     op = node.op_type
@@ -190,7 +209,7 @@ def _check_node(
         mixed = ", ".join(sorted(NAMES[t] for t in floats))
         add("mixed", node, f"takes {mixed} at once, which a strongly typed network refuses")
     if kind == "half":
-        if op in STATISTICS:
+        if op in STATISTICS or over_time:  # a product with a table of decays is a running sum
             add("statistic", node, "a sum or extremum in half; cast its input to float32")
         elif op in NORMS or op == "LayerNormalization":
             stash = {a.name: a.i for a in node.attribute}.get("stash_type", TensorProto.FLOAT)
@@ -199,7 +218,7 @@ def _check_node(
                     "stash_type float32")  # fmt: skip
         elif op in EXPONENTIALS:
             add("exponential", node, "leaves half's range or digits; cast its input to float32")
-    if kind == "float32" and precision == "fp16" and op in PRODUCTS:
+    if kind == "float32" and precision == "fp16" and op in PRODUCTS and not over_time:
         add("slow", node, "a product in float32 in an fp16 graph; its weights belong in half")
     if precision == "fp32" and "half" in kind:
         add("half", node, "half in an fp32 graph")
@@ -276,16 +295,76 @@ def _check_versions(model: onnx.ModelProto, found: Lint) -> None:
 
 
 def _check_ends(
-    model: onnx.ModelProto, graph: str, precision: str, types: dict[str, int], found: Lint
+    model: onnx.ModelProto,
+    graph: str,
+    precision: str,
+    types: dict[str, int],
+    found: Lint,
+    causal: CausalSpec | None,
 ) -> None:
     """Inputs and outputs have the contract's types."""
     names = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
     have = {v.name for v in (*model.graph.input, *model.graph.output)}
-    for specs in graph_io(graph, precision):
+    for specs in graph_io(graph, precision, causal):
         for spec in specs:
             if spec.name not in have or types[spec.name] != names[spec.dtype]:
                 text = f"the contract has {spec.dtype} {spec.name}"
                 found.faults.append(Fault("signature", spec.name, text))
+
+
+def _check_state(
+    model: onnx.ModelProto,
+    types: dict[str, int],
+    makers: dict[str, onnx.NodeProto],
+    users: dict[str, list[onnx.NodeProto]],
+    found: Lint,
+) -> None:
+    """A part of the state that is computed from itself, call after call, must stay in float32.
+
+    Sums, means and the attention's memory would lose in half what a block adds. Frames that are only
+    kept, and moved, come back as they were: they may pass through half.
+    """
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    slices, joined = users[STATE], makers.get(NEXT_STATE)
+    begins = [constants.get(n.input[1]) if n.op_type == "Slice" else None for n in slices]
+    known = [int(begin[0]) for begin in begins if begin is not None]
+    parts = joined.input if joined is not None and joined.op_type == "Concat" else []
+    if not parts or (len(known), len(slices)) != (len(parts), len(parts)):
+        text = "its parts cannot be followed to those of the next one; nothing is proved of them"
+        found.faults.append(Fault("state", STATE, text))
+        return
+    ordered = [node for _, node in sorted(zip(known, slices, strict=True), key=lambda p: p[0])]
+    for first, part in zip(ordered, parts, strict=True):
+        for node in _between(first, part, makers, users):
+            if types.get(node.output[0]) == TensorProto.FLOAT16:
+                text = "a part of the state is computed from itself through half, block after block"
+                found.faults.append(Fault("recurrence", _title(node), text + ": keep float32"))
+                break
+
+
+def _between(
+    first: onnx.NodeProto,
+    last: str,
+    makers: dict[str, onnx.NodeProto],
+    users: dict[str, list[onnx.NodeProto]],
+) -> list[onnx.NodeProto]:
+    """Nodes from ``first`` to the tensor ``last``; none where values are only moved and cast."""
+    sources, heads = set[str](), [last]
+    while heads:
+        name = heads.pop()
+        if name not in sources:
+            sources.add(name)
+            heads += [n for n in makers[name].input if n] if name in makers else []
+    path: dict[str, onnx.NodeProto] = {}
+    nodes = [first]
+    while nodes:
+        node = nodes.pop()
+        if node.output[0] in path or sources.isdisjoint(node.output):
+            continue
+        path[node.output[0]] = node
+        nodes += [user for name in node.output for user in users[name]]
+    moved = all(node.op_type in MOVES | {"Cast"} for node in path.values())
+    return [] if moved else list(path.values())
 
 
 def lint_network(path: Path, model: onnx.ModelProto, found: Lint, api: TrtApi) -> None:
@@ -357,7 +436,7 @@ def lint_engine(folder: str | Path, parser: bool = True) -> list[Lint]:
     paths = manifest.verify_graphs(folder)
     for graph, path in ((name, paths[name]) for name in manifest.graphs):  # those for GPUs
         model = onnx.load(str(path))
-        found = lint_graph(model, graph, manifest.precision)
+        found = lint_graph(model, graph, manifest.precision, manifest.causal)
         if api is not None:
             lint_network(path, model, found, api)
         results.append(found)
