@@ -151,8 +151,8 @@ class ReferenceBackend:
 
     def _run(self, graph: str, outputs: Sequence[str], inputs: dict[str, Any]) -> list[Any]:
         with np.errstate(over="ignore", invalid="ignore"):  # reported as not finite
-            values: list[Any] = self._graphs[graph].run(list(outputs), inputs)
-        return values
+            values: Any = self._graphs[graph].run(list(outputs), inputs)
+        return list(values)
 
     def predict(self, noisy: FloatArray) -> tuple[FloatArray, Sequence[Any]]:
         """Run the predictive graph; see ``Backend.predict``."""

@@ -26,11 +26,12 @@ from onnx import TensorProto
 if not __package__:  # run as a plain script: the checkout is not installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from dvpd.export.lint_state import MOVES, size_tables, state_faults
 from dvpd.export.trt_api import TrtApi
 from dvpd.runtime import command
 from dvpd.runtime.errors import BackendError, ManifestError
 from dvpd.runtime.manifest import Manifest
-from dvpd.runtime.spec import NEXT_STATE, STATE, CausalSpec, graph_io
+from dvpd.runtime.spec import CausalSpec, graph_io
 
 # Sums over many values, and functions whose result or whose argument leaves half's range.
 STATISTICS = {
@@ -47,10 +48,6 @@ EXPONENTIALS = {
     "Celu", "Gelu", "Sin", "Cos", "Sqrt", "Reciprocal",
 }  # fmt: skip
 PRODUCTS = {"Conv", "ConvTranspose", "MatMul", "Gemm"}
-MOVES = {
-    "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split",
-    "Concat", "Expand", "Tile", "Pad", "DepthToSpace", "SpaceToDepth", "Gather",
-}  # fmt: skip
 NAMES: dict[int, str] = {
     TensorProto.FLOAT16: "half",
     TensorProto.FLOAT: "float32",
@@ -140,7 +137,7 @@ def lint_graph(
         for name in node.input:
             users[name].append(node)
 
-    tables = _tables(model)
+    tables = size_tables(model)
 
     def add(rule: str, node: onnx.NodeProto, text: str) -> None:
         found.faults.append(Fault(rule, _title(node), text))
@@ -163,20 +160,10 @@ def lint_graph(
     _check_versions(model, found)
     _check_ends(model, graph, precision, types, found, causal)
     if causal is not None and precision == "fp16":
-        _check_state(model, types, makers, users, found)
+        found.faults += [Fault(*row) for row in state_faults(model, types, makers, users)]
     found.counts = {op: dict(c) for op, c in sorted(counts.items())}
     found.islands = {name: dict(c) for name, c in sorted(islands.items())}
     return found
-
-
-def _tables(model: onnx.ModelProto) -> set[str]:
-    """Tensors made of sizes and constants alone, such as decays from block to block."""
-    constants, tables = {t.name for t in model.graph.initializer}, set[str]()
-    for node in model.graph.node:
-        inputs = {name for name in node.input if name}
-        if node.op_type == "Shape" or (inputs & tables and inputs <= constants | tables):
-            tables.update(node.output)
-    return tables
 
 
 def _float_type(node: onnx.NodeProto, types: dict[str, int]) -> str:
@@ -310,61 +297,6 @@ def _check_ends(
             if spec.name not in have or types[spec.name] != names[spec.dtype]:
                 text = f"the contract has {spec.dtype} {spec.name}"
                 found.faults.append(Fault("signature", spec.name, text))
-
-
-def _check_state(
-    model: onnx.ModelProto,
-    types: dict[str, int],
-    makers: dict[str, onnx.NodeProto],
-    users: dict[str, list[onnx.NodeProto]],
-    found: Lint,
-) -> None:
-    """A part of the state that is computed from itself, call after call, must stay in float32.
-
-    Sums, means and the attention's memory would lose in half what a block adds. Frames that are only
-    kept, and moved, come back as they were: they may pass through half.
-    """
-    constants = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
-    slices, joined = users[STATE], makers.get(NEXT_STATE)
-    begins = [constants.get(n.input[1]) if n.op_type == "Slice" else None for n in slices]
-    known = [int(begin[0]) for begin in begins if begin is not None]
-    parts = joined.input if joined is not None and joined.op_type == "Concat" else []
-    if not parts or (len(known), len(slices)) != (len(parts), len(parts)):
-        text = "its parts cannot be followed to those of the next one; nothing is proved of them"
-        found.faults.append(Fault("state", STATE, text))
-        return
-    ordered = [node for _, node in sorted(zip(known, slices, strict=True), key=lambda p: p[0])]
-    for first, part in zip(ordered, parts, strict=True):
-        for node in _between(first, part, makers, users):
-            if types.get(node.output[0]) == TensorProto.FLOAT16:
-                text = "a part of the state is computed from itself through half, block after block"
-                found.faults.append(Fault("recurrence", _title(node), text + ": keep float32"))
-                break
-
-
-def _between(
-    first: onnx.NodeProto,
-    last: str,
-    makers: dict[str, onnx.NodeProto],
-    users: dict[str, list[onnx.NodeProto]],
-) -> list[onnx.NodeProto]:
-    """Nodes from ``first`` to the tensor ``last``; none where values are only moved and cast."""
-    sources, heads = set[str](), [last]
-    while heads:
-        name = heads.pop()
-        if name not in sources:
-            sources.add(name)
-            heads += [n for n in makers[name].input if n] if name in makers else []
-    path: dict[str, onnx.NodeProto] = {}
-    nodes = [first]
-    while nodes:
-        node = nodes.pop()
-        if node.output[0] in path or sources.isdisjoint(node.output):
-            continue
-        path[node.output[0]] = node
-        nodes += [user for name in node.output for user in users[name]]
-    moved = all(node.op_type in MOVES | {"Cast"} for node in path.values())
-    return [] if moved else list(path.values())
 
 
 def lint_network(path: Path, model: onnx.ModelProto, found: Lint, api: TrtApi) -> None:

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 from dvpd.export import half, lint, parity, verify
 from dvpd.export.figures import snr_db, speech
+from dvpd.export.lint_state import MOVES, size_tables
 from dvpd.quality.models import open_model
 from dvpd.runtime import stft
 from dvpd.runtime.block_sampler import BlockSampler, Lane
@@ -214,7 +215,7 @@ def test_a_sum_that_is_carried_through_half_is_found(live_fp16, module):
     (joined,) = (node for node in model.graph.node if "next_state" in node.output)
     # What a part is made of, back to where something is added.
     node = next(makers[n] for n in joined.input if module in makers[n].name)
-    while node.op_type in lint.MOVES:
+    while node.op_type in MOVES:
         node = makers[node.input[0]]
     assert node.op_type == "Add"
     through_half(model, node.output[0])
@@ -233,7 +234,7 @@ def test_frames_that_are_only_kept_may_pass_through_half(live_fp16):
 def test_a_running_sum_in_half_is_found(live_fp16):
     """A product with a table of decays: what it multiplies, and the table, cast to half."""
     model = onnx.load(str(live_fp16 / "predictive.onnx"))
-    tables = lint._tables(model)
+    tables = size_tables(model)
     product = next(
         n for n in model.graph.node if n.op_type == "MatMul" and not tables.isdisjoint(n.input)
     )
