@@ -23,18 +23,20 @@ from onnx.reference.op_run import OpRun
 
 from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.backends.base import (
+    FEAT_NAMES,
     PREDICT_OUT,
     SCORE_OUT,
     LoadOptions,
     check_output,
     check_predict,
-    check_score,
+    check_whole,
+    score_feeds,
+    stream_state,
 )
-from dvpd.runtime.spec import N_FEATS
+from dvpd.runtime.spec import FRAME_MULTIPLE, NEXT_STATE, STATE
 
 from .figures import snr_db
 
-FEAT_NAMES = [f"feat_{i}" for i in range(N_FEATS)]
 HALF_MAX = 65504.0
 HALF_MIN = 2.0**-24  # the smallest half above zero
 
@@ -145,12 +147,18 @@ class ReferenceBackend:
         """
         paths = {"predictive": options.predictive, "score": options.score}
         self._graphs = {name: evaluator(onnx.load(str(path))) for name, path in paths.items()}
+        self._causal = options.manifest.causal
+
+    def _run(self, graph: str, outputs: Sequence[str], inputs: dict[str, Any]) -> list[Any]:
+        with np.errstate(over="ignore", invalid="ignore"):  # reported as not finite
+            values: Any = self._graphs[graph].run(list(outputs), inputs)
+        return list(values)
 
     def predict(self, noisy: FloatArray) -> tuple[FloatArray, Sequence[Any]]:
         """Run the predictive graph; see ``Backend.predict``."""
+        check_whole(self._causal)
         sizes = check_predict(noisy)
-        names = ["clean_ri", *FEAT_NAMES]
-        clean_ri, *feats = self._graphs["predictive"].run(names, {"noisy": noisy})
+        clean_ri, *feats = self._run("predictive", ["clean_ri", *FEAT_NAMES], {"noisy": noisy})
         return check_output(PREDICT_OUT, clean_ri, sizes, "the predictive graph (onnx)"), feats
 
     def score(
@@ -162,12 +170,34 @@ class ReferenceBackend:
         tlb_backbone: FloatArray,
     ) -> FloatArray:
         """Run the score graph; see ``Backend.score``."""
-        sizes = check_score(xt, t, feats, tlb_skip, tlb_backbone)
-        inputs = {"xt": xt, "t": t, **dict(zip(FEAT_NAMES, feats, strict=True))}
-        inputs |= {"tlb_skip": tlb_skip, "tlb_backbone": tlb_backbone}
-        outputs: Any = self._graphs["score"].run(["sigma_z"], inputs)
-        sigma_z: FloatArray = check_output(SCORE_OUT, outputs[0], sizes, "the score graph (onnx)")
-        return sigma_z
+        check_whole(self._causal)
+        sizes, inputs = score_feeds(xt, t, feats, tlb_skip, tlb_backbone)
+        (sigma_z,) = self._run("score", ["sigma_z"], inputs)
+        return check_output(SCORE_OUT, sigma_z, sizes, "the score graph (onnx)")
+
+    def predict_next(self, noisy: FloatArray, state: Any) -> tuple[FloatArray, Sequence[Any], Any]:
+        """Run the predictive graph on the next frames; see ``StreamBackend.predict_next``."""
+        sizes = check_predict(noisy, FRAME_MULTIPLE)
+        before = stream_state(self._causal, "predictive", len(noisy), state)
+        names = ["clean_ri", *FEAT_NAMES, NEXT_STATE]
+        clean_ri, *feats, after = self._run("predictive", names, {"noisy": noisy, STATE: before})
+        source = "the predictive graph (onnx)"
+        return check_output(PREDICT_OUT, clean_ri, sizes, source), feats, after
+
+    def score_next(
+        self,
+        xt: FloatArray,
+        t: FloatArray,
+        feats: Sequence[Any],
+        tlb_skip: FloatArray,
+        tlb_backbone: FloatArray,
+        state: Any,
+    ) -> tuple[FloatArray, Any]:
+        """Run the score graph on the next frames; see ``StreamBackend.score_next``."""
+        sizes, inputs = score_feeds(xt, t, feats, tlb_skip, tlb_backbone, FRAME_MULTIPLE)
+        inputs[STATE] = stream_state(self._causal, "score", len(xt), state)
+        sigma_z, after = self._run("score", ["sigma_z", NEXT_STATE], inputs)
+        return check_output(SCORE_OUT, sigma_z, sizes, "the score graph (onnx)"), after
 
     def close(self) -> None:
         """Nothing to release."""
@@ -191,7 +221,8 @@ def float_twin(model: onnx.ModelProto) -> onnx.ModelProto:
     del twin.graph.value_info[:]
     for node in twin.graph.node:
         for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.name == "to":
+            half = node.op_type == "Cast" and attribute.name == "to"
+            if half and attribute.i == TensorProto.FLOAT16:
                 attribute.CopyFrom(helper.make_attribute("to", TensorProto.FLOAT))
     return twin
 

@@ -26,11 +26,12 @@ from onnx import TensorProto
 if not __package__:  # run as a plain script: the checkout is not installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from dvpd.export.lint_state import MOVES, size_tables, state_faults
 from dvpd.export.trt_api import TrtApi
 from dvpd.runtime import command
 from dvpd.runtime.errors import BackendError, ManifestError
 from dvpd.runtime.manifest import Manifest
-from dvpd.runtime.spec import graph_io
+from dvpd.runtime.spec import CausalSpec, graph_io
 
 # Sums over many values, and functions whose result or whose argument leaves half's range.
 STATISTICS = {
@@ -47,10 +48,6 @@ EXPONENTIALS = {
     "Celu", "Gelu", "Sin", "Cos", "Sqrt", "Reciprocal",
 }  # fmt: skip
 PRODUCTS = {"Conv", "ConvTranspose", "MatMul", "Gemm"}
-MOVES = {
-    "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split",
-    "Concat", "Expand", "Tile", "Pad", "DepthToSpace", "SpaceToDepth", "Gather",
-}  # fmt: skip
 NAMES: dict[int, str] = {
     TensorProto.FLOAT16: "half",
     TensorProto.FLOAT: "float32",
@@ -114,13 +111,16 @@ def _title(node: onnx.NodeProto) -> str:
     return f"{node.name or (node.output[0] if node.output else '?')} ({node.op_type})"
 
 
-def lint_graph(model: onnx.ModelProto, graph: str, precision: str) -> Lint:
+def lint_graph(
+    model: onnx.ModelProto, graph: str, precision: str, causal: CausalSpec | None = None
+) -> Lint:
     """Check the types of one graph.
 
     Args:
         model: The graph.
         graph: "predictive" or "score".
         precision: "fp32" or "fp16".
+        causal: The manifest's, of a causal model.
 
     Raises:
         ManifestError: Types cannot be inferred; nothing can be proved of such a graph.
@@ -137,6 +137,8 @@ def lint_graph(model: onnx.ModelProto, graph: str, precision: str) -> Lint:
         for name in node.input:
             users[name].append(node)
 
+    tables = size_tables(model)
+
     def add(rule: str, node: onnx.NodeProto, text: str) -> None:
         found.faults.append(Fault(rule, _title(node), text))
 
@@ -150,12 +152,15 @@ def lint_graph(model: onnx.ModelProto, graph: str, precision: str) -> Lint:
         unknown = [n for n in (*node.input, *node.output) if n and types.get(n, 0) == 0]
         if unknown:
             add("untyped", node, f"the type of {unknown[0]} is not known; nothing is proved of it")
-        _check_node(node, kind, precision, types, makers, add)
+        over_time = node.op_type == "MatMul" and not tables.isdisjoint(node.input)
+        _check_node(node, kind, precision, types, makers, over_time, add)
         if node.op_type == "Cast":
             _check_cast(node, types, users, add)
     _check_constants(model, found)
     _check_versions(model, found)
-    _check_ends(model, graph, precision, types, found)
+    _check_ends(model, graph, precision, types, found, causal)
+    if causal is not None and precision == "fp16":
+        found.faults += [Fault(*row) for row in state_faults(model, types, makers, users)]
     found.counts = {op: dict(c) for op, c in sorted(counts.items())}
     found.islands = {name: dict(c) for name, c in sorted(islands.items())}
     return found
@@ -178,6 +183,7 @@ def _check_node(
     precision: str,
     types: dict[str, int],
     makers: dict[str, onnx.NodeProto],
+    over_time: bool,
     add: Any,
 ) -> None:
     op = node.op_type
@@ -190,7 +196,7 @@ def _check_node(
         mixed = ", ".join(sorted(NAMES[t] for t in floats))
         add("mixed", node, f"takes {mixed} at once, which a strongly typed network refuses")
     if kind == "half":
-        if op in STATISTICS:
+        if op in STATISTICS or over_time:  # a product with a table of decays is a running sum
             add("statistic", node, "a sum or extremum in half; cast its input to float32")
         elif op in NORMS or op == "LayerNormalization":
             stash = {a.name: a.i for a in node.attribute}.get("stash_type", TensorProto.FLOAT)
@@ -199,7 +205,7 @@ def _check_node(
                     "stash_type float32")  # fmt: skip
         elif op in EXPONENTIALS:
             add("exponential", node, "leaves half's range or digits; cast its input to float32")
-    if kind == "float32" and precision == "fp16" and op in PRODUCTS:
+    if kind == "float32" and precision == "fp16" and op in PRODUCTS and not over_time:
         add("slow", node, "a product in float32 in an fp16 graph; its weights belong in half")
     if precision == "fp32" and "half" in kind:
         add("half", node, "half in an fp32 graph")
@@ -276,12 +282,17 @@ def _check_versions(model: onnx.ModelProto, found: Lint) -> None:
 
 
 def _check_ends(
-    model: onnx.ModelProto, graph: str, precision: str, types: dict[str, int], found: Lint
+    model: onnx.ModelProto,
+    graph: str,
+    precision: str,
+    types: dict[str, int],
+    found: Lint,
+    causal: CausalSpec | None,
 ) -> None:
     """Inputs and outputs have the contract's types."""
     names = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
     have = {v.name for v in (*model.graph.input, *model.graph.output)}
-    for specs in graph_io(graph, precision):
+    for specs in graph_io(graph, precision, causal):
         for spec in specs:
             if spec.name not in have or types[spec.name] != names[spec.dtype]:
                 text = f"the contract has {spec.dtype} {spec.name}"
@@ -357,7 +368,7 @@ def lint_engine(folder: str | Path, parser: bool = True) -> list[Lint]:
     paths = manifest.verify_graphs(folder)
     for graph, path in ((name, paths[name]) for name in manifest.graphs):  # those for GPUs
         model = onnx.load(str(path))
-        found = lint_graph(model, graph, manifest.precision)
+        found = lint_graph(model, graph, manifest.precision, manifest.causal)
         if api is not None:
             lint_network(path, model, found, api)
         results.append(found)

@@ -189,7 +189,7 @@ def _compare_outputs(
 def _compare_stream(
     model: DVPD, config: Config, backend: Backend, noisy: FloatArray, precision: str, report: Report
 ) -> None:
-    """Each output of a causal model's graphs, call after call with the states of the calls before."""
+    """Outputs and states of a causal model's graphs, call after call with the states before."""
     live = cast(StreamBackend, backend)
     rng = np.random.default_rng(1)
     half = np.float16 if precision == "fp16" else np.float32
@@ -213,6 +213,7 @@ def _compare_stream(
             got_sigma, states[3] = live.score_next(xt, t, feats_in, *factors, states[3])
             pairs = {"clean_ri": (clean, got_clean), "sigma_z": (sigma_z, got_sigma)}
             pairs |= {f"feat_{k}": (f, got_feats[k]) for k, f in enumerate(feats)}
+            pairs |= {k: (states[i], states[2 + i]) for i, k in enumerate(BLOCK_STATES)}
             for name, (want, got) in pairs.items():
                 error = error_of_range(want.numpy(), np.asarray(got))
                 report.errors[name] = max(report.errors.get(name, 0.0), error)

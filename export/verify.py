@@ -37,7 +37,7 @@ from dvpd.export.figures import (
 )
 from dvpd.runtime import command, stft
 from dvpd.runtime.arrays import FloatArray
-from dvpd.runtime.backends.base import Backend, LoadOptions, StreamBackend
+from dvpd.runtime.backends.base import FEAT_NAMES, Backend, LoadOptions, StreamBackend
 from dvpd.runtime.backends.choose import BACKENDS, installed, open_backend
 from dvpd.runtime.doctor import processor_name
 from dvpd.runtime.engines import VERIFICATION_FORMAT, find_checkpoint
@@ -49,7 +49,9 @@ from dvpd.runtime.progress import Steps
 from dvpd.runtime.spec import (
     FRAME_MULTIPLE,
     N_FEATS,
+    NEXT_STATE,
     PREDICTIVE_INPUTS,
+    STATE,
     TLB_PRESETS,
     TlbFactors,
     padded_frames,
@@ -178,13 +180,10 @@ def available(folder: Path, manifest: Manifest) -> dict[str, str | None]:
         if importlib.util.find_spec(module) is None:
             torch_missing = f"{module} is not installed: dvpd[export]"
     half = None if manifest.precision == "fp16" else "the engine is fp32"
-    carried = None if manifest.causal is None else "it does not carry a causal model's state"
     table: dict[str, str | None] = {
         "torch": torch_missing,
         "torch-half": half or torch_missing,
-        "onnx": half
-        or carried
-        or (torch_missing if torch_missing and "installed" in torch_missing else None),
+        "onnx": half or (torch_missing if torch_missing and "installed" in torch_missing else None),
     }
     for name in BACKENDS:
         table[name] = None if installed(name) else f"not installed: {BACKENDS[name][1]}"
@@ -398,16 +397,30 @@ def _half_nodes(
     from dvpd.export import half
 
     graphs = {name: half.load(path) for name, path in manifest.verify_graphs(folder).items()}
-    predict = half.evaluator(graphs["predictive"])
+    runs = {name: half.evaluator(graph) for name, graph in graphs.items()}
+    t = np.array([manifest.sampler.t_rs / 2], np.float32)
     tlb_skip, tlb_backbone = TLB_PRESETS["severe"].arrays()
     for name, case in cases.items():
-        noisy = np.ascontiguousarray(case.noisy[:, :, :NODE_FRAMES])
-        inputs: dict[str, NDArray[Any]] = {PREDICTIVE_INPUTS[0].name: noisy}
-        feats = list(predict.run(half.FEAT_NAMES, inputs))
-        xt = noisy[:, 2:3] + np.float32(0.2) * case.noise[0][:, :, : noisy.shape[2]]
-        score = {"xt": xt, "t": np.array([manifest.sampler.t_rs / 2], np.float32)}
-        score |= dict(zip(half.FEAT_NAMES, feats, strict=True))
-        score |= {"tlb_skip": tlb_skip, "tlb_backbone": tlb_backbone}
+        n_frames, before = min(NODE_FRAMES, case.noisy.shape[2]), 0
+        states: dict[str, dict[str, NDArray[Any]]] = {graph: {} for graph in graphs}
+        if manifest.causal is not None:  # half of the frames is the past of the others
+            before = n_frames // 2
+            for graph, size in manifest.causal.state_size.items():
+                states[graph][STATE] = np.zeros((1, size), np.float32)
+        for part in (slice(0, before), slice(before, n_frames)):
+            if part.stop == part.start:
+                continue
+            noisy = np.ascontiguousarray(case.noisy[:, :, part])
+            inputs: dict[str, NDArray[Any]] = {PREDICTIVE_INPUTS[0].name: noisy}
+            inputs |= states["predictive"]
+            feats = list(runs["predictive"].run(list(FEAT_NAMES), inputs))
+            xt = noisy[:, 2:3] + np.float32(0.2) * case.noise[0][:, :, part]
+            score = {"xt": xt, "t": t, **dict(zip(FEAT_NAMES, feats, strict=True))}
+            score |= {"tlb_skip": tlb_skip, "tlb_backbone": tlb_backbone, **states["score"]}
+            if part.start < before:
+                for graph, values in (("predictive", inputs), ("score", score)):
+                    after: Any = runs[graph].run([NEXT_STATE], values)
+                    states[graph] = {STATE: after[0]}
         for graph, values in (("predictive", inputs), ("score", score)):
             found = half.node_errors(graphs[graph], values)
             worst = sorted(found, key=lambda n: n.own_snr_db)[:WORST_NODES]

@@ -1,5 +1,6 @@
 """The causal network: its parallel form, its state form, and what it must not hear."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from small_model import SMALL, set_weights
 
-from dvpd.causal import BlockMean, Grid, advance
+from dvpd.causal import BlockMean, Grid, Memory, advance, remembering
 from dvpd.config import ModelConfig, load_toml
 from dvpd.grow import channel_places, fit_weights, grow
 from dvpd.macs import count_calls, macs_per_second
@@ -291,3 +292,34 @@ def test_what_is_compiled_of_the_scan_does_not_grow_with_the_crop():
             torch.randn(1, frames, 6, 4)
         )
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize(("layer", "rounded"), [("scan", False), ("scan", True), ("mean", False)])
+@torch.no_grad()
+def test_a_stream_in_half_does_not_drift_unless_its_state_is_half(layer, rounded):
+    """What is summed is summed in float32; a state that is rounded to half loses what blocks add."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    whole: torch.nn.Module = BlockMean(Grid.at(0))
+    if layer == "scan":
+        whole = CausalLinearScan(8, 8).eval()
+        whole.time_key.bias.fill_(-2.0)  # keys of about a tenth, as trained ones
+    half = copy.deepcopy(whole).half()
+    whole.load_state_dict(half.state_dict())
+    states = [None, None]
+    ratios = []
+    for _ in range(800):  # 26 s
+        # As inside the network: after a ReLU, so that the sums are far from zero.
+        level = 3.0 + torch.rand(1, generator=generator)
+        x = (level * torch.rand(1, 4, 4, 8, generator=generator)).half()
+        outputs = []
+        for i, network in enumerate((whole, half)):
+            with remembering(network, Memory(states[i])) as memory:
+                outputs.append(network(x.float() if i == 0 else x).float())
+            states[i] = memory.next_state
+        if rounded:
+            states[1] = states[1].half().float()
+        want, got = outputs
+        ratios.append(float(10 * torch.log10(want.square().sum() / (want - got).square().sum())))
+    begin, *_, end = (np.mean(part) for part in np.array_split(ratios, 10))
+    assert (end > begin - 3 and end > 60) is not rounded, (begin, end)

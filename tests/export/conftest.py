@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,15 +99,35 @@ def fp16(checkpoint, made_once):
 
 
 @pytest.fixture(scope="session")
-def live(made_once):
-    """The engine folder of a causal model with one block of look-ahead, its checkpoint beside it."""
+def live_checkpoint(made_once):
+    """Of a causal model with one block of look-ahead."""
     config = dataclasses.replace(SMALL, name="small-live", causal=True, lookahead_blocks=1)
+    name = "live.safetensors"
+    return (
+        made_once("checkpoint-live", lambda folder: write_checkpoint(folder / name, config)) / name
+    )
+
+
+def _live(checkpoint: Path, made_once, precision: str) -> Path:
+    name = "live" if precision == "fp32" else f"live-{precision}"
 
     def make(root: Path) -> None:
-        checkpoint = write_checkpoint(root / "live.safetensors", config)
-        export_checkpoint(checkpoint, root / "live")
+        shutil.copy(checkpoint, root)
+        export_checkpoint(checkpoint, root / name, precision)
 
-    return made_once("engine-live", make) / "live"
+    return made_once(f"engine-{name}", make) / name
+
+
+@pytest.fixture(scope="session")
+def live(live_checkpoint, made_once):
+    """The engine folder of a causal model with one block of look-ahead, its checkpoint beside it."""
+    return _live(live_checkpoint, made_once, "fp32")
+
+
+@pytest.fixture(scope="session")
+def live_fp16(live_checkpoint, made_once):
+    """The same in half precision."""
+    return _live(live_checkpoint, made_once, "fp16")
 
 
 @pytest.fixture(autouse=True, scope="session")

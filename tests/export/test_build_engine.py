@@ -109,6 +109,7 @@ def test_shipped_engines_have_the_same_operators():
         kinds = [
             {(n.op_type, n.domain) for n in onnx.load(str(path)).graph.node}
             for path in ENGINES.glob(f"dvpd-*-fp16/{graph}.onnx")
+            if Manifest.load(path.parent).causal is None  # test_live.py builds those
         ]
         assert len(kinds) > 1
         assert all(k == kinds[0] for k in kinds)

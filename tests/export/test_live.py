@@ -156,21 +156,23 @@ def test_call_after_call_gives_the_waveform_of_the_whole(live):
     assert np.abs(split - wanted).max() <= 1e-4 * np.abs(wanted).max()
 
 
-def test_tensorrt_rtx_reads_the_graphs(live):
+def test_tensorrt_rtx_reads_the_graphs(live, live_fp16):
     pytest.importorskip("tensorrt_rtx")
     from dvpd.export.trt_api import TrtApi
 
     api = TrtApi("tensorrt-rtx")
-    for name in GRAPH_NAMES:
-        path = live / f"{name}.onnx"
+    for path in (folder / f"{name}.onnx" for folder in (live, live_fp16) for name in GRAPH_NAMES):
         api.check_inputs(api.parse(path), graph_inputs(path), path)
 
 
 @pytest.mark.slow
-def test_tensorrt_rtx_builds_plans(whole):
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_tensorrt_rtx_builds_plans(precision, live, live_fp16, tmp_path):
     pytest.importorskip("tensorrt_rtx")
-    built = build_engines(whole, backend="tensorrt-rtx", profile=Profile((4, 4, 4), (1, 1, 2)))
+    folder = shutil.copytree(live if precision == "fp32" else live_fp16, tmp_path / "copy")
+    built = build_engines(folder, backend="tensorrt-rtx", profile=Profile((4, 4, 4), (1, 1, 2)))
     assert [plan.graph for plan in built] == list(GRAPH_NAMES)
+    assert all(plan.path.name.endswith(f".{precision}.plan") for plan in built)
 
 
 def test_plans_are_built_for_one_block_and_many_streams(whole, monkeypatch):

@@ -43,6 +43,14 @@ def engine_causal(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def engine_causal_fp16(tmp_path_factory):
+    """The same in half precision."""
+    pytest.importorskip("onnx")
+    folder = tmp_path_factory.mktemp("engines") / "causal16"
+    return write_engine(folder, "fp16", make_manifest("fp16", causal=CAUSAL))
+
+
+@pytest.fixture(scope="session")
 def engine_fp16(tmp_path_factory):
     pytest.importorskip("onnx")
     return write_engine(tmp_path_factory.mktemp("engines") / "tiny16", "fp16")

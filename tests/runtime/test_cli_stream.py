@@ -262,20 +262,23 @@ def test_what_libraries_print_stays_out_of_the_samples(monkeypatch, capfd):
     assert "a library speaks" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(("rate", "channels"), [(16000, 1), (44100, 2)])
+@pytest.mark.parametrize(
+    ("rate", "channels", "precision"), [(16000, 1, "fp32"), (44100, 2, "fp32"), (16000, 1, "fp16")]
+)
 def test_a_model_gives_what_its_stream_gives(
-    engine_causal, monkeypatch, capfd, speech, rate, channels
+    engine_causal, engine_causal_fp16, monkeypatch, capfd, speech, rate, channels, precision
 ):
     pytest.importorskip("onnxruntime")
+    folder = engine_causal if precision == "fp32" else engine_causal_fp16
     wav = np.stack([speech[:20_000]] * channels, 1)
-    with Enhancer.open(engine_causal, "ort", "cpu", 1) as enhancer:
+    with Enhancer.open(folder, "ort", "cpu", 1) as enhancer:
         stream = enhancer.stream(rate, channels, steps=1, attenuation_limit_db=20.0, adapt=False)
         expected = np.concatenate([stream.process(wav), stream.flush()])[stream.latency_samples :]
         late = stream.latency_samples
     code, out = run(
         monkeypatch, wav.tobytes(), "--rate", str(rate), "--channels", str(channels),
         "--format", "f32", "--compensate", "--steps", "1", "--max-attenuation", "20",
-        "--model", str(engine_causal), "--backend", "ort", "--threads", "1", "--fixed-steps",
+        "--model", str(folder), "--backend", "ort", "--threads", "1", "--fixed-steps",
     )  # fmt: skip
     assert code == 0
     out = np.frombuffer(out, "<f4").reshape(-1, channels)

@@ -87,6 +87,31 @@ def test_a_stream_equals_the_cpu_and_a_block_is_one_graph(rig, steps):
     assert not rig.gpu.memory
 
 
+def test_a_half_precision_engine_keeps_its_states_in_float32_on_the_device(tmp_path):
+    manifest = make_manifest("fp16", causal=CAUSAL)
+    rig = Rig(write_engine(tmp_path / "e", "fp16", manifest)).build()
+    wav = signal(n=24 * 512)
+    backend = rig.open()
+    got = heard(Enhancer(rig.manifest, backend).stream(16000, steps=1, adapt=False), wav)
+    want = on_cpu(rig, lambda e: heard(e.stream(16000, steps=1, adapt=False), wav))
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+    assert rig.gpu.calls.count("cudaStreamBeginCapture") == 1
+    assert set(backend._memory._spare) == set(CAUSAL.state_size.values())  # floats of a state
+    sizes = {n for kind, n in rig.gpu.copies if kind == "D2D"}
+    assert sizes == {4 * n for n in CAUSAL.state_size.values()}
+    noisy = np.random.default_rng(0).standard_normal((2, 3, 8, 257)).astype(np.float32)
+    xt, t = np.ascontiguousarray(noisy[:, 2:]), np.full(2, 0.1, np.float32)
+    ones = np.ones((2, 2), np.float32)
+
+    def call(backend):
+        clean_ri, feats, _ = backend.predict_next(noisy, None)
+        return clean_ri, backend.score_next(xt, t, feats, ones, ones, None)[0]
+
+    wanted = on_cpu(rig, lambda e: call(e.backend))
+    for one, other in zip(call(rig.open()), wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+
+
 def test_states_never_leave_the_device_and_nothing_is_allocated_in_a_block(plain):
     enhancer = Enhancer(plain.manifest, plain.open())
     stream = enhancer.stream(16000, steps=1, adapt=False)
