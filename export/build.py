@@ -39,6 +39,7 @@ from dvpd.torch_backend import prepare
 
 from . import parity
 from .block import write_block
+from .figures import with_score
 from .graphs import build_graph
 from .single import pays, write_single
 from .translate import OPSET, UnsupportedOperator, count_ops
@@ -193,7 +194,8 @@ def _described(paths: dict[str, Path]) -> dict[str, GraphFile]:
 
 def _backend(paths: dict[str, Path], manifest: Manifest, block: Path | None = None) -> OrtBackend:
     predictive, score = (paths[name] for name in GRAPH_NAMES)
-    return OrtBackend(LoadOptions(predictive, score, manifest, "cpu", THREADS, block=block))
+    both = with_score(manifest)  # loaded at once: the hashes of the files are not known yet
+    return OrtBackend(LoadOptions(predictive, score, both, "cpu", THREADS, block=block))
 
 
 def _verify(
