@@ -174,7 +174,9 @@ def parity(folders: Sequence[Path], pairs: Sequence[tuple[str, str, str]]) -> li
             backend = open_backend(folder, manifest, backend_name, device)
             try:
                 window = reference.clip_window(manifest)
-                wav, _ = enhance_windows(backend, manifest, window[None], manifest.sampler.n_steps)
+                wav, _ = enhance_windows(
+                    backend, manifest, window[None], manifest.sampler.score_steps
+                )
             finally:
                 backend.close()
             source, want = _reference(folders, manifest)
@@ -204,7 +206,7 @@ def _reference(folders: Sequence[Path], manifest: Manifest) -> tuple[str, FloatA
         backend = open_backend(folder, exact, "ort", "cpu")
         try:
             window = reference.clip_window(exact)
-            wav, _ = enhance_windows(backend, exact, window[None], exact.sampler.n_steps)
+            wav, _ = enhance_windows(backend, exact, window[None], exact.sampler.score_steps)
         finally:
             backend.close()
         return f"ONNX Runtime on this CPU ({stale})", wav[0]

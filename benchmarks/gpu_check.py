@@ -69,7 +69,9 @@ def timed(work: Callable[[], Any], seconds: float, least: int = 5) -> dict[str, 
     return {"n": len(times), "p50_ms": p50, "p99_ms": p99, "mean_ms": statistics.fmean(times)}
 
 
-def floor(device: str, manifest: Manifest, n_bytes: int, window_s: float) -> dict[str, Any]:
+def floor(
+    device: str, manifest: Manifest, n_bytes: int, window_s: float, n_steps: int
+) -> dict[str, Any]:
     """Measured bandwidth and matrix rates, and the times that they allow one window."""
     on_gpu = device != "cpu"
     size = COPY_BYTES if on_gpu else COPY_BYTES >> 4
@@ -93,7 +95,8 @@ def floor(device: str, manifest: Manifest, n_bytes: int, window_s: float) -> dic
         if on_gpu or name == "fp32":
             a = torch.randn(n, n, device=device).to(dtype)
             rates[name] = n**3 / best(partial(torch.matmul, a, a))
-    macs = float(manifest.macs_per_second["total"]) * window_s
+    per_second = manifest.macs_per_second
+    macs = window_s * float(per_second["predictive"] + n_steps * per_second["score"])
     return {
         "bandwidth_gb_s": bandwidth / 1e9,
         "gmac_s": {name: rate / 1e9 for name, rate in rates.items()},
@@ -199,7 +202,7 @@ def measure(args: argparse.Namespace) -> Report:
         "machine": describe(device),
         "model": {
             "name": manifest.name,
-            "steps": manifest.sampler.n_steps,
+            "steps": work.steps,
             "window_s": len(window) / 16000,
         },
         "energy_absent": energy.reason,
@@ -259,9 +262,8 @@ def measure_precision(
     backend.capture = True
     report.part(table, "energy_batch_1", lambda: energy.of(lambda: one.run(backend), args.seconds))
     report.part(table, "kernels", lambda: kernels(backend, one))
-    n_steps = one.manifest.sampler.n_steps
     report.part(table, "floor", lambda: floor(
-        backend.device, one.manifest, compulsory_bytes(backend, one, n_steps), one.audio_s
+        backend.device, one.manifest, compulsory_bytes(backend, one, one.steps), one.audio_s, one.steps
     ))  # fmt: skip
 
     def throughput(batch: int) -> dict[str, Any]:

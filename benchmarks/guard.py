@@ -234,7 +234,8 @@ def measure_quality(
         for backend in backends:
             table = result.setdefault(folder.name, {}).setdefault(backend, {})
             with open_model(folder, backend, "cpu", threads) as enhancer:
-                for system, steps in (("predictive", 0), ("full", None)):
+                full = enhancer.manifest.sampler.score_steps
+                for system, steps in (("predictive", 0), ("full", full)):
                     wav = enhancer.enhance(noisy, RATE_HZ, steps=steps, seed=SEED).wav
                     table[system] = {k: round(f(clean, wav), 5) for k, f in measures.items()}
     return result

@@ -26,8 +26,6 @@ from dvpd.runtime.errors import InputError
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import Manifest
 
-ANSWER = "full"  # the system of a result that has the model's default steps
-
 
 @dataclass(frozen=True)
 class Point:
@@ -89,7 +87,8 @@ def points(
                 f"{model['model']} is of another checkpoint than the engines here: give its folder "
                 "with --engine"
             )
-        f = model["sets"][name]["systems"][ANSWER][metric]
+        answer = "full" if model["default"]["n_steps"] else "predictive"  # as the model is used
+        f = model["sets"][name]["systems"][answer][metric]
         where = late[model["checkpoint_sha256"]]
         found.append(Point(model["model"], where, f["mean"], f["low"], f["high"]))
     if not found:

@@ -339,7 +339,10 @@ def _wanted(args: argparse.Namespace) -> list[tuple[str, str, Path | None]]:
     wanted: list[tuple[str, str, Path | None]] = []
     for engine in engines:
         wanted.append((f"{engine.name}, predictive alone", "dvpd-predictive", engine))
-        wanted.append((engine.name, "dvpd", engine))
+        if Manifest.load(engine).sampler.n_steps:
+            wanted.append((engine.name, "dvpd", engine))
+        else:  # it would be the same
+            wanted.append((f"{engine.name}, 1 step", "dvpd-one", engine))
     for clone, kinds in CLONES.items():
         if (folder := getattr(args, clone)) is not None:
             wanted += [(TITLES[kind], kind, folder) for kind in kinds]

@@ -42,6 +42,7 @@ FORMAT = "dvpd-probes-1"
 SECONDS = 3.0
 MUSIC_S = 10.0
 NOISE_CLIPS = (0, 3)
+# Name -> steps; None for the engine's default, or one step where that is none.
 SYSTEMS: dict[str, int | None] = {"predictive": 0, "full": None}
 NOISE_S = 6.0
 NOISE_LEAST_DB = -70.0  # softer recordings are silence
@@ -256,7 +257,8 @@ def run(folder: Path, probes: Sequence[Probe], backend: str = "auto") -> list[di
         for probe in probes:
             row: dict[str, Any] = {"name": probe.name, "wavs": {"in": probe.wav}}
             for system, steps in SYSTEMS.items():
-                out = enhancer.enhance(probe.wav, RATE_HZ, steps=steps).wav
+                count = enhancer.manifest.sampler.score_steps if steps is None else steps
+                out = enhancer.enhance(probe.wav, RATE_HZ, steps=count).wav
                 row[system] = measure(probe, out)
                 row["wavs"][system] = out
             rows.append(row)
@@ -275,7 +277,7 @@ def run_scenes(
         folder: Engine folder.
         scenes: From ``make_scenes``.
         backend: See ``Enhancer.open``.
-        systems: Name -> steps.
+        systems: Name -> steps, as in ``SYSTEMS``.
 
     Returns:
         Rows with "name", "figures" (figure -> "in" and each system -> number, None where it is not
@@ -289,7 +291,8 @@ def run_scenes(
         for scene in scenes:
             wavs = {"in": scene.wav}
             for system, steps in systems.items():
-                wavs[system] = enhancer.enhance(scene.wav, RATE_HZ, steps=steps).wav
+                count = enhancer.manifest.sampler.score_steps if steps is None else steps
+                wavs[system] = enhancer.enhance(scene.wav, RATE_HZ, steps=count).wav
             found = {system: scene.figures(wav) for system, wav in wavs.items()}
             figures = {
                 name: {k: f[name] if np.isfinite(f[name]) else None for k, f in found.items()}

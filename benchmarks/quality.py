@@ -83,7 +83,7 @@ def sweep_systems(manifest: Manifest, sweep: str) -> list[Any]:
 
     d, systems = manifest.sampler, []
     for value in SWEEPS[sweep]:
-        steps, alpha, t_rs = d.n_steps, d.alpha, d.t_rs
+        steps, alpha, t_rs = d.score_steps, d.alpha, d.t_rs
         if sweep == "alpha":
             alpha = value
         elif sweep == "steps":
@@ -132,6 +132,7 @@ def measure_model(
         "precision": manifest.precision,
         "backend": chosen,
         "default": asdict(manifest.sampler),
+        "full_steps": manifest.sampler.score_steps,
         "checkpoint_sha256": manifest.checkpoint_sha256,
         "gmacs": {k: v / 1e9 for k, v in manifest.macs_per_second.items()},
         "parameters": dict(manifest.parameters),
@@ -170,7 +171,7 @@ def measure_model(
                     "figures": summary[system.name],
                 }
             )
-    steps = {0, manifest.sampler.n_steps}
+    steps = {0, manifest.sampler.score_steps}
     steps |= {p["nfe"] - 1 for points in result["sweeps"].values() for p in points}
     say(f"{path.name}: real-time factor of {len(steps)} samplers")
     result["rtf"] = measure_rtf(path, chosen, sorted(steps))
@@ -206,6 +207,12 @@ def _with_interval(part: dict[str, Any]) -> str:
     return f"{part['mean']:.2f} ({part['low']:.2f}-{part['high']:.2f})"
 
 
+def full_steps(model: dict[str, Any]) -> int:
+    """Steps of a model's system "full" (in results of 2026-11 always its default)."""
+    steps: int = model.get("full_steps", model["default"]["n_steps"])
+    return steps
+
+
 def has_pauses(part: dict[str, Any]) -> bool:
     """Whether a set of a result is shown by its pauses (results of 2026-11 do not say it)."""
     return bool(part.get("pauses", "pause_lowered" in part["systems"]["noisy"]))
@@ -238,7 +245,7 @@ def set_grids(result: dict[str, Any]) -> list[Grid]:
         rows: list[list[Any]] = []
         for i, model in enumerate(result["models"]):
             table = model["sets"][name]
-            steps = model["default"]["n_steps"]
+            steps = full_steps(model)
             labels = {
                 "noisy": "noisy",
                 "predictive": f"`{model['model']}`, predictive alone (`--steps 0`)",
@@ -348,7 +355,7 @@ def pareto_points(result: dict[str, Any], peers: dict[str, Any] | None) -> list[
         p, s = (model["gmacs"].get(k, 0.0) for k in ("predictive", "score"))
         if not p:
             continue
-        steps = model["default"]["n_steps"]
+        steps = full_steps(model)
         chosen = [("predictive", 0, table["systems"]["predictive"])]
         chosen.append((tables.steps_text(steps), steps, table["systems"]["full"]))
         chosen += [

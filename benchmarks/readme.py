@@ -82,25 +82,45 @@ def boards(paths: Sequence[Path]) -> str:
             ms = row["latency_ms"]
             rows.append(
                 [machine + (f" ({watts})" if watts else ""), f"`{row['engine']}`", _where(row),
-                 f"{row['rtf']:.4f}", f"{ms['p50']:.1f} / {ms['p99']:.1f}",
+                 row["steps"], f"{row['rtf']:.4f}", f"{ms['p50']:.1f} / {ms['p99']:.1f}",
                  away.get((row["engine"], row["backend"], row["device"])),
                  max((e["joules_per_audio_s"] for e in energy), default=None),
                  found["created"][:10]]
             )  # fmt: skip
     if not rows:
         return "No board's report has come in yet."
-    header = ["board", "engine", "backend", "RTF", "p50 / p99, ms", "SNR to the CPU, dB",
+    header = ["board", "engine", "backend", "steps", "RTF", "p50 / p99, ms", "SNR to the CPU, dB",
               "J / s of audio", "measured"]  # fmt: skip
     return tables.markdown(header, rows)
 
 
-def speed(found: report.Report) -> str:
-    """Real-time factors of the base cases, from ``rtf.py``, with its protocol in a sentence."""
-    alone = {
+def _alone(found: report.Report) -> dict[tuple[str, str, str], report.Row]:
+    """The rows of no steps beside the base cases, by engine, backend and device."""
+    sizes = {row["frames"] for row in report.base_rows(found)}
+    return {
         (r["engine"], r["backend"], r["device"]): r
         for r in found["rows"]
-        if r["status"] == "ok" and r["steps"] == 0 and r["batch"] == 1
+        if r["status"] == "ok" and r["steps"] == 0 and r["batch"] == 1 and r["frames"] in sizes
     }
+
+
+def _different(pair: tuple[report.Row, report.Row]) -> Sequence[report.Row]:
+    """A row without steps and one with some; one of them where they are the same."""
+    return pair if pair[0]["steps"] != pair[1]["steps"] else pair[1:]
+
+
+def _by_default(engines: Sequence[str]) -> str:
+    """Which steps the shipped engines among these take by default, in words; empty if none is."""
+    paths = {name: ROOT / "engines" / name / MANIFEST_NAME for name in engines}
+    counts = {n: _json(path)["sampler"]["n_steps"] for n, path in paths.items() if path.is_file()}
+    if len(set(counts.values())) == 1:
+        return f"{tables.steps_text(next(iter(counts.values())))} by default"
+    return ", ".join(f"{n} {tables.steps_text(count)} by default" for n, count in counts.items())
+
+
+def speed(found: report.Report) -> str:
+    """Real-time factors with and without steps, from ``rtf.py``, with its protocol in a sentence."""
+    alone = _alone(found)
     cold = {
         (p["engine"], p["backend"], p["device"]): p
         for p in found["processes"]
@@ -108,20 +128,23 @@ def speed(found: report.Report) -> str:
     }
     rows = []
     base = report.base_rows(found)
+    counts = sorted({0, *(row["steps"] for row in base)})
     for row in base:
         key = (row["engine"], row["backend"], row["device"])
-        ms, fresh = row["latency_ms"], cold.get(key, {})
+        fresh, both = cold.get(key, {}), [alone.get(key), row][-len(counts) :]
         rows.append(
-            [f"`{row['engine']}`", _where(row), f"{row['rtf']:.3f}",
-             f"{alone[key]['rtf']:.3f}" if key in alone else None,
-             f"{ms['p50']:.0f} / {ms['p95']:.0f} / {ms['p99']:.0f}",
+            [f"`{row['engine']}`", _where(row), *(f"{r['rtf']:.3f}" if r else None for r in both),
+             *(" / ".join(f"{r['latency_ms'][p]:.0f}" for p in ("p50", "p95", "p99")) if r else None
+               for r in both),
              f"{fresh['cold_start_s']:.2f}" if fresh else None,
              f"{fresh['peak_rss_mib']:.0f}" if fresh.get("peak_rss_mib") else None]
         )  # fmt: skip
     if not rows:
         raise InputError("the rtf report has no row that was measured")
-    header = ["engine", "backend", f"RTF, {tables.steps_text(base[0]['steps'])}", "predictive alone", "p50 / p95 / p99, ms",
-              "cold start, s", "peak RSS, MiB"]  # fmt: skip
+    texts = [tables.steps_text(n) for n in counts]
+    header = ["engine", "backend", *(f"RTF, {text}" for text in texts),
+              *(f"p50 / p95 / p99, ms, {text}" for text in texts), "cold start, s",
+              "peak RSS, MiB"]  # fmt: skip
     p, v = found["protocol"], found["protocol"]["versions"]
     share = p["others_cpu_share"]
     names = ", ".join(f"{n} {v[n]}" for n in ("onnxruntime", "openvino", "torch") if n in v)
@@ -132,25 +155,40 @@ def speed(found: report.Report) -> str:
     )
     if share is not None:
         text += f"; other processes used {share:.0%} of the CPU"
+    if default := _by_default(list(dict.fromkeys(row["engine"] for row in base))):
+        text += f". The engines take {default}"
+    if cold:  # results of 2026-11 do not say with how many
+        begun = {fresh.get("steps", base[0]["steps"]) for fresh in cold.values()}
+        those = " or ".join(map(tables.steps_text, sorted(begun)))
+        text += f"; cold start and memory are of {those}"
     return tables.markdown(header, rows) + f"\n\n{text}."
 
 
 def short_speed(found: report.Report) -> str:
-    """One real-time factor a model, that of its fastest backend, from ``rtf.py``."""
-    best: dict[str, report.Row] = {}
+    """Real-time factors of a model with and without steps, on the backend that is faster without."""
+    alone = _alone(found)
+    best: dict[str, tuple[report.Row, report.Row]] = {}
     for row in report.base_rows(found):
+        without = alone.get((row["engine"], row["backend"], row["device"]), row)
         known = best.get(row["engine"])
-        if known is None or row["rtf"] < known["rtf"]:
-            best[row["engine"]] = row
+        if known is None or without["rtf"] < known[0]["rtf"]:
+            best[row["engine"]] = without, row
     if not best:
         raise InputError("the rtf report has no row that was measured")
-    rows = [[f"`{name}`", _where(row), f"{row['rtf']:.2f}"] for name, row in best.items()]
-    p, steps = found["protocol"], next(iter(best.values()))["steps"]
+    rows = [
+        [f"`{name}`", _where(row), *(f"{r['rtf']:.2f}" for r in _different(pair))]
+        for name, pair in best.items()
+        for row in pair[1:]
+    ]
+    p, pair = found["protocol"], next(iter(best.values()))
     text = (
-        f"{_machine(found)}, {p['threads']} threads, {found['created'][:10]}, {tables.steps_text(steps)}, "
-        f"windows of {next(iter(best.values()))['window_s']:.1f} s."
+        f"{_machine(found)}, {p['threads']} threads, {found['created'][:10]}, windows of "
+        f"{pair[0]['window_s']:.1f} s"
     )
-    return tables.markdown(["model", "backend", "RTF"], rows) + f"\n\n{text}"
+    if default := _by_default(list(best)):
+        text += f"; {default}"
+    counts = (f"RTF, {tables.steps_text(r['steps'])}" for r in _different(pair))
+    return tables.markdown(["model", "backend", *counts], rows) + f"\n\n{text}."
 
 
 def short_quality(result: dict[str, Any]) -> str:

@@ -106,7 +106,8 @@ def quick_evaluation(folder: str | Path, n_files: int) -> Callable[[Any, Any], d
 
     Returns:
         (model, config) -> figures; "score" is the PESQ that selects the best checkpoint: of the
-        full sampler where the score branch is trained, else of the predictive branch.
+        full sampler (of one step, if the config has none) where the score branch is trained, else of
+        the predictive branch.
 
     Raises:
         InputError: The folder is not a test set.
@@ -115,7 +116,7 @@ def quick_evaluation(folder: str | Path, n_files: int) -> Callable[[Any, Any], d
 
     def run(model: Any, config: Any) -> dict[str, float]:
         device = str(next(model.parameters()).device)
-        steps = 0 if config.train.branches == "predictive" else config.sampler.n_steps
+        steps = 0 if config.train.branches == "predictive" else config.sampler.score_steps
         enhancer = torch_enhancer(model, config, device)
         records = evaluate_pairs(enhancer, chosen, steps=steps, metrics=("pesq", "si_sdr"))
         systems = summarise_records(records)["systems"]
@@ -195,7 +196,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=_numbers(int, "whole numbers"),
         default=(),
         metavar="N",
-        help="score calls; 0: predictive alone (default: the model's)",
+        help="score calls; 0: predictive alone (default: the model's, 1 where that is 0)",
     )
     grid.add_argument(
         "--alpha",

@@ -154,12 +154,14 @@ def reverse(
         predicted: The predictive branch's estimate [B, 2, T, F].
         feats: Its features.
         noise: As in `sample`.
-        plan: From `make_plan`.
+        plan: From `make_plan`; without steps the result is the prediction's magnitude.
         tlb_skip: TLB factors [2, 2], or None.
         tlb_backbone: TLB factors [2, 2], or None.
     """
     y, x_p = noisy[:, 2:3], magnitude(predicted)
     start, steps = plan.start, plan.steps
+    if not steps:
+        return x_p
     xt = (start.w_x0 * x_p + start.w_y * y + start.std * noise[0]).detach()
     x_mean = xt
     for i, step in enumerate(steps):

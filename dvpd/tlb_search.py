@@ -131,7 +131,7 @@ def _run(args: argparse.Namespace) -> int:
         raise InputError(f"{out}: {error.strerror or error}; give another --out") from None
     with open_model(args.model, args.backend, "auto", args.threads) as enhancer:
         manifest = enhancer.manifest
-        steps = manifest.sampler.n_steps if args.steps is None else args.steps
+        steps = manifest.sampler.score_steps if args.steps is None else args.steps
         if steps < 1:
             raise UsageError(f"steps is {steps}; expected 1 or more: TLB is in the score network")
         aim = Aim.of(args.objective, metrics)

@@ -49,10 +49,12 @@ def enhance(enhancer: Enhancer, gpuarray: Any, wav: np.ndarray) -> np.ndarray:
     on_device = gpuarray.to_gpu(noisy)  # yours may come from a kernel of your own
     sampler = manifest.sampler
     steps = sampler_steps(manifest.sde, sampler.t_rs, sampler.n_steps, sampler.last_step)
-    noise = [frame_noise(0, draw, 0, padded) for draw in range(len(steps))]
+    noise = np.empty((len(steps), 1, 1, padded, features.shape[2]), np.float32)  # maybe 0 steps
+    for draw in range(len(steps)):
+        noise[draw, 0, 0] = frame_noise(0, draw, 0, padded)
     clean_ri = enhancer.backend.run_sampler(
         on_device,
-        np.stack(noise)[:, None, None],  # [steps, 1, 1, T, F]
+        noise,
         start=initial_state(manifest.sde, sampler.t_rs),
         steps=steps,
         alpha=sampler.alpha,

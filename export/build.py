@@ -39,6 +39,7 @@ from dvpd.torch_backend import prepare
 
 from . import parity
 from .block import write_block
+from .figures import with_score
 from .graphs import build_graph
 from .single import pays, write_single
 from .translate import OPSET, UnsupportedOperator, count_ops
@@ -64,6 +65,7 @@ def export_checkpoint(
     precision: str = "fp32",
     verify_wav: str | Path | None = None,
     say: Say = _quiet,
+    steps: int | None = None,
 ) -> tuple[Path, Manifest]:
     """Export ``checkpoint``; the folder's files appear only after every check has passed.
 
@@ -74,18 +76,22 @@ def export_checkpoint(
         precision: "fp32" or "fp16".
         verify_wav: A recording of speech for the checks; without it, test clips or synthetic.
         say: Receives a line for each step.
+        steps: Calls of the score network that the engine makes unless it is asked for others, from 0;
+            None for the checkpoint's ``sampler.n_steps``. The graphs are the same.
 
     Returns:
         The folder and its manifest.
 
     Raises:
-        InputError: The checkpoint, precision, folder or recording cannot be used.
+        InputError: The checkpoint, precision, folder, recording or steps cannot be used.
         ManifestError: The checkpoint is damaged or its config does not fit.
         ParityError: The graphs do not reproduce the model; nothing is left behind.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
     config, model = load_model(checkpoint)
+    if steps is not None:
+        config = replace(config, sampler=replace(config.sampler, n_steps=steps))
     target = Path(folder) if folder is not None else default_folder(config, precision)
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: is a file; give a folder for the graphs")
@@ -188,7 +194,8 @@ def _described(paths: dict[str, Path]) -> dict[str, GraphFile]:
 
 def _backend(paths: dict[str, Path], manifest: Manifest, block: Path | None = None) -> OrtBackend:
     predictive, score = (paths[name] for name in GRAPH_NAMES)
-    return OrtBackend(LoadOptions(predictive, score, manifest, "cpu", THREADS, block=block))
+    both = with_score(manifest)  # loaded at once: the hashes of the files are not known yet
+    return OrtBackend(LoadOptions(predictive, score, both, "cpu", THREADS, block=block))
 
 
 def _verify(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,21 @@ from dvpd.runtime.schedule import initial_state, sampler_steps
 from dvpd.runtime.spec import CausalSpec, TlbFactors
 from dvpd.runtime.window import ModelSpec, decode, denoise, encode
 
+S = TypeVar("S", bound=ModelSpec)
+
 MAX_VERIFY_S = 30.0  # read from a recording at most (s)
 CALLS = (4, 32, 8, 4)  # frames of a causal model's calls: one block, many, and back
+
+
+def with_score(spec: S) -> S:
+    """``spec`` with a sampler that calls the score network: checks are of both, whatever the default.
+
+    Args:
+        spec: A config or a manifest.
+    """
+    sampler = replace(spec.sampler, n_steps=spec.sampler.score_steps)
+    changed: S = replace(cast(Any, spec), sampler=sampler)
+    return changed
 
 
 def snr_db(reference: NDArray[Any], estimate: NDArray[Any]) -> float:

@@ -213,7 +213,8 @@ def stored_figures(manifest: Manifest, quality: Path | None = None) -> dict[str,
         for model in models:
             for name, part in model["sets"].items():
                 if name not in found or part["n"] > found[name]["n"]:
-                    found[name] = part | {"n_steps": model["default"]["n_steps"]} | {
+                    full = model.get("full_steps", model["default"]["n_steps"])  # of its "full"
+                    found[name] = part | {"n_steps": full} | {
                         "created": result["created"][:10], "graphs": model["precision"],
                     }  # fmt: skip
     if quality and not found:
@@ -239,6 +240,7 @@ def metadata(
         languages: Codes.
     """
     hub = _hub_package()
+    alone = not manifest.sampler.n_steps
     results = [
         hub.EvalResult(
             task_type="audio-to-audio",
@@ -246,12 +248,12 @@ def metadata(
             dataset_type=f"dvpd-development-{name}",
             dataset_name=f"DVPD development recordings: {name} ({part['n']})",
             metric_type=metric,
-            metric_name=f"{METRICS[metric]} ({_steps(part)})",
+            metric_name=f"{METRICS[metric]} ({'0 steps' if alone else _steps(part)})",
             metric_value=round(value, 3),
         )
         for name, part in figures.items()
         for metric in METRICS
-        if (value := _mean(part, "full", metric)) is not None
+        if (value := _mean(part, "predictive" if alone else "full", metric)) is not None
     ]
     live = ("streaming", "real-time") if manifest.causal is not None else ()
     data = hub.ModelCardData(

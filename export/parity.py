@@ -33,6 +33,7 @@ from .figures import (
     speech,
     stream_waveform,
     synthetic_speech,
+    with_score,
 )
 
 __all__ = [
@@ -292,6 +293,7 @@ def verify(
     Returns:
         All figures; ``failures`` is empty if every one is within its bound.
     """
+    config = with_score(config)
     report = Report(frames=CALLS if config.model.causal else LENGTHS)
     noisy = stft.compress(stft.stft(wav, config.signal), config.signal)[None]
     compare = _compare_stream if config.model.causal else _compare_outputs

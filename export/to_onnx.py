@@ -1,6 +1,6 @@
 """Checkpoint -> predictive.onnx, score.onnx and manifest.json, verified before they appear.
 
-python export/to_onnx.py CKPT [-o engines/NAME] [--precision fp32|fp16] [--verify-wav WAV]
+python export/to_onnx.py CKPT [-o engines/NAME] [--precision fp32|fp16] [--steps N] [--verify-wav WAV]
 """
 
 from __future__ import annotations
@@ -35,6 +35,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="fp16 writes strongly typed graphs for GPUs (default: fp32)",
     )
     parser.add_argument(
+        "--steps",
+        type=command.whole(0),
+        metavar="N",
+        help="score network calls that the engine makes by default (default: the checkpoint's "
+        "sampler.n_steps); benchmarks/steps.py shows what they buy",
+    )
+    parser.add_argument(
         "--verify-wav",
         metavar="WAV",
         help="noisy speech for the checks (default: the checkout's test clips, else synthetic)",
@@ -56,7 +63,7 @@ def _export(args: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         raise BackendError(f"{error}: pip install 'dvpd[export]'") from None
     folder, manifest = export_checkpoint(
-        args.checkpoint, args.out, args.precision, args.verify_wav, steps.say
+        args.checkpoint, args.out, args.precision, args.verify_wav, steps.say, args.steps
     )
     steps.say("done")
     print(json.dumps(manifest.to_dict(), indent=2) if args.json else folder)

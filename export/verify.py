@@ -34,6 +34,7 @@ from dvpd.export.figures import (
     speech,
     stream_waveform,
     synthetic_speech,
+    with_score,
 )
 from dvpd.runtime import command, stft
 from dvpd.runtime.arrays import FloatArray
@@ -484,7 +485,7 @@ def verify_engine(
             compare with it.
     """
     root = Path(folder)
-    manifest = Manifest.load(root)
+    manifest = with_score(Manifest.load(root))
     manifest.verify_graphs(root)
     there = available(root, manifest)
     if unknown := sorted(set(backends or ()) - set(there)):

@@ -88,14 +88,18 @@ def make_settings(
             f"phase_rounds is {rounds}; expected 0: {manifest.name} is causal, and each round needs "
             "what comes later (leave out --phase-rounds)"
         )
-    steps_taken: tuple[SamplerStep, ...] = ()
-    if count:
-        steps_taken = sampler_steps(manifest.sde, sampler.t_rs, count, sampler.last_step)
+    factors = resolve_tlb(tlb, manifest.tlb_presets)
+    if steps is None and not count and (alpha is not None or factors != TlbFactors()):
+        given = "tlb" if alpha is None else f"alpha {alpha}"
+        raise InputError(
+            f"{given} is given without steps, and {manifest.name} takes 0 by default, where it has no "
+            f"effect; expected steps as well: give quality 'balanced' or 'best', or steps 1 or more"
+        )
     return Settings(
         seed=check_seed(seed),
-        steps=steps_taken,
+        steps=sampler_steps(manifest.sde, sampler.t_rs, count, sampler.last_step),
         alpha=weight,
-        tlb=resolve_tlb(tlb, manifest.tlb_presets),
+        tlb=factors,
         phase_rounds=rounds,
         noise=noise,
         noisy_share=noisy_share,

@@ -116,7 +116,7 @@ def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
         action="store_true",
         help="on a CPU, compute one window at a time: half of the memory, a little slower",
     )
-    add_steps_options(enhance, "the model's, 1 in those that ship")
+    add_steps_options(enhance, "the model's: 0 in those that ship for recordings, 1 in live ones")
     enhance.add_argument(
         "--alpha",
         type=fraction,

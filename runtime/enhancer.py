@@ -188,11 +188,13 @@ class Enhancer(Closing):
             sample_rate: Samples a second (Hz), 1000 to 768000.
             seed: Whole number in [0, 2^64).
             steps: Calls of the score network; 0 is the predictive branch alone, None the
-                manifest's (1 in the shipped). The start time stays t_rs, so dt = t_rs / steps.
+                manifest's (0 in the shipped models for recordings, 1 in those for live sound). The
+                start time stays t_rs, so dt = t_rs / steps.
             quality: "fast", "balanced" or "best", in place of ``steps``: 0, 1 or 3.
-            alpha: Weight of the predictive magnitude in [0, 1]; None for the manifest's.
+            alpha: Weight of the predictive magnitude in [0, 1]; None for the manifest's. Without steps
+                it has no effect: where the manifest takes none, give ``steps`` as well.
             tlb: Preset name, {"skip": [[..], [..]], "backbone": [[..], [..]]} or TlbFactors; None
-                for all ones.
+                for all ones. As ``alpha``, it is for steps.
             phase_rounds: See ``phase.to_waveform``; None for the manifest's. Causal models: 0.
             noise: float32 [steps, n_frames or more, 257], instead of the seed's noise, for
                 comparisons; frames are absolute, at the model's rate.

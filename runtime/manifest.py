@@ -366,23 +366,36 @@ class Manifest:
         Raises:
             ManifestError: A graph is missing, unreadable, or has another SHA-256.
         """
-        paths: dict[str, Path] = {}
-        for name, graph in self.files.items():
-            path = Path(folder) / graph.file
-            try:
-                got = sha256_file(path)
-            except OSError as error:
-                raise ManifestError(
-                    f"{path}: {error.strerror or error}; the manifest names this file as the "
-                    f"{name} graph: export the engine again"
-                ) from None
-            if got != graph.sha256:
-                raise ManifestError(
-                    f"{path}: SHA-256 is {got[:12]}..., the manifest says {graph.sha256[:12]}...: "
-                    "the file is damaged or of another export; export or copy the engine again"
-                )
-            paths[name] = path
-        return paths
+        return {name: self.verify_graph(folder, name) for name in self.files}
+
+    def verify_graph(self, folder: str | Path, name: str) -> Path:
+        """Check one graph's file; see ``verify_graphs``.
+
+        Args:
+            folder: The engine folder.
+            name: As in ``files``.
+
+        Returns:
+            Its path.
+
+        Raises:
+            ManifestError: As there.
+        """
+        graph = self.files[name]
+        path = Path(folder) / graph.file
+        try:
+            got = sha256_file(path)
+        except OSError as error:
+            raise ManifestError(
+                f"{path}: {error.strerror or error}; the manifest names this file as the "
+                f"{name} graph: export the engine again"
+            ) from None
+        if got != graph.sha256:
+            raise ManifestError(
+                f"{path}: SHA-256 is {got[:12]}..., the manifest says {graph.sha256[:12]}...: "
+                "the file is damaged or of another export; export or copy the engine again"
+            )
+        return path
 
 
 def manifest_to_metadata(manifest: Manifest) -> dict[str, str]:

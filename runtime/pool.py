@@ -72,10 +72,10 @@ class StreamPool(Closing):
         self._rate = manifest.signal.sample_rate
         self._source = f"backend {enhancer.backend.name}"
         sde, sampler = manifest.sde, manifest.sampler
-        self._plans: dict[int, tuple[SamplerStep, ...]] = {0: ()}
-        for count in self._governor.ladder:
-            if count:
-                self._plans[count] = sampler_steps(sde, sampler.t_rs, count, sampler.last_step)
+        self._plans: dict[int, tuple[SamplerStep, ...]] = {
+            count: sampler_steps(sde, sampler.t_rs, count, sampler.last_step)
+            for count in self._governor.ladder
+        }
         if manifest.causal is None:
             plan = enhancer.window_plan
             # A window is computed when more than it has come in, seen at the end of a block.

@@ -252,7 +252,7 @@ def sampler_steps(
     Args:
         sde: The process.
         t_rs: Start time in (0, 1).
-        n_steps: Number of network calls, >= 1.
+        n_steps: Number of network calls; 0 gives no steps.
         last_step: "euler" or "exact".
 
     Raises:
@@ -261,12 +261,12 @@ def sampler_steps(
     if last_step not in LAST_STEPS:
         raise InputError(f"last_step is {last_step!r}; expected one of {', '.join(LAST_STEPS)}")
     _check_start(t_rs)
-    return _steps(sde, float(t_rs), check_whole("", "n_steps", n_steps, 1), last_step)
+    return _steps(sde, float(t_rs), check_whole("", "n_steps", n_steps, 0), last_step)
 
 
 @functools.lru_cache(maxsize=64)  # the same for each recording
 def _steps(sde: SdeSpec, t_rs: float, count: int, last_step: str) -> tuple[SamplerStep, ...]:
-    dt = t_rs / count
+    dt = t_rs / max(count, 1)
     steps = []
     for index in range(count):
         t = t_rs * (count - index) / count

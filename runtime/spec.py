@@ -121,7 +121,7 @@ class SamplerSpec:
 
     Attributes:
         t_rs: Start time of the reverse process, in (0, 1).
-        n_steps: Calls of the score network.
+        n_steps: Calls of the score network; 0 for the predictive network alone.
         alpha: Weight of the predictive magnitude in the fusion, in [0, 1].
         last_step: "euler" as in Algorithm 1, or "exact": what the network's noise says that x0 is
             (``schedule.sampler_steps``). A score network is trained through one of them.
@@ -141,7 +141,7 @@ class SamplerSpec:
             number("sampler", name, getattr(self, name))
         if not 0.0 < self.t_rs < 1.0:
             raise InputError(f"sampler t_rs is {self.t_rs}; expected 0 < t_rs < 1")
-        check_whole("sampler", "n_steps", self.n_steps, 1)
+        check_whole("sampler", "n_steps", self.n_steps, 0)
         check_phase_rounds("sampler", self.phase_rounds)
         if not 0.0 <= self.alpha <= 1.0:
             raise InputError(f"sampler alpha is {self.alpha}; expected 0 <= alpha <= 1")
@@ -149,6 +149,11 @@ class SamplerSpec:
             raise InputError(
                 f"sampler last_step is {self.last_step!r}; expected one of {', '.join(LAST_STEPS)}"
             )
+
+    @property
+    def score_steps(self) -> int:
+        """Steps of whoever is to see the score network at work: ``n_steps``, or one where that is 0."""
+        return max(self.n_steps, 1)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.doctor import processor_name
 from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.noise import frame_noise
+from dvpd.runtime.schedule import sampler_steps
 from dvpd.runtime.window import decode, denoise, encode
 from dvpd.torch_backend import TorchBackend, need_checkpoint
 
@@ -59,15 +60,16 @@ class Work:
     """Inputs of one call of the sampler, and the waveform that comes of it."""
 
     def __init__(self, manifest: Manifest, wav: FloatArray, batch: int = 1) -> None:
-        """Prepare ``wav`` [L], the same for the whole ``batch``."""
+        """Prepare ``wav`` [L], the same for the whole ``batch``; the sampler takes a step at least."""
         signal = manifest.signal
+        self.steps = manifest.sampler.score_steps
         self.manifest, self.length = manifest, len(wav)
         self.peak = float(np.abs(wav).max())
         scaled = (wav / self.peak).astype(np.float32)
         one, self.n_frames = encode(scaled[None], signal)
         self.noisy = np.repeat(one, batch, 0)
         n_padded = one.shape[2]
-        self.noise = [frame_noise(0, i, 0, n_padded) for i in range(manifest.sampler.n_steps)]
+        self.noise = [frame_noise(0, i, 0, n_padded) for i in range(self.steps)]
         self.audio_s = batch * len(wav) / signal.sample_rate
 
     def repeated(self, batch: int) -> Work:
@@ -79,7 +81,9 @@ class Work:
 
     def run(self, backend: Any) -> FloatArray:
         """One call of the whole sampler."""
-        return denoise(backend, self.manifest, self.noisy, lambda i: self.noise[i])
+        sde, sampler = self.manifest.sde, self.manifest.sampler
+        steps = sampler_steps(sde, sampler.t_rs, self.steps, sampler.last_step)
+        return denoise(backend, self.manifest, self.noisy, lambda i: self.noise[i], steps=steps)
 
     def wav(self, out: FloatArray) -> FloatArray:
         """Waveform [L] of the first of a batch."""

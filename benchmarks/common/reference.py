@@ -37,7 +37,8 @@ def reference_key(manifest: Manifest, n_frames: int = WINDOW_FRAMES) -> str:
     table = {
         "format": FORMAT,
         "checkpoint": manifest.checkpoint_sha256,
-        "sampler": asdict(manifest.sampler),
+        # the whole chain, whatever the engine does by default
+        "sampler": {**asdict(manifest.sampler), "n_steps": manifest.sampler.score_steps},
         "sde": asdict(manifest.sde),
         "signal": asdict(manifest.signal),
         "window": hashlib.sha256(clip_window(manifest, n_frames).tobytes()).hexdigest(),

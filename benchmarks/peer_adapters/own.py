@@ -37,6 +37,12 @@ class DvpdPredictive(Dvpd):
     steps = 0
 
 
+class DvpdOne(Dvpd):
+    """One step."""
+
+    steps = 1
+
+
 class DvpdThree(Dvpd):
     """Three steps."""
 

@@ -24,7 +24,13 @@ from dvpd.benchmarks.peer_adapters.clones import (
     Pguse,
     Sgmse,
 )
-from dvpd.benchmarks.peer_adapters.own import Arithmetic, Dvpd, DvpdPredictive, DvpdThree
+from dvpd.benchmarks.peer_adapters.own import (
+    Arithmetic,
+    Dvpd,
+    DvpdOne,
+    DvpdPredictive,
+    DvpdThree,
+)
 from dvpd.benchmarks.peer_adapters.packages import DeepFilterLibrary, DeepFilterNet, RnNoise
 from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.errors import BackendError, InputError
@@ -34,6 +40,7 @@ COUNT_S = 4.0  # audio that costs are counted on
 ADAPTERS: dict[str, type[Peer]] = {
     "dvpd": Dvpd,
     "dvpd-predictive": DvpdPredictive,
+    "dvpd-one": DvpdOne,
     "dvpd-three": DvpdThree,
     "arithmetic": Arithmetic,
     "pguse": Pguse,
@@ -133,11 +140,12 @@ def _info(peer: Peer) -> dict[str, Any]:
         "gmacs": None,
     }
     if isinstance(peer, Dvpd):
-        macs = peer.enhancer.manifest.macs_per_second
-        parameters = peer.enhancer.manifest.parameters
-        name = "predictive" if peer.steps == 0 else "total"
-        info["parameters"] = parameters.get(name)
-        info["gmacs"] = macs[name] / 1e9 if name in macs else None
+        manifest = peer.enhancer.manifest
+        macs, parameters = manifest.macs_per_second, manifest.parameters
+        steps = manifest.sampler.n_steps if peer.steps is None else peer.steps
+        info["parameters"] = parameters.get("total" if steps else "predictive")
+        if {"predictive", *(["score"] if steps else [])} <= set(macs):
+            info["gmacs"] = (macs["predictive"] + steps * macs.get("score", 0)) / 1e9
         return info
     if peer.networks:
         import torch

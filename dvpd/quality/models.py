@@ -194,7 +194,8 @@ def sampler_grid(
 
     Args:
         manifest: The model's, whose defaults stand for what is not given.
-        steps: Calls of the score network; 0, the predictive branch alone, is no sampler.
+        steps: Calls of the score network; 0, the predictive branch alone, is no sampler. None given,
+            where the model takes 0 by default: 1, so that its score network is measured, too.
         alphas: Weights of the predictive magnitude.
         tlbs: Presets, "off" for none, "all" for all.
         t_rs: Start times.
@@ -212,7 +213,7 @@ def sampler_grid(
         if tlb not in ("all", TLB_OFF, "none", *presets):
             raise InputError(f"tlb is {tlb!r}; expected {', '.join((TLB_OFF, *presets, 'all'))}")
     wanted = [TLB_OFF, *(name for name in presets if name in tlbs or "all" in tlbs)]
-    counts = list(dict.fromkeys(steps)) or [default.n_steps]
+    counts = list(dict.fromkeys(steps)) or [default.score_steps]
     weights = list(dict.fromkeys(alphas)) or [default.alpha]
     starts = list(dict.fromkeys(t_rs)) or [default.t_rs]
     systems = []

@@ -90,11 +90,15 @@ def _natural(text: str) -> list[tuple[int, float, str]]:
 def primary_system(systems: Sequence[System], manifest: Any) -> str:
     """The system that stands for the model: its own defaults if measured, else the first sampler.
 
+    The predictive branch alone, always measured, is that of a model that takes 0 steps by default.
+
     Args:
         systems: From ``sampler_grid``.
         manifest: The model's manifest.
     """
     default = manifest.sampler
+    if not default.n_steps:
+        return "predictive"
     for system in systems:
         settings = (system.steps, system.alpha, system.t_rs, system.tlb)
         if settings == (default.n_steps, default.alpha, default.t_rs, "off"):

@@ -143,7 +143,7 @@ class TensorBoard:
         device = str(next(model.parameters()).device)
         calls = {"predictive": 0}
         if config.train.branches != "predictive":
-            calls["full"] = config.sampler.n_steps
+            calls["full"] = config.sampler.score_steps
         for name, noisy, clean in self.examples:
             enhancer = torch_enhancer(model, config, device)  # remembers predictions: one for each
             systems = {"noisy": noisy}

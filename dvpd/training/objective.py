@@ -331,6 +331,12 @@ def _check(config: Config) -> None:
     train, sde = config.train, config.sde
     if train.branches == "predictive":
         return
+    if train.sampler_weight and not config.sampler.n_steps:
+        raise InputError(
+            f"sampler n_steps is 0 and train sampler_weight {train.sampler_weight:g}; expected 1 or more "
+            "steps where the score branch is trained through the sampler: --set sampler.n_steps=1, or "
+            "--set train.sampler_weight=0"
+        )
     high = train.t_range[1]
     if train.target == "x0" and train.score_weight and mean_weight(sde, high) < LEAST_X0_WEIGHT:
         raise InputError(

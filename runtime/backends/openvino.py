@@ -29,7 +29,7 @@ from .base import (
     score_feeds,
     stream_state,
 )
-from .single import each_recording, is_single
+from .single import each_recording, is_single, verify_score
 
 BLOCK = ".block"  # behind a graph's name: its sizes fixed to the next block of one stream
 _DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64"}
@@ -96,7 +96,7 @@ class OpenVinoBackend:
     """
 
     def __init__(self, options: LoadOptions, calls: int = 1, name: str = "openvino") -> None:
-        """Load and compile both graphs.
+        """Load and compile both graphs; the score graph with the first step, as in ``OrtBackend``.
 
         Args:
             options: Verified paths, manifest, device ("cpu", "gpu", "npu") and threads.
@@ -139,13 +139,34 @@ class OpenVinoBackend:
             config["INFERENCE_NUM_THREADS"] = options.threads * calls
         if calls > 1:
             config["NUM_STREAMS"] = calls
+        self._core, self._config, self._calls = core, config, calls
         # A request holds one call; whoever finds none waits.
         self._requests: dict[str, SimpleQueue[Any]] = {}
+        self._later = {"score": options.score} if options.score_later else {}
         for graph, path in (("predictive", options.predictive), ("score", options.score)):
-            compiled = self._load(core, graph, path, options, config)
-            self._requests[graph] = SimpleQueue()
-            for _ in range(calls):
-                self._requests[graph].put(compiled.create_infer_request())
+            if graph not in self._later:
+                self._requests[graph] = self._begin(graph, path)
+
+    def _begin(self, graph: str, path: Path) -> SimpleQueue[Any]:
+        """The requests of a graph."""
+        compiled = self._load(self._core, graph, path, self._options, self._config)
+        requests: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(self._calls):
+            requests.put(compiled.create_infer_request())
+        return requests
+
+    def _of(self, graph: str) -> SimpleQueue[Any]:
+        """The requests of a graph; one that nobody needed so far is loaded."""
+        requests = self._requests.get(graph)
+        if requests is None:
+            with self._opening:
+                requests = self._requests.get(graph)
+                if requests is None and graph in self._later:
+                    verify_score(self._options)
+                    requests = self._requests[graph] = self._begin(graph, self._later[graph])
+        if requests is None:
+            raise BackendError("this backend is closed")
+        return requests
 
     def _load(
         self, core: Any, graph: str, path: Path, options: LoadOptions, config: dict[str, Any]
@@ -184,9 +205,7 @@ class OpenVinoBackend:
             ) from None
 
     def _run(self, graph: str, inputs: dict[str, Any]) -> dict[str, Any]:
-        requests = self._requests.get(graph)
-        if requests is None:
-            raise BackendError("this backend is closed")
+        requests = self._of(graph)
         request = requests.get()
         try:
             # Outputs are copied: a request reuses its memory, and callers may keep feats.
@@ -308,7 +327,8 @@ class OpenVinoBackend:
 
     def close(self) -> None:
         """Release the requests."""
-        self._requests.clear()
         with self._opening:
+            self._later.clear()
+            self._requests.clear()
             if self._parts is not None:
                 self._parts.close()

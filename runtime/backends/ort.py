@@ -39,7 +39,7 @@ from .base import (
 from .ort_block import OrtBlock, as_array
 from .ort_providers import cuda_options, engine_cache, tensorrt_options
 from .ort_rtx import rtx_device, rtx_options
-from .single import each_recording, is_single
+from .single import each_recording, is_single, verify_score
 
 logger = logging.getLogger("dvpd")
 
@@ -167,7 +167,7 @@ class OrtBackend:
     name = "ort"
 
     def __init__(self, options: LoadOptions) -> None:
-        """Load both graphs.
+        """Load both graphs; the score graph with the first step, where the model takes none by default.
 
         Args:
             options: Verified paths, manifest, device ("cpu"; "cuda", "tensorrt" or "rtx", also with
@@ -215,33 +215,57 @@ class OrtBackend:
         if options.block is not None:
             paths[BLOCK] = options.block
 
-        def load(graph: str) -> Any:
-            path, settings = paths[graph], self._settings(graph)
-            if self._rtx is None:
-                providers = {"providers": self._providers(graph, path)}
-            else:
-                cache = engine_cache(options.manifest.graphs[graph].sha256, "ort-rtx")
-                settings.add_provider_for_devices([self._rtx], rtx_options(path, cache))
-                providers = {}
-            return self._load(graph, path, settings, providers)
+        self._later = {"score": options.score} if options.score_later else {}
+        now = {graph: path for graph, path in paths.items() if graph not in self._later}
 
         # Half of a short command's time: on two cores, beside each other.
         with ThreadPoolExecutor(1 if self._on_gpu or options.threads == 1 else 2) as pool:
-            self._sessions: dict[str, Any] = dict(zip(paths, pool.map(load, paths), strict=True))
+            sessions = pool.map(self._begin, now, now.values())
+            self._sessions: dict[str, Any] = dict(zip(now, sessions, strict=True))
         self._block: OrtBlock | None = None
         for graph, session in self._sessions.items():
             if graph == BLOCK:
                 self._block = self._open_block(session)
-                continue
-            check_signature(
-                graph,
-                options.manifest.precision,
-                _tensors(session.get_inputs()),
-                _tensors(session.get_outputs()),
-                options.manifest.causal,
-                self._single,
-            )
-            check_metadata(session.get_modelmeta().custom_metadata_map, options.manifest, graph)
+            else:
+                self._check(graph, session)
+
+    def _begin(self, graph: str, path: Path) -> Any:
+        """A session of a graph."""
+        settings = self._settings(graph)
+        if self._rtx is None:
+            providers = {"providers": self._providers(graph, path)}
+        else:
+            cache = engine_cache(self._options.manifest.graphs[graph].sha256, "ort-rtx")
+            settings.add_provider_for_devices([self._rtx], rtx_options(path, cache))
+            providers = {}
+        return self._load(graph, path, settings, providers)
+
+    def _check(self, graph: str, session: Any) -> None:
+        """Refuse a graph that is not the one that the manifest describes."""
+        check_signature(
+            graph,
+            self._options.manifest.precision,
+            _tensors(session.get_inputs()),
+            _tensors(session.get_outputs()),
+            self._causal,
+            self._single,
+        )
+        check_metadata(session.get_modelmeta().custom_metadata_map, self._options.manifest, graph)
+
+    def _session(self, graph: str) -> Any:
+        """The session of a graph; one that nobody needed so far is loaded."""
+        session = self._sessions.get(graph)
+        if session is None:
+            with self._opening:
+                session = self._sessions.get(graph)
+                if session is None and graph in self._later:
+                    verify_score(self._options)
+                    session = self._begin(graph, self._later[graph])
+                    self._check(graph, session)
+                    self._sessions[graph] = session
+        if session is None:
+            raise BackendError("this backend is closed")
+        return session
 
     def _open_block(self, session: Any) -> OrtBlock:
         """The graph of both networks on one block."""
@@ -329,9 +353,7 @@ class OrtBackend:
         self, graph: str, outputs: list[str], inputs: dict[str, Any], keep: frozenset[str]
     ) -> list[Any]:
         """Run a graph; outputs named in ``keep`` stay where the device put them."""
-        session = self._sessions.get(graph)
-        if session is None:
-            raise BackendError("this backend is closed")
+        session = self._session(graph)
         try:
             if not self._bound:
                 return list(session.run(outputs, inputs))
@@ -456,8 +478,9 @@ class OrtBackend:
 
     def close(self) -> None:
         """Release the sessions."""
-        self._sessions.clear()
-        self._block = None
         with self._opening:
+            self._later.clear()
+            self._sessions.clear()
+            self._block = None
             if self._parts is not None:
                 self._parts.close()

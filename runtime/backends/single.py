@@ -34,6 +34,19 @@ def is_single(options: LoadOptions) -> bool:
     return options.predictive.name in {graph.file for graph in options.manifest.single.values()}
 
 
+def verify_score(options: LoadOptions) -> None:
+    """Check the score graph's file once more, where it is loaded long after the others were checked.
+
+    Args:
+        options: Of the backend.
+
+    Raises:
+        ManifestError: It is gone, or was exchanged since.
+    """
+    name = "score" + (SINGLE if is_single(options) else "")
+    options.manifest.verify_graph(options.score.parent, name)
+
+
 def each_recording(inputs: Mapping[str, Any], single: bool) -> list[dict[str, Any]]:
     """The calls that a graph is run with: of one for one recording, a call for each of the batch.
 

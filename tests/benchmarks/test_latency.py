@@ -15,11 +15,12 @@ LIVE = ROOT / "benchmarks" / "results" / "xeon-amx-2-cores" / "quality-live.json
 
 def result(**latencies):
     figures = {"mean": 2.0, "low": 1.9, "high": 2.2}
-    systems = {latency.ANSWER: {"pesq": figures}}
+    systems = {"full": {"pesq": figures}}
     models = [
-        {"model": name, "checkpoint_sha256": name, "sets": {"noise": {"systems": systems}}}
+        {"model": name, "checkpoint_sha256": name, "default": {"n_steps": 1},
+         "sets": {"noise": {"systems": systems}}}
         for name in latencies
-    ]
+    ]  # fmt: skip
     return {"models": models}, latencies
 
 
@@ -28,6 +29,16 @@ def test_models_stand_by_their_latency_and_whole_recordings_last():
     found = latency.points([one], late, "noise", "pesq")
     assert [p.model for p in found] == ["none", "three", "offline"]
     assert [p.latency_ms for p in found] == [56.0, 152.0, None]
+
+
+def test_a_model_that_takes_no_steps_by_default_is_drawn_without():
+    one, late = result(none=56.0)
+    one["models"][0]["default"] = {"n_steps": 0}
+    one["models"][0]["sets"]["noise"]["systems"]["predictive"] = {
+        "pesq": {"mean": 2.5, "low": 2.4, "high": 2.6}
+    }
+    (point,) = latency.points([one], late, "noise", "pesq")
+    assert point.mean == 2.5
 
 
 def test_what_cannot_be_placed_is_said():

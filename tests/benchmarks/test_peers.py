@@ -59,6 +59,21 @@ def run(tmp_path, tiny_engine, *arguments):
     return code, json.loads(out.read_text())
 
 
+def test_an_engine_without_steps_by_default_is_measured_with_one_as_well(tmp_path, tiny_engine):
+    folder = tmp_path / "quick"
+    shutil.copytree(tiny_engine, folder)
+    table = json.loads((folder / "manifest.json").read_text())
+    table["sampler"]["n_steps"] = 0
+    table["macs_per_second"] = {"predictive": 10**9, "score": 2 * 10**9, "total": 10**9}
+    (folder / "manifest.json").write_text(json.dumps(table))
+    code, result = run(tmp_path, folder)
+    assert code == 0
+    rows = {p["name"]: p for p in result["peers"]}
+    assert list(rows) == ["quick, predictive alone", "quick, 1 step"]
+    assert [row["status"] for row in rows.values()] == ["ok", "ok"]
+    assert [row["gmacs"] for row in rows.values()] == [1.0, 3.0]
+
+
 def test_what_runs_is_measured_and_what_cannot_is_a_row(tmp_path, tiny_engine, pairs, capsys):
     code, result = run(
         tmp_path, tiny_engine, "--gtcrn", clone(tmp_path / "gtcrn"), "--pguse", tmp_path / "none",

@@ -79,8 +79,16 @@ def test_speed_takes_its_figures_from_the_rows():
         for text in speed(found).splitlines()
         if text.startswith(f"| `{row['engine']}` | openv")
     )
-    assert f"| {row['rtf']:.3f} |" in line
-    assert f"| {row['latency_ms']['p50']:.0f} / " in line
+    without = next(
+        r
+        for r in found["rows"]
+        if r["steps"] == 0 and all(r[k] == row[k] for k in ("engine", "backend", "frames", "batch"))
+    )
+    assert f"| {without['rtf']:.3f} | {row['rtf']:.3f} |" in line
+    for each in (without, row):
+        assert f"| {each['latency_ms']['p50']:.0f} / " in line
+    assert "| RTF, 0 steps | RTF, 1 step |" in speed(found)
+    assert "take 0 steps by default; cold start and memory are of 1 step." in speed(found)
     others = json.loads(json.dumps(found))
     for each in others["rows"]:
         if each["status"] == "ok":
@@ -88,14 +96,37 @@ def test_speed_takes_its_figures_from_the_rows():
     assert speed(others) != speed(found)
 
 
-def test_the_short_speed_is_the_fastest_backend_of_each_model():
+def test_the_short_speed_is_that_of_the_default_on_the_fastest_backend():
     found = report.read(find("rtf.json", RESULTS))
-    table = short_speed(found).split("\n\n")[0].splitlines()[2:]
+    header, _, *table = short_speed(found).split("\n\n")[0].splitlines()
+    assert header == "| model | backend | RTF, 0 steps | RTF, 1 step |"
     rows = report.base_rows(found)
     assert len(table) == len({row["engine"] for row in rows})
+    alone = [
+        r
+        for r in found["rows"]
+        if (r["steps"], r["batch"], r["frames"]) == (0, 1, rows[0]["frames"])
+    ]
     for line in table:
-        name = line.split("`")[1]
-        assert f"| {min(r['rtf'] for r in rows if r['engine'] == name):.2f} |" in line
+        name, backend = line.split("`")[1], line.split(" | ")[1]
+        best = min(r["rtf"] for r in alone if r["engine"] == name)
+        (with_step,) = (r["rtf"] for r in rows if (r["engine"], r["backend"]) == (name, backend))
+        assert line.endswith(f"| {best:.2f} | {with_step:.2f} |")
+    assert short_speed(found).endswith("; 0 steps by default.")
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_speed_with_one_number_of_steps_has_one_column(kept):
+    found = report.read(find("rtf.json", RESULTS))
+    found["rows"] = [r for r in found["rows"] if r["steps"] == kept]
+    header = short_speed(found).splitlines()[0]
+    assert header == f"| model | backend | RTF, {kept} step{'s' * (kept != 1)} |"
+    text = speed(found)
+    assert ("| RTF, 0 steps | RTF, 1 step |" in text) == (kept == 1)
+    assert all(
+        line.count("|") == text.splitlines()[0].count("|")
+        for line in text.split("\n\n")[0].splitlines()
+    )
 
 
 def _result(sha: str) -> dict:

@@ -187,7 +187,9 @@ def test_fresh_processes_keep_to_their_budget(tiny_engine, monkeypatch):
     def process(command, **_):
         started.append(command)
         clock.now += 5.0
-        return SimpleNamespace(stdout=json.dumps({"cold_start_s": 5.0}), stderr="", returncode=0)
+        return SimpleNamespace(
+            stdout=json.dumps({"steps": 0, "cold_start_s": 5.0}), stderr="", returncode=0
+        )
 
     monkeypatch.setattr(rtf.subprocess, "run", process)
     items = [time_cases.Loaded(tiny_engine, name, "cpu") for name in ("ort", "openvino")]
@@ -195,7 +197,7 @@ def test_fresh_processes_keep_to_their_budget(tiny_engine, monkeypatch):
         started.clear()
         clock.now = 0.0
         rows = rtf.measure_cold(items, 1, 3, lambda _: None, budget_s, clock)
-        assert [row["processes"] for row in rows] == [rounds] * 2
+        assert [(row["processes"], row["steps"]) for row in rows] == [(rounds, 0)] * 2
         assert len(started) == 2 * rounds
 
 

@@ -253,9 +253,10 @@ def test_shared_backend_tells_recordings_apart():
 def test_grid_of_samplers():
     manifest = Manifest.load(ENGINE)
     default = manifest.sampler
-    assert sampler_grid(manifest) == (
-        System("full", default.n_steps, default.alpha, "off", default.t_rs),
-    )
+    assert default.n_steps == 0  # of the shipped engine: its score network is measured anyway
+    assert sampler_grid(manifest) == (System("full", 1, default.alpha, "off", default.t_rs),)
+    three = replace(manifest, sampler=replace(default, n_steps=3))
+    assert sampler_grid(three) == (System("full", 3, default.alpha, "off", default.t_rs),)
     assert sampler_grid(manifest, steps=(0,)) == ()
     names = [s.name for s in sampler_grid(manifest, tlbs=("all",))]
     assert names == ["full", "full tlb=severe", "full tlb=moderate", "full tlb=mild"]
@@ -282,6 +283,9 @@ def test_quick_evaluation(pair_set, config, small_model):
     run = quick_evaluation(pair_set, 5)
     figures = run(small_model, config)
     assert figures["score"] == figures["pesq_full"]
+    none = replace(config, sampler=replace(config.sampler, n_steps=0))  # of one step, then
+    figures = run(small_model, none)
+    assert figures["score"] == figures["pesq_full"] != figures["pesq_predictive"]
     predictive = Config(model=config.model, train=TrainConfig(branches="predictive"))
     figures = run(small_model, predictive)
     assert figures["score"] == figures["pesq_predictive"]
@@ -363,7 +367,7 @@ def test_command_line(finished):
     measures = list(report["systems"]["full"])
     assert measures[:6] == ["pesq", "estoi", "si_sdr", "csig", "cbak", "covl"]
     assert set(measures[6:]) == set(PAUSE_MEASURES)
-    assert report["primary"] == "full"
+    assert report["primary"] == "predictive"  # what the engine does by default
     assert report["n_files"] == len(report["files"]) == 2
     first = report["files"][0]["figures"]
     assert report["groups"] == {

@@ -33,7 +33,9 @@ class TorchBackend:
 
 
 @pytest.mark.parametrize("name", ["bbed", "ouve"])
-@pytest.mark.parametrize(("n_steps", "last_step"), [(1, "exact"), (3, "euler"), (3, "exact")])
+@pytest.mark.parametrize(
+    ("n_steps", "last_step"), [(0, "exact"), (1, "exact"), (3, "euler"), (3, "exact")]
+)
 def test_reference_sampler_equals_the_runtime_s(small_model, name, n_steps, last_step):
     sde, spec = SdeSpec(name=name), SamplerSpec(n_steps=n_steps, last_step=last_step)
     rng = np.random.default_rng(0)

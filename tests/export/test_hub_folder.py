@@ -57,7 +57,8 @@ def test_the_card_says_what_was_measured_of_these_weights(tmp_path):
     }
     assert len(said) == 3 * len(sets)
     for (name, metric), value in said.items():
-        assert value == round(sets[name]["systems"]["full"][metric]["mean"], 3)
+        assert value == round(sets[name]["systems"]["predictive"][metric]["mean"], 3)  # its default
+    assert {r.metric_name.partition(" (")[2] for r in data.eval_results} == {"0 steps)"}
     noisy = sets["noise"]["systems"]["noisy"]["pesq"]["mean"]
     assert f"| noise ({sets['noise']['n']}) | noisy | {noisy:.2f} |" in card.text
     # The engine's own card is there, one level of headings up.

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,36 @@ def test_a_fresh_export_is_not_warned_about_and_changed_graphs_are(fp32, tmp_pat
     (told,) = caplog.messages
     assert "has other graphs than were exported" in told
     assert f"python export/verify.py {changed}" in told
+
+
+@pytest.mark.parametrize(("precision", "steps"), [("fp32", 0), ("fp16", 2)])
+def test_an_engines_default_steps_are_chosen_at_its_export(
+    quick, short, checkpoint, tmp_path, fp32, precision, steps
+):
+    out = tmp_path / "out"
+    words = [str(checkpoint), "-o", str(out), "--precision", precision, "--steps", str(steps)]
+    assert to_onnx.main(words) == 0
+    manifest = Manifest.load(out)
+    assert manifest.sampler == replace(fp32.manifest.sampler, n_steps=steps)
+    macs = manifest.macs_per_second
+    assert macs["total"] == macs["predictive"] + steps * macs["score"]
+    # The score network was compared, whatever the default.
+    assert set(manifest.parity["max_error_of_range"]) == set(
+        fp32.manifest.parity["max_error_of_range"]
+    )
+    with Enhancer.open(out, backend="ort", device="cpu") as enhancer:
+        wav = np.zeros(8000, np.float32)
+        wav[4000] = 0.5
+        assert enhancer.enhance(wav, 16000).nfe == 1 + steps
+        assert enhancer.enhance(wav, 16000, quality="best").nfe == 4
+
+
+def test_steps_below_none_are_refused(checkpoint, tmp_path, capsys):
+    assert to_onnx.main([str(checkpoint), "-o", str(tmp_path / "out"), "--steps", "-1"]) == 2
+    assert "is not a whole number from 0" in capsys.readouterr().err
+    with pytest.raises(InputError, match="n_steps is -1"):
+        build.export_checkpoint(checkpoint, tmp_path / "out", steps=-1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_export_is_reproducible(quick, checkpoint, tmp_path, fp32):

@@ -86,6 +86,18 @@ def test_quality_is_a_name_for_steps(engine_shared, recording, tmp_path, capsys)
         assert "--quality: not allowed with argument --steps" in capsys.readouterr().err
 
 
+def test_an_engine_may_take_no_steps_by_default(engine, recording, tmp_path, capsys):
+    table = json.loads((engine / "manifest.json").read_text())
+    table["sampler"]["n_steps"] = 0
+    (engine / "manifest.json").write_text(json.dumps(table))
+    for words, calls in (("", 1), ("--steps 1", 2), ("--quality best --alpha 0.1", 4)):
+        out = tmp_path / f"{calls}.wav"
+        assert run(recording, out, "--json", *words.split(), engine=engine) == 0
+        assert json.loads(capsys.readouterr().out)["nfe"] == calls
+    assert run(recording, tmp_path / "no.wav", "--alpha", "0.1", engine=engine) != 0
+    assert "alpha 0.1 is given without steps" in capsys.readouterr().err
+
+
 def test_default_engine_from_the_environment(engine_shared, recording, tmp_path, monkeypatch):
     monkeypatch.setenv("DVPD_ENGINE", str(engine_shared))
     assert run(recording, tmp_path / "out.wav", "--steps", 0) == 0

@@ -49,6 +49,33 @@ def test_defaults_come_from_the_manifest(enhancer, speech):
     np.testing.assert_array_equal(done.wav, same.wav)
 
 
+def test_a_model_without_steps_by_default_takes_those_that_are_asked_for(enhancer, speech):
+    wav, plain = speech[:16000], enhancer.manifest
+    manifest = replace(plain, sampler=replace(plain.sampler, n_steps=0))
+    quick = Enhancer(manifest, enhancer.backend)
+    done = quick.enhance(wav, 16000)
+    assert done.nfe == 1
+    np.testing.assert_array_equal(done.wav, enhancer.enhance(wav, 16000, steps=0).wav)
+    for options, steps in (
+        ({"steps": 1}, 1),
+        ({"quality": "balanced"}, 1),
+        ({"quality": "best", "alpha": 0.2, "tlb": "severe"}, 3),
+    ):
+        done = quick.enhance(wav, 16000, **options)
+        assert done.nfe == 1 + steps
+        np.testing.assert_array_equal(done.wav, enhancer.enhance(wav, 16000, **options).wav)
+    for options, name in (({"alpha": 0.2}, "alpha 0.2"), ({"tlb": "severe"}, "tlb")):
+        with pytest.raises(
+            InputError, match=f"{name} is given without steps, and tiny-test takes 0"
+        ):
+            quick.enhance(wav, 16000, **options)
+        quick.enhance(wav, 16000, steps=0, **options)  # who says so knows
+    quick.enhance(wav, 16000, tlb="none")
+    pool = quick.stream_pool()
+    assert (pool.ladder, pool.steps_now) == ((0,), 0)
+    assert quick.stream_pool(quality="best").ladder == (3, 1, 0)
+
+
 def test_every_option_changes_the_result(enhancer, speech):
     wav = speech[:16000]
     base = enhancer.enhance(wav, 16000).wav

@@ -48,7 +48,7 @@ def test_round_trip(engine):
         (lambda t: t["sde"].pop("k"), "lacks"),
         (lambda t: (t["sde"].update(name="ouve"), t["sde"].pop("gamma")), "gamma"),
         (lambda t: t["sampler"].update(alpha=2), "alpha"),
-        (lambda t: t["sampler"].update(n_steps=0), "n_steps"),
+        (lambda t: t["sampler"].update(n_steps=-1), "n_steps is -1"),
         (lambda t: t["sampler"].update(t_rs="x"), "t_rs"),
         (lambda t: t["sampler"].update(last_step="heun"), "last_step is 'heun'"),
         (lambda t: t["sampler"].update(phase_rounds=-1), "phase_rounds is -1"),
@@ -97,6 +97,14 @@ def test_a_causal_manifest_has_no_phase_rounds(engine):
     change(engine, lambda t: t["sampler"].update(phase_rounds=2))
     with pytest.raises(ManifestError, match="phase_rounds is 2; expected 0 for a causal model"):
         load(engine)
+
+
+def test_a_model_may_take_no_steps_by_default(engine):
+    change(engine, lambda t: t["sampler"].update(n_steps=0))
+    sampler = load(engine).sampler
+    assert (sampler.n_steps, sampler.score_steps) == (0, 1)
+    change(engine, lambda t: t["sampler"].update(n_steps=3))
+    assert load(engine).sampler.score_steps == 3
 
 
 def test_a_manifest_from_before_last_step_means_algorithm_1(engine):

@@ -172,7 +172,12 @@ def test_time_outside(t):
             function(BBED, t)
 
 
-@pytest.mark.parametrize(("t_rs", "n"), [(0.0, 3), (1.0, 3), (0.12, 0), (0.12, 1.5), (0.12, True)])
+@pytest.mark.parametrize("last_step", ["euler", "exact"])
+def test_no_steps_are_none(last_step):
+    assert sampler_steps(BBED, 0.12, 0, last_step) == ()
+
+
+@pytest.mark.parametrize(("t_rs", "n"), [(0.0, 3), (1.0, 3), (0.12, -1), (0.12, 1.5), (0.12, True)])
 def test_bad_sampler(t_rs, n):
     with pytest.raises(InputError):
         sampler_steps(BBED, t_rs, n)

@@ -98,6 +98,11 @@ def test_primary_system():
     assert primary_system((one, severe), Fake) == "a"
     assert primary_system((), Fake) == "predictive"
 
+    class WithoutSteps:
+        sampler = SamplerSpec(n_steps=0)
+
+    assert primary_system((one, default), WithoutSteps) == "predictive"
+
 
 def test_text_forms():
     report = make_report()

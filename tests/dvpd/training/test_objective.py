@@ -193,7 +193,7 @@ def test_consistency_reaches_the_later_state_alone(tmp_path):
 
 def test_losses_without_room_are_refused_in_words(tmp_path):
     def made(sampler=None, **train):
-        config = micro_config(branches="score", **train)
+        config = micro_config(**{"branches": "score", **train})
         return Trainer(replace(config, sampler=sampler or SamplerSpec()), Tones(), tmp_path)
 
     with pytest.raises(InputError, match=r"t_range ends at 0\.999.*lower the range's end"):
@@ -201,6 +201,13 @@ def test_losses_without_room_are_refused_in_words(tmp_path):
     made(target="x0", score_weight=0.0, start_weight=1.0)  # the range is not used
     with pytest.raises(InputError, match=r"t_rs is 0\.01; with train consistency_weight"):
         made(SamplerSpec(t_rs=0.01), consistency_weight=1.0)
+    none = SamplerSpec(n_steps=0)
+    with pytest.raises(
+        InputError, match=r"n_steps is 0 and train sampler_weight 0\.5; .*--set sampler\.n_steps=1"
+    ):
+        made(none, sampler_weight=0.5)
+    made(none)  # the denoising loss needs no sampler
+    made(none, sampler_weight=0.5, branches="predictive")
     with pytest.raises(InputError, match="target is 'clean'; expected one of noise, x0"):
         TrainConfig(target="clean")
     with pytest.raises(InputError, match="expected one of stop, ema"):

@@ -1,9 +1,11 @@
 import importlib.util
 import json
 import logging
+import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -97,6 +99,60 @@ def test_feats_outlive_the_next_call(engine_shared, name):
     engine.predict(other["noisy"])
     np.testing.assert_allclose(run_score(engine, feats, x), expected_score(x), atol=1e-5)
     engine.close()
+
+
+def without_steps(folder):
+    """Make ``folder`` an engine that takes no steps by default."""
+    path = folder / "manifest.json"
+    table = json.loads(path.read_text())
+    table["sampler"]["n_steps"] = 0
+    path.write_text(json.dumps(table))
+    return folder
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_the_score_graph_is_loaded_with_the_first_step_where_there_is_none_by_default(engine, name):
+    x, content = inputs(), (engine / "score.onnx").read_bytes()
+    backend = load(without_steps(engine), name)
+    _, feats = backend.predict(x["noisy"])
+    (engine / "score.onnx").write_bytes(content[:-1])  # exchanged while the process ran
+    with pytest.raises(ManifestError, match="the file is damaged or of another export"):
+        run_score(backend, feats, x)
+    (engine / "score.onnx").unlink()
+    with pytest.raises(ManifestError, match="names this file as the score graph"):
+        run_score(backend, feats, x)
+    (engine / "score.onnx").write_bytes(content)
+    with ThreadPoolExecutor(4) as pool:  # once, whoever asks first
+        results = list(pool.map(lambda _: run_score(backend, feats, x), range(4)))
+    (engine / "score.onnx").unlink()
+    for sigma_z in (*results, run_score(backend, feats, x)):
+        np.testing.assert_allclose(sigma_z, expected_score(x), atol=FLOAT32_TOLERANCE)
+    backend.close()
+    with pytest.raises(BackendError, match="closed"):
+        run_score(backend, feats, x)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_closed_backend_loads_no_score_graph(engine, name):
+    x = inputs()
+    backend = load(without_steps(engine), name)
+    _, feats = backend.predict(x["noisy"])
+    backend.close()
+    with pytest.raises(BackendError, match="closed"):
+        run_score(backend, feats, x)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_live_models_score_graph_is_ready_before_sound_comes(tmp_path, engine_causal, name):
+    folder = without_steps(Path(shutil.copytree(engine_causal, tmp_path / "live")))
+    backend = load(folder, name)
+    (folder / "score.onnx").unlink()
+    x = inputs(1, 4)
+    _, feats, _ = backend.predict_next(x["noisy"], None)
+    given = (x["xt"], x["t"], feats, x["tlb_skip"], x["tlb_backbone"])
+    sigma_z, _ = backend.score_next(*given, None)
+    assert np.isfinite(sigma_z).all()
+    backend.close()
 
 
 @pytest.mark.parametrize("name", BACKENDS)

@@ -65,7 +65,9 @@ def cpu(rig, *args, **kwargs):
         backend.close()
 
 
-@pytest.mark.parametrize(("batch", "n_frames", "n_steps"), [(1, 64, 3), (2, 32, 1), (4, 36, 4)])
+@pytest.mark.parametrize(
+    ("batch", "n_frames", "n_steps"), [(1, 64, 3), (2, 32, 1), (4, 36, 4), (1, 32, 0)]
+)
 def test_sampler_equals_the_cpu_eager_captured_and_replayed(rig, batch, n_frames, n_steps):
     backend = rig.open()
     for call in range(4):

@@ -76,6 +76,12 @@ def test_a_journal_knows_the_models_own_settings(engine_shared):
     )
     assert (before["steps"], before["alpha"], before["phase_rounds"]) == (3, 0.2, 0)
     assert after == before | {"steps": 1, "phase_rounds": 2}
+    none = replace(old, sampler=replace(old.sampler, n_steps=0))
+    args = cli.build_parser().parse_args(["enhance", "in", "out"])
+    said = cli.build_parser().parse_args(["enhance", "in", "out", "--quality", "fast"])
+    settings = [command._settings(a, none, command._options(a, none)) for a in (args, said)]
+    assert settings[0] == settings[1]
+    assert settings[0]["steps"] == 0
 
 
 def test_a_folder(run, root, out, capsys):
