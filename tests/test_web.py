@@ -102,3 +102,5 @@ def test_the_page_enhances_as_python_does(npm, tmp_path):
         facts["withoutGpu"],
     )
     assert facts["deviceAfter"] == "wasm"
+    assert facts["graphs"] == ["predictive", "score"]
+    assert facts["graphsWithoutSteps"] == ["predictive"]  # what is not used is not loaded

@@ -20,7 +20,7 @@ export function threads(): number {
   return self.crossOriginIsolated ? Math.min(MAX_THREADS, navigator.hardwareConcurrency || 1) : 1;
 }
 
-/** Load both graphs. */
+/** Load the predictive graph; the score graph comes with the first step. */
 export async function open(model: Model, device: Device): Promise<Networks> {
   const ort: typeof import("onnxruntime-web") =
     device === "webgpu" ? await import("onnxruntime-web/webgpu") : await import("onnxruntime-web/wasm");
@@ -38,7 +38,15 @@ export async function open(model: Model, device: Device): Promise<Networks> {
     return ort.InferenceSession.create(graph, { executionProviders: [device] });
   };
   const predictive = await load(model.predictive);
-  const score = await load(model.score);
+  let score: Promise<InferenceSession> | undefined;
+  const loadScore = async (): Promise<InferenceSession> => {
+    try {
+      return await (score ??= load(model.score));
+    } catch (error) {
+      score = undefined; // a later recording tries again
+      throw error;
+    }
+  };
 
   const tensor = (data: Float32Array, dims: number[]) => new ort.Tensor("float32", data, dims);
   const ones = tensor(new Float32Array(4).fill(1), [2, 2]);
@@ -64,7 +72,7 @@ export async function open(model: Model, device: Device): Promise<Networks> {
         tlb_backbone: ones,
       };
       if (causal) feeds.state = given(state, causal.state_size.score);
-      const out = await score.run(feeds);
+      const out = await (await loadScore()).run(feeds);
       return { sigmaZ: out.sigma_z.data as Float32Array, next: out.next_state };
     },
   };

@@ -14,6 +14,7 @@ const [executablePath, folder, recording, steps = "1", model = "dvpd-tiny", devi
 const TIMEOUT_MS = 600_000;
 const { browser, address, close } = await openPage(executablePath, folder, device);
 const facts = { errors: [], elsewhere: [], sent: 0, requests: 0 };
+let graphs = [];
 
 async function drive() {
   const page = browser.pages()[0] ?? (await browser.newPage());
@@ -23,6 +24,8 @@ async function drive() {
   browser.on("request", (request) => {
     facts.requests += 1;
     if (!/^(data|blob):/.test(request.url()) && !request.url().startsWith(address)) facts.elsewhere.push(request.url());
+    const graph = /(predictive|score)[^/]*\.onnx$/.exec(request.url());
+    if (graph) graphs.push(graph[1]);
     if (request.method() !== "GET") facts.sent += 1;
   });
   const status = () => page.locator("#status").textContent();
@@ -102,12 +105,15 @@ async function drive() {
   await page.addInitScript(() => {
     Object.defineProperty(navigator, "gpu", { value: { requestAdapter: async () => ({}) } });
   });
+  facts.graphs = [...new Set(graphs)].sort();
+  graphs = [];
   await page.reload();
   await page.locator("#devices").waitFor();
   await page.selectOption("#device", "webgpu");
   await page.check("input[name=steps][value='0']");
   await page.setInputFiles("#file", recording);
   await finished();
+  facts.graphsWithoutSteps = [...new Set(graphs)];
   facts.withoutGpu = (await status()) || (await alert());
   facts.deviceAfter = await page.locator("#device").inputValue();
 }
