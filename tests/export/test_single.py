@@ -12,9 +12,8 @@ import pytest
 
 from dvpd.export import single, verify
 from dvpd.model import DVPD
-from dvpd.runtime.backends.base import FEAT_NAMES, LoadOptions
+from dvpd.runtime.backends.base import FEAT_NAMES
 from dvpd.runtime.backends.choose import open_backend
-from dvpd.runtime.backends.single import verify_score
 from dvpd.runtime.errors import ManifestError
 from dvpd.runtime.manifest import MANIFEST_NAME
 from dvpd.runtime.spec import GRAPH_NAMES, TLB_PRESETS
@@ -72,26 +71,6 @@ def test_a_damaged_file_is_refused(fp32, tmp_path):
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(ManifestError, match=r"score\.single\.onnx: SHA-256"):
         open_backend(folder, fp32.manifest, "ort", "cpu", 1)
-
-
-@pytest.mark.parametrize("name", ["score.onnx", "score.single.onnx"])
-def test_files_that_change_before_the_first_step_are_refused(fp32, tmp_path, name):
-    # The weights of the graph for one recording lie in the other file, which is read only then.
-    folder = tmp_path / "changed"
-    shutil.copytree(fp32.folder, folder)
-    sampler = dataclasses.replace(fp32.manifest.sampler, n_steps=0)
-    manifest = dataclasses.replace(fp32.manifest, sampler=sampler)
-    options = LoadOptions(
-        folder / "predictive.single.onnx", folder / "score.single.onnx", manifest, "cpu", 1
-    )
-    verify_score(options)
-    content = (folder / name).read_bytes()
-    (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(ManifestError, match=rf"{name}: SHA-256"):
-        verify_score(options)
-    (folder / name).unlink()
-    with pytest.raises(ManifestError, match=rf"{name}: No such file.*export the engine again"):
-        verify_score(options)
 
 
 def test_a_graph_with_a_fixed_batch_is_refused_where_a_dynamic_one_is_expected(fp32, tmp_path):
