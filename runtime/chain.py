@@ -13,15 +13,14 @@ from .arrays import FloatArray
 from .audio import Resampler, check_finite
 from .backends.base import StreamBackend
 from .block_sampler import BlockSampler
-from .checks import check_whole, number
 from .closing import Closing
 from .errors import InputError
 from .manifest import Manifest
 from .noise import check_seed
-from .options import Tlb, resolve_tlb
+from .options import Tlb, sampler_choice
 from .polyphase import MAX_RATE_HZ, MIN_RATE_HZ, Polyphase
 from .schedule import SamplerStep, initial_state, sampler_steps
-from .spec import CausalSpec, SignalSpec, TlbFactors, check_phase_rounds
+from .spec import CausalSpec, SignalSpec, TlbFactors
 from .stream import CausalStream
 from .windows import LoudestStretch, Piece, Reminder, WindowedStream
 from .workers import Work
@@ -29,7 +28,6 @@ from .workers import Work
 if TYPE_CHECKING:
     from .enhancer import Enhancer
 
-MAX_STEPS = 1000
 MAX_AMPLITUDE = 1e30  # with MAX_BIN it stays below float32's largest number
 OFFSET_SHARE = 0.02  # of the peak: a mean above it is an offset ...
 OFFSET_FROM_S = 1.0  # ... in a recording that is not too short to tell
@@ -74,27 +72,7 @@ def make_settings(
         InputError: A value is out of range.
     """
     sampler = manifest.sampler
-    count = sampler.n_steps if steps is None else check_whole("", "steps", steps, 0)
-    if not count <= MAX_STEPS:
-        raise InputError(f"steps is {count}; expected 0 (predictive alone) to {MAX_STEPS}")
-    weight = sampler.alpha if alpha is None else number("", "alpha", alpha)
-    if not 0.0 <= weight <= 1.0:
-        raise InputError(f"alpha is {weight}; expected 0 (diffusion) to 1 (predictive)")
-    rounds = sampler.phase_rounds
-    if phase_rounds is not None:
-        rounds = check_phase_rounds("", phase_rounds)
-    if rounds and manifest.causal is not None:
-        raise InputError(
-            f"phase_rounds is {rounds}; expected 0: {manifest.name} is causal, and each round needs "
-            "what comes later (leave out --phase-rounds)"
-        )
-    factors = resolve_tlb(tlb, manifest.tlb_presets)
-    if steps is None and not count and (alpha is not None or factors != TlbFactors()):
-        given = "tlb" if alpha is None else f"alpha {alpha}"
-        raise InputError(
-            f"{given} is given without steps, and {manifest.name} takes 0 by default, where it has no "
-            f"effect; expected steps as well: give quality 'balanced' or 'best', or steps 1 or more"
-        )
+    count, weight, factors, rounds = sampler_choice(manifest, steps, alpha, tlb, phase_rounds)
     return Settings(
         seed=check_seed(seed),
         steps=sampler_steps(manifest.sde, sampler.t_rs, count, sampler.last_step),

@@ -260,7 +260,7 @@ def _enhance(args: argparse.Namespace) -> int:
 
         return enhance_many(args)
     from .engines import find_engine, warn_unverified
-    from .options import resolve_tlb
+    from .options import chosen_steps, sampler_choice
 
     folder = find_engine(args.model)
     manifest = Manifest.load(folder)
@@ -268,7 +268,8 @@ def _enhance(args: argparse.Namespace) -> int:
         if args.json and args.output == PIPE:
             raise UsageError("--json and the output - both need standard output; give a file")
         pairs = _targets(args.input, args.output)
-        tlb = resolve_tlb(args.tlb, manifest.tlb_presets)
+        steps = chosen_steps(args.steps, args.quality)
+        tlb = sampler_choice(manifest, steps, args.alpha, args.tlb, args.phase_rounds).tlb
         raw = _parse_raw(args.raw)
     opened = _begin_opening(args, folder, manifest, pairs)
     from .enhancer import Enhancer
@@ -278,8 +279,7 @@ def _enhance(args: argparse.Namespace) -> int:
         raise only
     options = {
         "seed": args.seed,
-        "steps": args.steps,
-        "quality": args.quality,
+        "steps": steps,
         "alpha": args.alpha,
         "tlb": tlb,
         "phase_rounds": args.phase_rounds,
@@ -362,9 +362,10 @@ def _row(enhancer: Enhancer, source: str, done: EnhancedFile, seed: int) -> dict
 
 def _sentence(enhancer: Enhancer, done: EnhancedFile) -> str:
     clipped = f", {done.n_clipped} values limited" if done.n_clipped else ""
+    calls = "1 network call" if done.nfe == 1 else f"{done.nfe} network calls"
     return (
         f"{done.path}: {done.duration_s:.2f} s of audio in {done.seconds:.2f} s "
-        f"(real-time factor {done.rtf:.3f}), {done.nfe} network calls a window, "
+        f"(real-time factor {done.rtf:.3f}), {calls} a window, "
         f"{enhancer.backend.name} on {enhancer.backend.device}{clipped}"
     )
 

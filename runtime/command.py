@@ -219,6 +219,8 @@ def run(
         sys.stdout.flush()  # here a full disk can still be reported
         return code
     except SystemExit as stop:  # argparse has said why, or has shown its help
+        if args is None and stop.code == EXIT_USAGE:
+            _hint(sys.argv[1:] if argv is None else argv)
         if stop.code is None or isinstance(stop.code, int):
             return stop.code or EXIT_DONE
         say(stop.code)
@@ -230,6 +232,15 @@ def run(
         return _end(error, args)
     finally:
         remove_unfinished()
+
+
+def _hint(words: Sequence[str]) -> None:
+    """Names of files that were taken for options."""
+    if "--" in words:
+        return
+    for word in words:
+        if word.startswith("-") and word != "-" and os.path.lexists(word):
+            say(f"{word} is the name of a file that begins with a dash: write ./{word}")
 
 
 def _end(error: BaseException, args: argparse.Namespace | None) -> int:

@@ -226,8 +226,8 @@ def _backends(n_gpus: int) -> list[dict[str, Any]]:
             add("openvino", device, None, None)
     # Importing it takes seconds: whether it starts shows when it is asked for.
     there = installed("torch")
-    fix = None if there else f"pip install '{TORCH[1]}'"
-    add("torch", "cpu", None if there else "torch is not installed", fix)
+    get = None if there else f"pip install '{TORCH[1]}'"
+    add("torch", "cpu", None if there else "torch is not installed", get)
     return rows
 
 

@@ -6,16 +6,20 @@ import json
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import FloatArray
-from .checks import number
+from .checks import check_whole, number
 from .errors import InputError
-from .spec import MAX_CHANNELS, TlbFactors
+from .spec import MAX_CHANNELS, TlbFactors, check_phase_rounds
 
+if TYPE_CHECKING:
+    from .manifest import Manifest
+
+MAX_STEPS = 1000
 Tlb = str | Mapping[str, Any] | TlbFactors | None
 # Calls of the score network by what is wanted; the predictive network runs once in each.
 QUALITY_STEPS: Mapping[str, int] = MappingProxyType({"fast": 0, "balanced": 1, "best": 3})
@@ -100,6 +104,59 @@ def resolve_tlb(tlb: Tlb, presets: Mapping[str, TlbFactors]) -> TlbFactors:
         except (ValueError, RecursionError) as error:
             raise InputError(f"tlb is not valid JSON ({error})") from None
     return TlbFactors.from_mapping(tlb)  # type: ignore[arg-type]  # refuses what is no mapping
+
+
+class Choice(NamedTuple):
+    """What a user asks of the sampler, checked and filled in from the manifest."""
+
+    n_steps: int
+    alpha: float
+    tlb: TlbFactors
+    phase_rounds: int
+
+
+def sampler_choice(
+    manifest: Manifest,
+    steps: int | None,
+    alpha: float | None,
+    tlb: Tlb,
+    phase_rounds: int | None,
+) -> Choice:
+    """Check what a user asks of the sampler; no engine is needed for it.
+
+    Args:
+        manifest: Of the model, whose defaults hold.
+        steps: See ``Enhancer.enhance``.
+        alpha: See there.
+        tlb: See there.
+        phase_rounds: See there.
+
+    Raises:
+        InputError: A value is out of range, does not fit the model, or needs steps.
+    """
+    sampler = manifest.sampler
+    count = sampler.n_steps if steps is None else check_whole("", "steps", steps, 0)
+    if not count <= MAX_STEPS:
+        raise InputError(f"steps is {count}; expected 0 (predictive alone) to {MAX_STEPS}")
+    weight = sampler.alpha if alpha is None else number("", "alpha", alpha)
+    if not 0.0 <= weight <= 1.0:
+        raise InputError(f"alpha is {weight}; expected 0 (diffusion) to 1 (predictive)")
+    rounds = sampler.phase_rounds
+    if phase_rounds is not None:
+        rounds = check_phase_rounds("", phase_rounds)
+    if rounds and manifest.causal is not None:
+        raise InputError(
+            f"phase_rounds is {rounds}; expected 0: {manifest.name} is causal, and each round needs "
+            "what comes later (leave out --phase-rounds)"
+        )
+    factors = resolve_tlb(tlb, manifest.tlb_presets)
+    if steps is None and not count and (alpha is not None or factors != TlbFactors()):
+        given = "tlb" if alpha is None else f"alpha {alpha}"
+        raise InputError(
+            f"{given} is given without steps, and {manifest.name} takes 0 by default, where it has no "
+            f"effect; expected steps as well: give quality 'balanced' or 'best', or steps 1 or more"
+        )
+    return Choice(count, weight, factors, rounds)
 
 
 def as_columns(wav: object, name: str = "wav") -> NDArray[Any]:

@@ -279,7 +279,9 @@ def open_backend(
             if len(candidates) > 1:
                 logger.warning("%s on %s is not usable: %s", backend_name, backend_device, error)
             continue
-        if "auto" in (name, device):
+        if name == "auto":
             logger.info("auto chose backend %s on %s", backend.name, backend.device)
+        elif device == "auto":
+            logger.info("backend %s: auto chose device %s", backend.name, backend.device)
         return backend
     raise BackendError("; ".join(failures))

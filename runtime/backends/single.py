@@ -43,8 +43,9 @@ def verify_score(options: LoadOptions) -> None:
     Raises:
         ManifestError: It is gone, or was exchanged since.
     """
-    name = "score" + (SINGLE if is_single(options) else "")
-    options.manifest.verify_graph(options.score.parent, name)
+    # The weights of a graph for one recording lie in the file of the other one.
+    for ending in ("", SINGLE) if is_single(options) else ("",):
+        options.manifest.verify_graph(options.score.parent, f"score{ending}")
 
 
 def each_recording(inputs: Mapping[str, Any], single: bool) -> list[dict[str, Any]]:

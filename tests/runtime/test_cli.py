@@ -94,8 +94,43 @@ def test_an_engine_may_take_no_steps_by_default(engine, recording, tmp_path, cap
         out = tmp_path / f"{calls}.wav"
         assert run(recording, out, "--json", *words.split(), engine=engine) == 0
         assert json.loads(capsys.readouterr().out)["nfe"] == calls
-    assert run(recording, tmp_path / "no.wav", "--alpha", "0.1", engine=engine) != 0
-    assert "alpha 0.1 is given without steps" in capsys.readouterr().err
+        assert run(recording, out, "--overwrite", *words.split(), engine=engine) == 0
+        said = "1 network call a" if calls == 1 else f"{calls} network calls a"
+        assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("--alpha", "0.1"), "alpha 0.1 is given without steps"),
+        (("--tlb", "severe"), "tlb is given without steps"),
+    ],
+)
+def test_what_needs_steps_is_wrong_usage_without(
+    engine, recording, tmp_path, capsys, monkeypatch, words, complaint
+):
+    table = json.loads((engine / "manifest.json").read_text())
+    table["sampler"]["n_steps"] = 0
+    (engine / "manifest.json").write_text(json.dumps(table))
+    monkeypatch.setattr(cli, "open_backend", lambda *args, **kwargs: pytest.fail("loaded"))
+    assert run(recording, tmp_path / "no.wav", *words, engine=engine) == 2
+    assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "no.wav").exists()
+
+
+def test_phase_rounds_of_a_causal_model_are_wrong_usage(engine_causal, recording, tmp_path, capsys):
+    words = (recording, tmp_path / "no.wav", "--phase-rounds", "1")
+    assert run(*words, engine=engine_causal) == 2
+    assert "is causal" in capsys.readouterr().err
+
+
+def test_a_name_that_begins_with_a_dash_gets_a_hint(recording, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-name.wav").write_bytes(recording.read_bytes())
+    assert cli.main(["enhance", "-name.wav", "out.wav"]) == 2
+    assert "write ./-name.wav" in capsys.readouterr().err
+    assert cli.main(["enhance", "-other.wav", "out.wav"]) == 2
+    assert "write ./" not in capsys.readouterr().err
 
 
 def test_default_engine_from_the_environment(engine_shared, recording, tmp_path, monkeypatch):

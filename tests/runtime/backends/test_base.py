@@ -296,6 +296,12 @@ def test_auto_logs_its_choice_once(engine_shared, caplog):
     assert len(caplog.records) == 1
 
 
+def test_of_a_backend_that_was_named_auto_chose_the_device_alone(engine_shared, caplog):
+    with caplog.at_level(logging.INFO, "dvpd"):
+        load(engine_shared, "ort", "auto", None).close()
+    assert [r.getMessage() for r in caplog.records] == ["backend ort: auto chose device cpu"]
+
+
 def test_auto_says_why_it_moved_on(engine_shared, caplog, monkeypatch):
     pytest.importorskip("openvino")
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dvpd.runtime.backends.base import GraphTensor, check_signature
-from dvpd.runtime.backends.single import each_recording, graphs_for
+from dvpd.runtime.backends.base import GraphTensor, LoadOptions, check_signature
+from dvpd.runtime.backends.single import each_recording, graphs_for, verify_score
 from dvpd.runtime.errors import ManifestError
+from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.spec import graph_io
 
+ENGINE = Path(__file__).resolve().parents[3] / "engines" / "dvpd-tiny"
 BOTH = {n: Path(f"{n}.onnx") for n in ("predictive", "score", "predictive.single", "score.single")}
 
 
@@ -64,3 +67,21 @@ def test_a_fixed_batch_is_allowed_in_those_graphs_alone():
     check_signature("predictive", "fp32", inputs, outputs, single=True)
     with pytest.raises(ManifestError, match="noisy is float32"):
         check_signature("predictive", "fp32", inputs, outputs)
+
+
+@pytest.mark.parametrize("name", ["score.onnx", "score.single.onnx"])
+def test_files_that_change_before_the_first_step_are_refused(tmp_path, name):
+    # The weights of the graph for one recording lie in the other file, which is read only then.
+    for file in ("score.onnx", "score.single.onnx"):
+        shutil.copy(ENGINE / file, tmp_path / file)
+    manifest = Manifest.load(ENGINE)
+    paths = [tmp_path / f"{graph}.single.onnx" for graph in ("predictive", "score")]
+    options = LoadOptions(*paths, manifest, "cpu", 1)
+    verify_score(options)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ManifestError, match=rf"{name}: SHA-256"):
+        verify_score(options)
+    (tmp_path / name).unlink()
+    with pytest.raises(ManifestError, match=rf"{name}: No such file.*export the engine again"):
+        verify_score(options)
