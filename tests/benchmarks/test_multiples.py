@@ -64,6 +64,6 @@ def test_a_run_measures_engines_and_names_the_peer_that_is_missing(
     assert multiples.main([str(word) for word in words]) == 0
     report = json.loads(out.read_text())
     steps = [r["name"].split()[1] for r in report["rows"]]
-    assert steps == ["1", "3"]
+    assert steps == ["0", "1", "3"]
     assert all(r["multiple"] > 0.0 and r["peers"] == {"GTCRN": None} for r in report["rows"])
     assert "GTCRN did not run: InputError" in capsys.readouterr().err
