@@ -115,7 +115,7 @@ def _run(args: argparse.Namespace) -> None:
     print(
         f"{noisy_path.name}: {len(noisy) / rate:.2f} s, enhanced by {name} in {result.seconds:.2f} s"
     )
-    print(f"real-time factor {result.rtf:.3f} ({result.nfe} network calls)")
+    print(f"real-time factor {result.rtf:.3f}, network calls a window: {result.nfe}")
     print(f"{'':10}{'PESQ':>8}{'SI-SDR':>10}")
     for label, wav in (("noisy", noisy), ("enhanced", enhanced)):
         score = pesq_wb(wav, clean, rate)
