@@ -130,6 +130,7 @@ class Stream(Closing):
         self._out = _Fifo(self.channels, self.latency_samples)
         self._n_in = self._n_taken = self._n_out = 0
         self._done = 0  # samples of the enhanced signal
+        self._counted_s = 0.0  # audio of it in ``stats``
         self._flushed = False
         self._down = Polyphase(self.sample_rate, signal.sample_rate, self.channels)
         self._up = Polyphase(signal.sample_rate, self.sample_rate, self.channels)

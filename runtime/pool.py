@@ -229,9 +229,11 @@ class StreamPool(Closing):
             shape = (stream.channels, 3, FRAME_MULTIPLE, signal.n_freqs)
             self._sampler.push(core.lanes, np.zeros(shape, np.float32))
 
-    def _advance(self, streams: Sequence[Stream], begin: bool) -> None:
-        """One block of each of some streams."""
-        started, steps = self._clock(), self._governor.steps
+    def _advance(
+        self, streams: Sequence[Stream], begin: bool, started: float | None = None
+    ) -> None:
+        """One block of each of some streams; its time begins now, or where it began already."""
+        started, steps = self._clock() if started is None else started, self._governor.steps
         for stream in streams:
             if begin:
                 try:
@@ -258,9 +260,18 @@ class StreamPool(Closing):
         late = self._governor.spent(spent, streams, self._block_s)
         share = spent / channels
         for stream in streams:
-            stream._count(share * stream.channels, self._block_s, steps, late)
+            stream._count(share * stream.channels, self._audio_s(stream), steps, late)
         for stream in self._streams:
             stream.stats.steps_now = self._governor.steps
+
+    def _audio_s(self, stream: Stream) -> float:
+        """New audio in a block; the last window of a signal may hold far less than the others."""
+        if not isinstance(stream._core, WindowCore):
+            return self._block_s
+        rest_s = stream._n_in / stream.sample_rate - stream._counted_s
+        audio_s = max(min(self._block_s, rest_s), 0.0)
+        stream._counted_s += audio_s
+        return audio_s
 
     def _networks(self, streams: Sequence[Stream], cores: Sequence[CausalCore], steps: int) -> None:
         """The networks on one block of each of some streams, and what comes of it."""
@@ -328,14 +339,14 @@ class StreamPool(Closing):
             raise stream.error
         if not stream._n_in:
             return
-        core = stream._core
+        core, started = stream._core, self._clock()
         try:
-            stream._end()
+            stream._end()  # computes the last window
         except BackendError as error:
             self._drop(stream, error)
             raise
         if isinstance(core, WindowCore):
-            self._advance([stream], begin=False)
+            self._advance([stream], begin=False, started=started)
         else:
             while core.has_block and stream.error is None:
                 self._advance([stream], begin=False)

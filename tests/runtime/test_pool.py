@@ -220,3 +220,24 @@ def test_a_model_without_state_serves_a_pool_one_by_one():
         streams[2].flush()  # a window shorter than others, at the end
     assert streams[0] not in pool.streams
     assert streams[2] not in pool.streams
+
+
+def test_the_last_window_of_a_stream_is_timed_and_its_audio_counted():
+    """A short stream is all last window: its factor was 0 (it was computed before the clock)."""
+    from tiny_graphs import make_manifest
+
+    networks = Networks()
+    enhancer = Enhancer(make_manifest(), networks, WindowPlan(8192, 1024, 512, 4096, 0))
+    pool = enhancer.stream_pool(steps=0, adapt=False, clock=networks.clock)
+
+    def takes_half_a_second(_):
+        networks.now += 0.5
+
+    networks.raised = takes_half_a_second
+    for n in (4000, 20_000):
+        stream, begin = pool.open(16000), networks.now
+        stream.process(speech(n))
+        stream.flush()
+        assert networks.now > begin
+        assert stream.stats.compute_s == pytest.approx(networks.now - begin)
+        assert stream.stats.seconds == pytest.approx(n / 16000)
