@@ -41,7 +41,11 @@ from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.progress import show_status
 
 FORMAT = "dvpd-multiples-1"
-KINDS = {0: "dvpd-predictive", 1: "dvpd-one", 3: "dvpd-three"}  # steps, whatever the manifest's default is
+KINDS = {
+    0: "dvpd-predictive",
+    1: "dvpd-one",
+    3: "dvpd-three",
+}  # steps, whatever the manifest's default is
 BASE = "arithmetic"
 HEADER = ("engine", "steps", "RTF", "arithmetic's own time", "times of that", "peers")
 

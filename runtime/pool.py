@@ -260,16 +260,18 @@ class StreamPool(Closing):
         late = self._governor.spent(spent, streams, self._block_s)
         share = spent / channels
         for stream in streams:
-            stream._count(share * stream.channels, self._audio_s(stream), steps, late)
+            stream._count(
+                share * stream.channels, self._audio_s(stream, ends=not begin), steps, late
+            )
         for stream in self._streams:
             stream.stats.steps_now = self._governor.steps
 
-    def _audio_s(self, stream: Stream) -> float:
-        """New audio in a block; the last window of a signal may hold far less than the others."""
+    def _audio_s(self, stream: Stream, ends: bool) -> float:
+        """New audio in a block; what the end of a signal brings may be less or more than a window."""
         if not isinstance(stream._core, WindowCore):
             return self._block_s
         rest_s = stream._n_in / stream.sample_rate - stream._counted_s
-        audio_s = max(min(self._block_s, rest_s), 0.0)
+        audio_s = max(rest_s if ends else min(self._block_s, rest_s), 0.0)
         stream._counted_s += audio_s
         return audio_s
 
