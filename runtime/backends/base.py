@@ -493,16 +493,6 @@ class LoadOptions:
     block: Path | None = None
 
     @property
-    def score_later(self) -> bool:
-        """Whether the score graph is loaded when somebody asks for a step.
-
-        Where the model takes none by default, most processes never do. On a GPU, where loading may
-        take minutes, and for live sound, which does not wait, it is ready from the start.
-        """
-        manifest = self.manifest
-        return self.device == "cpu" and manifest.causal is None and not manifest.sampler.n_steps
-
-    @property
     def for_a_worker(self) -> LoadOptions | None:
         """Those of the networks that several threads call at a time; None where none do."""
         count, each = self.workers

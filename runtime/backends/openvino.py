@@ -29,7 +29,7 @@ from .base import (
     score_feeds,
     stream_state,
 )
-from .single import each_recording, is_single, verify_score
+from .single import each_recording, is_single, score_later, verify_score
 
 BLOCK = ".block"  # behind a graph's name: its sizes fixed to the next block of one stream
 _DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64"}
@@ -142,7 +142,7 @@ class OpenVinoBackend:
         self._core, self._config, self._calls = core, config, calls
         # A request holds one call; whoever finds none waits.
         self._requests: dict[str, SimpleQueue[Any]] = {}
-        self._later = {"score": options.score} if options.score_later else {}
+        self._later = {"score": options.score} if score_later(options) else {}
         for graph, path in (("predictive", options.predictive), ("score", options.score)):
             if graph not in self._later:
                 self._requests[graph] = self._begin(graph, path)

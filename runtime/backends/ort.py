@@ -39,7 +39,7 @@ from .base import (
 from .ort_block import OrtBlock, as_array
 from .ort_providers import cuda_options, engine_cache, tensorrt_options
 from .ort_rtx import rtx_device, rtx_options
-from .single import each_recording, is_single, verify_score
+from .single import each_recording, is_single, score_later, verify_score
 
 logger = logging.getLogger("dvpd")
 
@@ -215,7 +215,7 @@ class OrtBackend:
         if options.block is not None:
             paths[BLOCK] = options.block
 
-        self._later = {"score": options.score} if options.score_later else {}
+        self._later = {"score": options.score} if score_later(options) else {}
         now = {graph: path for graph, path in paths.items() if graph not in self._later}
 
         # Half of a short command's time: on two cores, beside each other.

@@ -34,6 +34,16 @@ def is_single(options: LoadOptions) -> bool:
     return options.predictive.name in {graph.file for graph in options.manifest.single.values()}
 
 
+def score_later(options: LoadOptions) -> bool:
+    """Whether the score graph is loaded when somebody asks for a step.
+
+    Where the model takes none by default, most processes never do. On a GPU, where loading may take
+    minutes, and for live sound, which does not wait, it is ready from the start.
+    """
+    manifest = options.manifest
+    return options.device == "cpu" and manifest.causal is None and not manifest.sampler.n_steps
+
+
 def verify_score(options: LoadOptions) -> None:
     """Check the score graph's file once more, where it is loaded long after the others were checked.
 

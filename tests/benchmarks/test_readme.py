@@ -88,7 +88,7 @@ def test_speed_takes_its_figures_from_the_rows():
     for each in (without, row):
         assert f"| {each['latency_ms']['p50']:.0f} / " in line
     assert "| RTF, 0 steps | RTF, 1 step |" in speed(found)
-    assert "take 0 steps by default; cold start and memory are of 1 step." in speed(found)
+    assert "take 0 steps by default; cold start and memory are of 0 steps." in speed(found)
     others = json.loads(json.dumps(found))
     for each in others["rows"]:
         if each["status"] == "ok":

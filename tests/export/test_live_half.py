@@ -122,7 +122,7 @@ def long_stream(folder, wav) -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 @pytest.mark.slow
 def test_minutes_of_a_stream_do_not_drift(live, live_fp16):
-    wav = noisy_speech(180.0)
+    wav = noisy_speech(75.0)
     (want, wanted), (got, states) = (long_stream(folder, wav) for folder in (live, live_fp16))
     by_call = [snr_db(a, b) for a, b in zip(want, got, strict=True)]
     first, *_, last = (np.mean(part) for part in np.array_split(by_call[1:], 6))
