@@ -318,7 +318,8 @@ def wrong(told: Tensor, target: Tensor, limit_db: float, signal: SignalSpec) -> 
     frames = 2 * (signal.sample_rate // signal.hop_length // 8) + 1
 
     def smooth(power: Tensor) -> Tensor:
-        return nn.functional.avg_pool1d(power.sum(-1)[:, None], frames, 1, frames // 2)[:, 0]
+        mean: Tensor = nn.functional.avg_pool1d(power.sum(-1)[:, None], frames, 1, frames // 2)
+        return mean[:, 0]
 
     speech, lost = smooth(wanted), smooth((wanted - kept).clamp_min(0.0))
     loudest = speech.amax(-1, keepdim=True)
