@@ -324,7 +324,8 @@ def wrong(told: Tensor, target: Tensor, limit_db: float, signal: SignalSpec) -> 
     speech, lost = smooth(wanted), smooth((wanted - kept).clamp_min(0.0))
     loudest = speech.amax(-1, keepdim=True)
     loses = (lost > (1.0 - 10.0 ** (-limit_db / 10.0)) * speech) & (speech > HEARD * loudest)
-    return (loses | (speech <= SILENCE * loudest))[:, None, :, None]
+    away: Tensor = loses | (speech <= SILENCE * loudest)
+    return away[:, None, :, None]
 
 
 def _check(config: Config) -> None:
