@@ -34,6 +34,7 @@ class FileJob:
 
     Attributes:
         cancelled: Nobody waits for it any more.
+        error: What went wrong, in words for the client.
         audio_s: Length of the recording (s), once it is known.
         compute_s: Time that it took (s), once it is done.
     """
@@ -54,7 +55,7 @@ class FileJob:
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         self._written = self._writes = 0
-        self._error: Exception | None = None
+        self.error: DvpdError | None = None
         self._done = self.cancelled = False
         self.audio_s = self.compute_s = 0.0
 
@@ -74,9 +75,16 @@ class FileJob:
                 )
             self.audio_s, self.compute_s = done.duration_s, done.seconds
         except Exception as error:  # whatever it is: it is this recording's, and others follow
-            self._error = error
+            # in new words: its traceback would keep the engine's frames, and their audio, for long
+            self.error = self._told(error)
         self._done = True
         self._tell()
+
+    def _told(self, error: Exception) -> DvpdError:
+        if isinstance(error, DvpdError):
+            text = getattr(error, "plain", str(error))
+            return type(error)(text.replace(str(self._source), "the recording"))
+        return BackendError(f"the recording: {one_line(error)}")
 
     def _check(self) -> None:
         from ..audio import probe
@@ -131,17 +139,6 @@ class FileJob:
         """Whether samples are there, or the end; the header alone says nothing yet."""
         return self._done or self._writes > 1
 
-    @property
-    def error(self) -> DvpdError | None:
-        """What went wrong, in words for the client."""
-        if self._error is None:
-            return None
-        if isinstance(self._error, DvpdError):
-            text = getattr(self._error, "plain", str(self._error))
-            text = text.replace(str(self._source), "the recording")
-            return type(self._error)(text)
-        return BackendError(f"the recording: {one_line(self._error)}")
-
     async def chunks(self) -> AsyncIterator[bytes]:
         """The file from its beginning to its end, as it grows.
 
@@ -157,8 +154,8 @@ class FileJob:
                     sent += len(data)
                     yield data
                 elif done:
-                    if (error := self.error) is not None:
-                        raise error
+                    if self.error is not None:
+                        raise self.error
                     return
                 else:
                     await self.changed()

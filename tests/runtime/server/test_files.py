@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import socket as sockets
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from test_live import opened
+
+from dvpd.runtime.server.files import FileJob
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 WAIT_S = 60.0
@@ -36,6 +40,25 @@ def test_a_recording_comes_back_enhanced(client, container, tmp_path):
     assert heard_rate == rate
     np.testing.assert_array_equal(heard, wanted)
     assert client.metric("files") == 0
+
+
+def test_a_failure_keeps_nothing_of_the_engine(client, monkeypatch):
+    """Its traceback held the job, the resampler and its audio until the garbage collector came by."""
+    jobs: list[weakref.ref[FileJob]] = []
+    run = FileJob.run
+
+    def watched(job, engine):
+        jobs.append(weakref.ref(job))
+        run(job, engine)
+
+    monkeypatch.setattr(FileJob, "run", watched)
+    gc.disable()
+    try:
+        for body, status in ((recording()[:9000], 400), (recording(), 200)):
+            assert client.ask("POST", "/enhance", body).status == status
+    finally:
+        gc.enable()
+    assert jobs[0]() is None
 
 
 def test_bodies_without_a_length_are_taken(client):
