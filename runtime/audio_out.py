@@ -122,8 +122,8 @@ def output_format(info: AudioInfo, path: Path, n_extra_bytes: int = 0) -> tuple[
         container = "RF64"
     if subtype != info.subtype:
         logger.info(
-            "%s: written as %s, since %s",
-            path,
+            "%s: its output is written as %s, since %s",
+            info.path,  # the output may have a name of its own until it is whole
             subtype,
             f"{container} or an exact length excludes {info.subtype}",
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import shutil
 import struct
@@ -126,8 +127,24 @@ def to_raw(block: FloatArray, raw: Raw) -> tuple[memoryview, int]:
 
 
 @contextlib.contextmanager
+def _renamed(path: str, name: str) -> Iterator[None]:
+    """Messages of the runtime call a file by the name that its user knows."""
+
+    def rename(record: logging.LogRecord) -> bool:
+        record.msg, record.args = record.getMessage().replace(path, name), ()
+        return True
+
+    logger = logging.getLogger("dvpd")
+    logger.addFilter(rename)
+    try:
+        yield
+    finally:
+        logger.removeFilter(rename)
+
+
+@contextlib.contextmanager
 def spooled_input() -> Iterator[Path]:
-    """Keep what comes through standard input in a temporary file.
+    """Keep what comes through standard input in a temporary file; messages call it standard input.
 
     Yields:
         Its path.
@@ -143,7 +160,8 @@ def spooled_input() -> Iterator[Path]:
             path = Path(folder) / "stdin"
             with open(path, "xb") as out:
                 shutil.copyfileobj(stream, out, _COPY_BYTES)
-            yield path
+            with _renamed(str(path), "standard input"):
+                yield path
     except OSError as error:
         raise InputError(
             f"standard input: cannot be kept in {tempfile.gettempdir()} "

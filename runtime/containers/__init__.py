@@ -142,6 +142,8 @@ def raw_layout(raw: Raw, size: int) -> Layout:
     """
     notes: tuple[str, ...] = ()
     if rest := size % raw.frame_bytes:
-        notes = (f"its last {rest} bytes are no whole sample and were left out",)
+        notes = (
+            f"its last {rest} bytes are no whole frame of {raw.frame_bytes} and were left out",
+        )
     n_samples = size // raw.frame_bytes
     return Layout("RAW", (Segment(0, n_samples * raw.frame_bytes, n_samples, raw),), (), notes)

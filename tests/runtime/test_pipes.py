@@ -77,7 +77,7 @@ def test_raw_samples_in_and_out(engine_shared, enhancer, speech):
     data = (ints * 32767).astype(">i2").tobytes()
     done = pipe(engine_shared, data + b"x", "-", "-", "--raw", f"{RATE},2,s16be")
     assert done.returncode == 0, done.stderr
-    assert b"its last 1 bytes are no whole sample" in done.stderr
+    assert b"dvpd: standard input: its last 1 bytes are no whole frame of 4" in done.stderr
     out = np.frombuffer(done.stdout, ">i2").reshape(-1, 2)
     given = np.frombuffer(data, ">i2").astype(np.int16).reshape(-1, 2)
     expected = enhancer.enhance(given, RATE, steps=0).wav

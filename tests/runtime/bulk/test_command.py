@@ -109,6 +109,14 @@ def test_a_folder(run, root, out, capsys):
     assert (table["done"], table["done_before"], table["failed"]) == (0, 2, 0)
 
 
+def test_messages_name_no_file_of_the_journal(run, root, out, speech, capsys):
+    soundfile.write(root / "c.mp3", speech[:16000], 16000, format="MP3")
+    assert run(root, out) == 0
+    said = capsys.readouterr().err
+    assert f"{root / 'c.mp3'}: its output is written as PCM_16, since WAV" in said
+    assert ".dvpd" not in said
+
+
 def test_scores_are_kept_in_the_journal(run, root, out, dnsmos_models, capsys):
     assert run(root, out) == 0  # without them
     capsys.readouterr()
