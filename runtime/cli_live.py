@@ -19,6 +19,7 @@ from .command import EXIT_DONE, say
 from .duplex import Duplex
 from .errors import BackendError, InputError, UsageError
 from .progress import Steps
+from .spec import STREAM_RATES_HZ
 
 if TYPE_CHECKING:
     from .enhancer import Enhancer
@@ -52,7 +53,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--output", type=_device, metavar="N|NAME", help="likewise")
     parser.add_argument(
-        "--rate", type=whole(1, 10**6), metavar="HZ", help="default: the input device's own"
+        "--rate", type=whole(*STREAM_RATES_HZ), metavar="HZ", help="default: the input device's own"
     )
     parser.add_argument(
         "--channels", type=whole(1, 8), default=1, metavar="N", help="of the input (default: 1)"

@@ -22,7 +22,7 @@ from .cli_options import add_stream_options, between, whole
 from .command import EXIT_DONE, EXIT_SIGNAL, say, usage
 from .containers import FORMATS, Raw
 from .errors import InputError, UsageError
-from .spec import MAX_CHANNELS
+from .spec import MAX_CHANNELS, STREAM_RATES_HZ
 
 if TYPE_CHECKING:
     from .enhancer import Enhancer
@@ -55,7 +55,7 @@ def add_parser(commands: Any) -> None:
         "stderr is an object.",
     )
     parser.add_argument(
-        "--rate", type=whole(1, 10**6), required=True, metavar="HZ", help="of both sides"
+        "--rate", type=whole(*STREAM_RATES_HZ), required=True, metavar="HZ", help="of both sides"
     )
     parser.add_argument(
         "--channels", type=whole(1, MAX_CHANNELS), default=1, metavar="N", help="default: 1"

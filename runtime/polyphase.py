@@ -12,8 +12,9 @@ import math
 import numpy as np
 
 from .arrays import DoubleArray, FloatArray
+from .spec import STREAM_RATES_HZ
 
-MIN_RATE_HZ, MAX_RATE_HZ = 8000, 192000  # that it is made for
+MIN_RATE_HZ, MAX_RATE_HZ = STREAM_RATES_HZ  # that it is made for
 REACH_S = 0.004  # to each side
 STOP_DB = 70.0
 _MAX_PHASES = 1024  # with more, neighbours are interpolated: an error below -110 dB

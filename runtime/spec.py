@@ -22,6 +22,7 @@ PRECISIONS = ("fp32", "fp16")
 
 SAMPLE_RATE = 16000  # Hz, of every model and of every measure
 MAX_CHANNELS = 64  # of a recording
+STREAM_RATES_HZ = (8000, 192000)  # least and most of a stream
 FRAME_MULTIPLE = 4  # two unshuffles by 2 along time
 MIN_FRAMES = 32
 N_FEATS = 6

@@ -40,6 +40,8 @@ def exit_code(monkeypatch, tmp_path):
         "runtime.cli enhance a.wav - --json",
         "runtime.cli enhance a.wav b.wav --model hf:owner",
         "runtime.cli stream --rate 16000 --format mp3",
+        "runtime.cli stream --rate 4000",
+        "runtime.cli live --rate 4000",
         "runtime.cli serve --host 0.0.0.0",
         "runtime.cli demo --host 0.0.0.0",
         f"runtime.cli build {TINY} --frames 4,4,4",
