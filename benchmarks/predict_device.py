@@ -34,7 +34,7 @@ from dvpd.benchmarks.predict.display import show, show_devices, to_json
 from dvpd.benchmarks.predict.estimate import Case, predict
 from dvpd.benchmarks.predict.roofline import CALLS, GRAPH
 from dvpd.runtime import command
-from dvpd.runtime.engines import default_engine
+from dvpd.runtime.engines import find_engine
 from dvpd.runtime.errors import InputError
 from dvpd.runtime.files import write_whole
 from dvpd.runtime.manifest import Manifest
@@ -103,8 +103,8 @@ def build_parser(prog: str = "predict_device.py") -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="show the devices and their sources")
     parser.add_argument(
-        "--engine", type=Path, metavar="DIR",
-        help="engine folder (default: $DVPD_ENGINE, else engines/dvpd-base or dvpd-tiny)",
+        "--engine", metavar="NAME|DIR",
+        help="engine: a name or a folder (default: $DVPD_ENGINE, else engines/dvpd-base or dvpd-tiny)",
     )  # fmt: skip
     parser.add_argument(
         "--precision", choices=["fp32", "fp16"],
@@ -161,7 +161,7 @@ def _run(args: argparse.Namespace) -> None:
         raise InputError(f"{args.json}: its folder does not exist")
     # a wrong name is said before the graphs are counted, which takes seconds
     names = list(dict.fromkeys(device_name(text) for text in args.devices))
-    folder = with_precision(args.engine or default_engine(), args.precision)
+    folder = with_precision(find_engine(args.engine), args.precision)
     manifest = Manifest.load(folder)
     steps = manifest.sampler.n_steps if args.steps is None else args.steps
     case = Case(folder, manifest, frames_of(args.window, manifest), args.batch, steps, args.launch)

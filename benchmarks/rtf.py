@@ -506,7 +506,8 @@ def build_parser(prog: str = "rtf.py") -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--steps", type=_numbers(int, 0),
-        help="score calls, the first is the base case (default: 3,0,1,2; with --stream the model's)",
+        help="score calls, the first is the base case "
+        f"(default: {','.join(map(str, STEPS))}; with --stream the model's)",
     )  # fmt: skip
     parser.add_argument(
         "--grid", action="store_true",

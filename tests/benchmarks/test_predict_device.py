@@ -535,6 +535,13 @@ def test_this_machine_and_the_default_engine(tiny_engine, monkeypatch, capsys):
     assert "no GPU was measured" not in text  # nothing here is a GPU's
 
 
+def test_an_engine_is_known_by_its_name(capsys):
+    assert predict_device.main(["l4", "--engine", "dvpd-tiny", "--window", "0.256"]) == 0
+    assert "ESTIMATE, not measured: dvpd-tiny (fp32)" in capsys.readouterr().out
+    assert predict_device.main(["l4", "--engine", "dvpd-huge"]) == 1
+    assert "no engine is called 'dvpd-huge'" in capsys.readouterr().err
+
+
 def test_many_devices_are_one_table_without_details(tiny_engine, capsys):
     names = ["orin-nano", "orin-nx", "agx-orin", "h100"]
     assert predict_device.main([*names, "--engine", str(tiny_engine), "--window", "0.256"]) == 0

@@ -42,6 +42,15 @@ def measured(tiny_engine, tiny_engine_fp16, tmp_path_factory):
     return report.read(files[0]), files
 
 
+def test_help_names_the_steps_that_are_timed(capsys):
+    """The order is that of the cases; their first is the base case."""
+    with pytest.raises(SystemExit):
+        rtf.build_parser().parse_args(["--help"])
+    assert f"(default: {','.join(map(str, rtf.STEPS))};" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
 # ------------------------------------------------------------------------------------------------
 # What is timed
 
