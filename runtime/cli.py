@@ -137,7 +137,11 @@ def build_parser(prog: str = "dvpd") -> argparse.ArgumentParser:
         "2 in dvpd-base and dvpd-tiny)",
     )
     enhance.add_argument(
-        "--seed", type=whole(0, SEED_MAX), default=0, metavar="N", help="noise seed (default: 0)"
+        "--seed",
+        type=whole(0, SEED_MAX),
+        default=0,
+        metavar="N",
+        help="seed of the noise that steps begin with (default: 0)",
     )
     enhance.add_argument("--json", action="store_true", help="print one JSON object")
     add_bulk_options(enhance, whole(1, 1 << 20), between(0.0, 1e9, "s"))
