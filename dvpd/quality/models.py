@@ -151,6 +151,11 @@ def open_model(
     if Path(path).is_dir():
         enhancer = Enhancer.open(path, backend, device, threads)
         return Enhancer(enhancer.manifest, SharedBackend(enhancer.backend), enhancer.window_plan)
+    if not Path(path).exists():
+        raise InputError(
+            f"{path}: is not there; expected a checkpoint (.safetensors) or the folder of an engine, "
+            "such as engines/dvpd-tiny"
+        )
     import torch
 
     from ..checkpoint import load_model

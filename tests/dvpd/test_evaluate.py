@@ -37,7 +37,7 @@ from dvpd.evaluate import (
 )
 from dvpd.model import DVPD
 from dvpd.quality.metrics import si_sdr
-from dvpd.quality.models import System
+from dvpd.quality.models import System, open_model
 from dvpd.quality.pauses import BLIND_MEASURES, PAUSE_MEASURES
 from dvpd.quality.report import REPORT_FILES
 from dvpd.runtime.errors import BackendError, InputError
@@ -161,6 +161,11 @@ def test_unreadable_file_is_refused(pair_set):
     (pair_set / "noisy" / "clip0.flac").write_bytes(b"")
     with pytest.raises(InputError, match=r"clip0\.flac cannot be read"):
         read_pair(find_pairs(pair_set)[0])
+
+
+def test_a_model_that_is_not_there_is_told_from_an_engines_name():
+    with pytest.raises(InputError, match=r"dvpd-tiny: is not there; expected .* engines/dvpd-tiny"):
+        open_model("dvpd-tiny")
 
 
 def test_untrained_model_returns_its_input(pair_set, config):
