@@ -128,12 +128,15 @@ def _teacher(path: str, config: Config) -> DVPD:
     theirs, teacher = load_model(path)
     for what, expected, got in (
         ("train keep_speech", True, config.train.keep_speech),
-        ("model causal", config.model.causal, theirs.model.causal),
-        ("model lookahead_blocks", config.model.lookahead_blocks, theirs.model.lookahead_blocks),
         ("signal", config.signal, theirs.signal),
     ):
         if got != expected:
             raise UsageError(f"--keep {path}: {what} is {got}; expected {expected}")
+    if theirs.model.causal and not config.model.causal:
+        raise UsageError(
+            f"--keep {path}: model causal is True, of {config.model.name} False; expected weights that "
+            "hear as much: an offline model's, or train a causal one"
+        )
     return teacher
 
 

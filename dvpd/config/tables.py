@@ -36,6 +36,7 @@ _LATER_TRAIN_KEYS: dict[str, Any] = {
     "keep_speech": False,
     "keep_within_db": 0.0,
     "freeze_norms": False,
+    "only": (),
 }
 
 _LATER_MODEL_KEYS: dict[str, Any] = {"causal": False, "lookahead_blocks": 0}

@@ -83,6 +83,8 @@ class TrainConfig:
             for never (not in the paper).
         freeze_norms: Batch norms use their running statistics and keep them, as in use: for a training that
             goes on from good weights with few crops a step, whose own statistics would be noise.
+        only: Beginnings of the names of the parameters that are trained, as "predictive.encoder"; the
+            others stay as they are. Empty for all of ``branches``.
         workers: Processes that mix; 0 mixes in the training process.
         log_steps: Steps between log lines.
         save_minutes: Minutes between saved states.
@@ -129,6 +131,7 @@ class TrainConfig:
     keep_speech: bool = False
     keep_within_db: float = 0.0
     freeze_norms: bool = False
+    only: tuple[str, ...] = ()
     workers: int = 1
     log_steps: int = 20
     save_minutes: float = 5.0

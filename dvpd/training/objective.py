@@ -102,14 +102,17 @@ class Objective(nn.Module):
                 )
             self.average = average.score
         self.teacher: nn.Module | None = None
+        self._teacher_causal = False
 
     def keep(self, teacher: DVPD) -> None:
         """Compare crops with speech with what ``teacher`` makes of them (``train.keep_speech``).
 
         Args:
-            teacher: Networks of the same kind (causal or not) and signal; frozen here.
+            teacher: Networks of the same signal; frozen here. A causal model may learn from one that
+                hears whole recordings; that one hears each crop at its own level.
         """
         device = next(self.model.parameters()).device
+        self._teacher_causal = teacher.config.causal
         self.teacher = teacher.predictive.eval().requires_grad_(False).to(device)
 
     def forward(self, noisy_wav: Tensor, clean_wav: Tensor, draws: Draws) -> dict[str, Tensor]:
@@ -180,6 +183,8 @@ class Objective(nn.Module):
         """
         assert self.teacher is not None
         bf16 = self.config.train.precision == "bf16"
+        if scale is not None and not self._teacher_causal:
+            noisy, scale = noisy / scale, None
         with torch.autocast(noisy.device.type, torch.bfloat16, bf16):
             told, _ = self.teacher(noisy)
         told = told.float() if scale is None else told.float() / scale

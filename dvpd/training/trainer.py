@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,30 @@ def learning_rate(
     if config.schedule == "paper":
         return config.lr * warm * 0.97 ** (step * config.batch_size // config.epoch_crops // 2)
     return config.lr * warm
+
+
+def keep_only(model: nn.Module, beginnings: Sequence[str]) -> None:
+    """Leave every parameter as it is whose name has none of these beginnings.
+
+    Args:
+        model: The networks; frozen parameters stay frozen.
+        beginnings: As "predictive.encoder"; none changes nothing.
+
+    Raises:
+        InputError: A beginning is no trained parameter's.
+    """
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    for beginning in beginnings:
+        if not any(name.startswith(beginning) for name in names):
+            parts = sorted({".".join(name.split(".")[:3]) for name in names})
+            raise InputError(
+                f"train only has {beginning!r}; expected beginnings of the names of parameters that are "
+                f"trained: {', '.join(parts)}"
+            )
+    if beginnings:
+        for name, p in model.named_parameters():
+            if not name.startswith(tuple(beginnings)):
+                p.requires_grad_(False)
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -168,6 +192,7 @@ class Trainer:
         elif train.branches == "score":
             self.model.predictive.requires_grad_(False)
             self.model.predictive.eval()
+        keep_only(self.model, train.only)
         if not (train.score_weight or train.start_weight):
             self.model.score.eval()  # the other losses' calls differ in their statistics: keep the mean
         if train.freeze_norms:

@@ -172,6 +172,12 @@ def test_speech_as_other_weights_have_it(run_files, tmp_path, capsys):
     again = [*run_files, "--out", str(tmp_path / "kept"), *few, "--keep", kept]
     assert main(again) == 2
     assert "train keep_speech is False; expected True" in capsys.readouterr().err
-    assert main([*again, "--set", "train.keep_speech=true", "--set", "model.causal=true"]) == 2
-    assert "model causal is False; expected True" in capsys.readouterr().err
-    assert main([*again, "--set", "train.keep_speech=true"]) == 0
+    on = ["--set", "train.keep_speech=true"]
+    assert main([*again, *on, "--set", "signal.hop_length=64"]) == 2
+    assert "signal is" in capsys.readouterr().err
+    assert main([*again, *on]) == 0
+    causal = [*again[:-2], *on, "--set", "model.causal=true", "--out", str(tmp_path / "causal")]
+    assert main([*causal, "--keep", kept]) == 0
+    kept = str(tmp_path / "causal" / "last.safetensors")
+    assert main([*again[:-1], kept, *on, "--out", str(tmp_path / "offline")]) == 2
+    assert "model causal is True" in capsys.readouterr().err

@@ -307,6 +307,28 @@ def test_a_teacher_that_takes_a_talker_away_is_followed_elsewhere_alone(tmp_path
     assert missed < 0.01
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_causal_network_may_learn_from_one_that_hears_all_at_the_crops_own_level(
+    tmp_path, causal
+):
+    """What the teacher hears, and what its answer means, does not depend on the student's level."""
+    objective, _ = keeper(tmp_path)
+    heard = []
+
+    class Same(torch.nn.Module):
+        def forward(self, noisy: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+            heard.append(noisy)
+            return noisy[:, :2], []
+
+    objective.teacher, objective._teacher_causal = Same(), causal
+    noisy, clean = batch()
+    spectra_of, target = compressed_noisy(noisy), compress(clean)
+    scale = torch.rand(len(noisy), 1, spectra_of.shape[2], 1) + 0.5
+    told, _ = objective._kept(spectra_of * scale, scale, target, clean)
+    torch.testing.assert_close(heard[0], spectra_of * scale if causal else spectra_of)
+    torch.testing.assert_close(told, spectra_of[:, :2])
+
+
 def test_the_teacher_does_not_learn(tmp_path):
     objective, teacher = keeper(tmp_path)
     terms = losses_of(objective)

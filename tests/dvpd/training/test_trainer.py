@@ -348,3 +348,21 @@ def test_frozen_norms_keep_their_statistics(tmp_path):
     noisy = torch.randn(2, 3, 32, 257)
     together, alone = (trainer.model.predictive(x)[0][:1] for x in (noisy, noisy[:1]))
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_only_named_parameters_learn(tmp_path):
+    names = ("predictive.encoder", "predictive.unet.enc1")
+    config = micro_config(branches="predictive", steps=2, freeze_norms=True, only=names)
+    trainer = Trainer(config, Tones(), tmp_path)
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    trainer.run()
+    changed = {k for k, v in trainer.model.state_dict().items() if not torch.equal(v, before[k])}
+    assert all(k.startswith(names) for k in changed)
+    assert all(any(k.startswith(name) for k in changed) for name in names)
+
+
+@pytest.mark.parametrize("name", ["predictive.head", "score.encoder"])
+def test_a_name_that_is_no_trained_parameters_is_refused(tmp_path, name):
+    config = micro_config(branches="predictive", only=("predictive.encoder", name))
+    with pytest.raises(InputError, match=r"train only has '.*predictive\.decoder"):
+        Trainer(config, Tones(), tmp_path)
