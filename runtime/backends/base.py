@@ -83,6 +83,45 @@ class Backend(Protocol):
         """Release the engine; later calls raise BackendError."""
 
 
+class EstimateBackend(Backend, Protocol):
+    """A backend that computes less where nobody takes a step; ``predicted`` asks for it."""
+
+    def estimate(self, noisy: FloatArray) -> FloatArray:
+        """Run the predictive graph for its first output alone.
+
+        Args:
+            noisy: float32 [B, 3, T, 257], as for ``predict``.
+
+        Returns:
+            float32 [B, 2, T, 257].
+
+        Raises:
+            InputError: Wrong dtype or shape.
+            BackendError: The engine failed or returned non-finite values.
+        """
+
+
+def predicted(backend: Backend, noisy: FloatArray) -> FloatArray:
+    """The predictive branch's spectrum, from a backend that may have a shorter way to it.
+
+    Args:
+        backend: The two networks.
+        noisy: float32 [B, 3, T, 257].
+
+    Returns:
+        float32 [B, 2, T, 257].
+
+    Raises:
+        InputError: Wrong dtype or shape.
+        BackendError: The engine failed or returned non-finite values.
+    """
+    estimate: Any = getattr(backend, "estimate", None)  # see EstimateBackend
+    if estimate is None:
+        return backend.predict(noisy)[0]
+    clean_ri: FloatArray = estimate(noisy)
+    return clean_ri
+
+
 class StreamBackend(Protocol):
     """The two networks of a causal model on one device; states are opaque, None starts a stream.
 

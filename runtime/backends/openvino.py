@@ -14,7 +14,7 @@ import numpy as np
 from ..arrays import FloatArray
 from ..errors import BackendError, ManifestError
 from ..manifest import check_metadata
-from ..spec import FRAME_MULTIPLE, NEXT_STATE, STATE
+from ..spec import ESTIMATE, FRAME_MULTIPLE, NEXT_STATE, STATE
 from .base import (
     FEAT_NAMES,
     PREDICT_OUT,
@@ -29,7 +29,7 @@ from .base import (
     score_feeds,
     stream_state,
 )
-from .single import each_recording, is_single, score_later, verify_score
+from .single import each_recording, is_single, verify_again, wait_for_steps
 
 BLOCK = ".block"  # behind a graph's name: its sizes fixed to the next block of one stream
 _DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64"}
@@ -96,7 +96,7 @@ class OpenVinoBackend:
     """
 
     def __init__(self, options: LoadOptions, calls: int = 1, name: str = "openvino") -> None:
-        """Load and compile both graphs; the score graph with the first step, as in ``OrtBackend``.
+        """Load and compile both graphs; some with the first step, as in ``OrtBackend``.
 
         Args:
             options: Verified paths, manifest, device ("cpu", "gpu", "npu") and threads.
@@ -142,10 +142,12 @@ class OpenVinoBackend:
         self._core, self._config, self._calls = core, config, calls
         # A request holds one call; whoever finds none waits.
         self._requests: dict[str, SimpleQueue[Any]] = {}
-        self._later = {"score": options.score} if score_later(options) else {}
-        for graph, path in (("predictive", options.predictive), ("score", options.score)):
-            if graph not in self._later:
-                self._requests[graph] = self._begin(graph, path)
+        now = {"predictive": options.predictive, "score": options.score}
+        self._later: dict[str, Path] = {}
+        if wait_for_steps(options):
+            self._later, now = now, {ESTIMATE: options.predictive}
+        for graph, path in now.items():
+            self._requests[graph] = self._begin(graph, path)
 
     def _begin(self, graph: str, path: Path) -> SimpleQueue[Any]:
         """The requests of a graph."""
@@ -162,7 +164,7 @@ class OpenVinoBackend:
             with self._opening:
                 requests = self._requests.get(graph)
                 if requests is None and graph in self._later:
-                    verify_score(self._options)
+                    verify_again(self._options, graph)
                     requests = self._requests[graph] = self._begin(graph, self._later[graph])
         if requests is None:
             raise BackendError("this backend is closed")
@@ -178,6 +180,10 @@ class OpenVinoBackend:
                 f"{path}: OpenVINO refuses the {graph} graph ({_first_line(error)}); export the "
                 "engine again, or update openvino"
             ) from None
+        if graph == ESTIMATE:
+            for result in model.get_results():
+                if result.get_friendly_name().removesuffix("/sink_port_0") != PREDICT_OUT.name:
+                    model.remove_result(result)
         check_signature(
             graph,
             options.manifest.precision,
@@ -284,6 +290,15 @@ class OpenVinoBackend:
         source = "the predictive graph (openvino)"
         clean_ri = check_output(PREDICT_OUT, results["clean_ri"], sizes, source)
         return clean_ri, [results[name] for name in FEAT_NAMES]
+
+    def estimate(self, noisy: FloatArray) -> FloatArray:
+        """Run the predictive graph without its features; see ``EstimateBackend.estimate``."""
+        if ESTIMATE not in self._requests:
+            return self.predict(noisy)[0]
+        sizes = check_predict(noisy)
+        results = self._run_each(ESTIMATE, {"noisy": np.ascontiguousarray(noisy)})
+        source = "the predictive graph (openvino)"
+        return check_output(PREDICT_OUT, results[PREDICT_OUT.name], sizes, source)
 
     def score(
         self,
