@@ -14,6 +14,7 @@ from ..errors import BackendError, InputError, ManifestError, NonFiniteError
 from ..manifest import Manifest
 from ..schedule import InitialState, SamplerStep
 from ..spec import (
+    ESTIMATE,
     FRAME_MULTIPLE,
     MIN_FRAMES,
     N_FEATS,
@@ -463,6 +464,15 @@ class GraphTensor:
     shape: tuple[int | None, ...]
 
 
+def said(graph: str) -> str:
+    """What messages call a graph: that of the file.
+
+    Args:
+        graph: "predictive", "score", "block" or ``ESTIMATE``.
+    """
+    return "predictive" if graph == ESTIMATE else graph
+
+
 def check_signature(
     graph: str,
     precision: str,
@@ -474,7 +484,7 @@ def check_signature(
     """Check a loaded graph's inputs and outputs against the contract.
 
     Args:
-        graph: "predictive" or "score".
+        graph: "predictive", "score" or ``ESTIMATE``.
         precision: "fp32" or "fp16".
         inputs: What the engine reports.
         outputs: What the engine reports.
@@ -490,7 +500,7 @@ def check_signature(
         found = {tensor.name: tensor for tensor in got}
         if set(found) != {spec.name for spec in specs}:
             raise ManifestError(
-                f"the {graph} graph has {side} {sorted(found)}; expected {_text(specs)}: it is "
+                f"the {said(graph)} graph has {side} {sorted(found)}; expected {_text(specs)}: it is "
                 "not of this version, export the engine again"
             )
         for spec in specs:
@@ -501,7 +511,7 @@ def check_signature(
             )
             if tensor.dtype != spec.dtype or not fits:
                 raise ManifestError(
-                    f"the {graph} graph's {spec.name} is {tensor.dtype} {list(tensor.shape)}; "
+                    f"the {said(graph)} graph's {spec.name} is {tensor.dtype} {list(tensor.shape)}; "
                     f"expected {spec.dtype} {list(spec.shape)} (None or a letter: dynamic): "
                     "export the engine again"
                 )

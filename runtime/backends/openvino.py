@@ -181,8 +181,8 @@ class OpenVinoBackend:
                 "engine again, or update openvino"
             ) from None
         if graph == ESTIMATE:
-            for result in model.get_results():
-                if result.get_friendly_name().removesuffix("/sink_port_0") != PREDICT_OUT.name:
+            for port, result in zip(model.outputs, model.get_results(), strict=True):
+                if port.get_any_name() != PREDICT_OUT.name:
                     model.remove_result(result)
         check_signature(
             graph,

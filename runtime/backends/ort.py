@@ -247,11 +247,14 @@ class OrtBackend:
 
     def _check(self, graph: str, session: Any) -> None:
         """Refuse a graph that is not the one that the manifest describes."""
+        outputs = _tensors(session.get_outputs())
+        if graph == ESTIMATE:  # the others are there in an older ONNX Runtime alone
+            outputs = [tensor for tensor in outputs if tensor.name == PREDICT_OUT.name]
         check_signature(
             graph,
             self._options.manifest.precision,
             _tensors(session.get_inputs()),
-            _tensors(session.get_outputs()),
+            outputs,
             self._causal,
             self._single,
         )
@@ -325,7 +328,9 @@ class OrtBackend:
             return self._ort.InferenceSession(model, settings, providers=[self._wanted])
         except Exception as error:  # before 1.21 it finds no weights of a graph that is no file
             logger.debug("%s: not without the feats: %s", path, _first_line(error))
-        return self._load(ESTIMATE, path, self._settings(ESTIMATE), {"providers": [self._wanted]})
+        return self._load(
+            "predictive", path, self._settings(ESTIMATE), {"providers": [self._wanted]}
+        )
 
     def _load(self, graph: str, path: Path, settings: Any, providers: dict[str, Any]) -> Any:
         try:
