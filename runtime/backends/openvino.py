@@ -26,6 +26,7 @@ from .base import (
     check_predict,
     check_signature,
     check_whole,
+    said,
     score_feeds,
     stream_state,
 )
@@ -177,7 +178,7 @@ class OpenVinoBackend:
             model = core.read_model(str(path))
         except Exception as error:  # the library raises RuntimeError and its own types
             raise ManifestError(
-                f"{path}: OpenVINO refuses the {graph} graph ({_first_line(error)}); export the "
+                f"{path}: OpenVINO refuses the {said(graph)} graph ({_first_line(error)}); export the "
                 "engine again, or update openvino"
             ) from None
         if graph == ESTIMATE:
@@ -200,13 +201,13 @@ class OpenVinoBackend:
             check_metadata(
                 {key: str(getattr(item, "value", item)) for key, item in stored.items()},
                 options.manifest,
-                graph,
+                said(graph),
             )
         try:
             return core.compile_model(model, self.device.upper(), config)
         except Exception as error:
             raise BackendError(
-                f"OpenVINO cannot compile the {graph} graph for {self.device} "
+                f"OpenVINO cannot compile the {said(graph)} graph for {self.device} "
                 f"({_first_line(error)})"
             ) from None
 
@@ -219,7 +220,7 @@ class OpenVinoBackend:
             return {port.get_any_name(): value for port, value in results.items()}
         except Exception as error:
             raise BackendError(
-                f"OpenVINO failed in the {graph} graph on {self.device} ({_first_line(error)})"
+                f"OpenVINO failed in the {said(graph)} graph on {self.device} ({_first_line(error)})"
             ) from error
         finally:
             requests.put(request)

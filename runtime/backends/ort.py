@@ -34,6 +34,7 @@ from .base import (
     check_predict,
     check_signature,
     check_whole,
+    said,
     score_feeds,
     stream_state,
 )
@@ -258,7 +259,8 @@ class OrtBackend:
             self._causal,
             self._single,
         )
-        check_metadata(session.get_modelmeta().custom_metadata_map, self._options.manifest, graph)
+        metadata = session.get_modelmeta().custom_metadata_map
+        check_metadata(metadata, self._options.manifest, said(graph))
 
     def _session(self, graph: str) -> Any:
         """The session of a graph; one that nobody needed so far is loaded."""
@@ -328,9 +330,7 @@ class OrtBackend:
             return self._ort.InferenceSession(model, settings, providers=[self._wanted])
         except Exception as error:  # before 1.21 it finds no weights of a graph that is no file
             logger.debug("%s: not without the feats: %s", path, _first_line(error))
-        return self._load(
-            "predictive", path, self._settings(ESTIMATE), {"providers": [self._wanted]}
-        )
+        return self._load(ESTIMATE, path, self._settings(ESTIMATE), {"providers": [self._wanted]})
 
     def _load(self, graph: str, path: Path, settings: Any, providers: dict[str, Any]) -> Any:
         try:
@@ -341,7 +341,7 @@ class OrtBackend:
                     f"ONNX Runtime cannot start on {self.device} ({_first_line(error)})"
                 ) from None
             raise ManifestError(
-                f"{path}: ONNX Runtime {self._ort.__version__} refuses the {graph} graph "
+                f"{path}: ONNX Runtime {self._ort.__version__} refuses the {said(graph)} graph "
                 f"({_first_line(error)}); export the engine again, or update onnxruntime"
             ) from None
         if session.get_providers()[0] != self._wanted:
@@ -398,7 +398,7 @@ class OrtBackend:
             ]
         except Exception as error:
             raise BackendError(
-                f"ONNX Runtime failed in the {graph} graph on {self.device} ({_first_line(error)})"
+                f"ONNX Runtime failed in the {said(graph)} graph on {self.device} ({_first_line(error)})"
             ) from error
 
     @property
