@@ -250,8 +250,10 @@ def _outputs(backend: Backend, manifest: Manifest, case: _Case) -> dict[str, NDA
     xt = case.noisy[:, 2:3] + np.float32(0.2) * case.noise[0]
     t = np.array([manifest.sampler.t_rs / 2], np.float32)
     if manifest.causal is None:
+        alone: Any = getattr(backend, "estimate", None)  # see EstimateBackend
         clean_ri, feats = backend.predict(case.noisy)
-        return _named(clean_ri, backend.score(xt, t, feats, *tlb), feats)
+        outputs = _named(clean_ri, backend.score(xt, t, feats, *tlb), feats)
+        return outputs | {"estimate": clean_ri if alone is None else alone(case.noisy)}
     live = cast(StreamBackend, backend)
     heard: Any = None
     diffused: Any = None
@@ -485,7 +487,8 @@ def verify_engine(
             compare with it.
     """
     root = Path(folder)
-    manifest = with_score(Manifest.load(root))
+    shipped = Manifest.load(root)
+    manifest = with_score(shipped)
     manifest.verify_graphs(root)
     there = available(root, manifest)
     if unknown := sorted(set(backends or ()) - set(there)):
@@ -529,7 +532,7 @@ def verify_engine(
             continue
         say(name)
         try:
-            with opened(name, root, manifest) as backend:
+            with opened(name, root, shipped) as backend:  # loaded as an Enhancer loads it
                 got = _run(backend, manifest, cases, None if name in SLOW else example_noisy)
         except BackendError as error:
             if backends:

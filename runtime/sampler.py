@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .arrays import FloatArray
-from .backends.base import Backend, check_predict
+from .backends.base import Backend, check_predict, predicted
 from .schedule import InitialState, SamplerStep
 from .spec import TlbFactors
 
@@ -52,9 +52,9 @@ def sample(
             noise[index] = draw(index)
         whole: FloatArray = run(noisy, noise, start=start, steps=steps, alpha=alpha, tlb=tlb)
         return whole
-    clean_ri, feats = backend.predict(noisy)
     if not steps:
-        return clean_ri
+        return predicted(backend, noisy)
+    clean_ri, feats = backend.predict(noisy)
     y = noisy[:, 2:3]  # [B, 1, T, F]
     mag_p = np.sqrt(np.square(clean_ri).sum(axis=1, keepdims=True))  # [B, 1, T, F]
     tlb_skip, tlb_backbone = tlb.arrays()

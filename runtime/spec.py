@@ -18,6 +18,7 @@ from .errors import InputError
 from .schedule import LAST_STEPS
 
 GRAPH_NAMES = ("predictive", "score")
+ESTIMATE = "estimate"  # the predictive graph without the feats; it has no file of its own
 PRECISIONS = ("fp32", "fp16")
 
 SAMPLE_RATE = 16000  # Hz, of every model and of every measure
@@ -326,7 +327,7 @@ def graph_io(
     """Inputs and outputs of one graph.
 
     Args:
-        graph: "predictive" or "score".
+        graph: "predictive", "score", or ``ESTIMATE`` of a model that is not causal.
         precision: "fp32" or "fp16".
         causal: Of a causal model, whose graphs have a ``state`` and a ``next_state``, float32 in both
             precisions; T is then any multiple of 4.
@@ -336,6 +337,8 @@ def graph_io(
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    if graph == ESTIMATE and causal is None:
+        return PREDICTIVE_INPUTS, PREDICTIVE_OUTPUTS[:1]
     if graph not in GRAPH_NAMES:
         raise InputError(f"graph is {graph!r}; expected one of {', '.join(GRAPH_NAMES)}")
     inputs: tuple[TensorSpec, ...] = PREDICTIVE_INPUTS

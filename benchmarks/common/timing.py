@@ -16,7 +16,7 @@ import numpy as np
 from dvpd.benchmarks.common import machine, meters
 from dvpd.runtime import Enhancer
 from dvpd.runtime.arrays import FloatArray
-from dvpd.runtime.backends.base import Backend, SamplerBackend
+from dvpd.runtime.backends.base import Backend, EstimateBackend, SamplerBackend
 from dvpd.runtime.backends.choose import open_backend
 from dvpd.runtime.errors import InputError, one_line
 from dvpd.runtime.manifest import Manifest
@@ -89,12 +89,20 @@ class StageClock:
         self.sampler_s: float | None = None
         if hasattr(inner, "run_sampler"):
             self.run_sampler = self._run_sampler
+        if hasattr(inner, "estimate"):
+            self.estimate = self._estimate
 
     def _run_sampler(self, *arrays: Any, **settings: Any) -> FloatArray:
         start = time.perf_counter()
         inner = cast(SamplerBackend, self.inner)  # __init__ looked whether it is one
         result = inner.run_sampler(*arrays, **settings)
         self.sampler_s = time.perf_counter() - start
+        return result
+
+    def _estimate(self, noisy: FloatArray) -> FloatArray:
+        start = time.perf_counter()
+        result = cast(EstimateBackend, self.inner).estimate(noisy)  # likewise
+        self.predictive_s += time.perf_counter() - start
         return result
 
     def predict(self, noisy: FloatArray) -> tuple[FloatArray, Sequence[Any]]:

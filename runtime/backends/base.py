@@ -14,6 +14,7 @@ from ..errors import BackendError, InputError, ManifestError, NonFiniteError
 from ..manifest import Manifest
 from ..schedule import InitialState, SamplerStep
 from ..spec import (
+    ESTIMATE,
     FRAME_MULTIPLE,
     MIN_FRAMES,
     N_FEATS,
@@ -81,6 +82,45 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Release the engine; later calls raise BackendError."""
+
+
+class EstimateBackend(Backend, Protocol):
+    """A backend that computes less where nobody takes a step; ``predicted`` asks for it."""
+
+    def estimate(self, noisy: FloatArray) -> FloatArray:
+        """Run the predictive graph for its first output alone.
+
+        Args:
+            noisy: float32 [B, 3, T, 257], as for ``predict``.
+
+        Returns:
+            float32 [B, 2, T, 257].
+
+        Raises:
+            InputError: Wrong dtype or shape.
+            BackendError: The engine failed or returned non-finite values.
+        """
+
+
+def predicted(backend: Backend, noisy: FloatArray) -> FloatArray:
+    """The predictive branch's spectrum, from a backend that may have a shorter way to it.
+
+    Args:
+        backend: The two networks.
+        noisy: float32 [B, 3, T, 257].
+
+    Returns:
+        float32 [B, 2, T, 257].
+
+    Raises:
+        InputError: Wrong dtype or shape.
+        BackendError: The engine failed or returned non-finite values.
+    """
+    estimate: Any = getattr(backend, "estimate", None)  # see EstimateBackend
+    if estimate is None:
+        return backend.predict(noisy)[0]
+    clean_ri: FloatArray = estimate(noisy)
+    return clean_ri
 
 
 class StreamBackend(Protocol):
@@ -424,6 +464,15 @@ class GraphTensor:
     shape: tuple[int | None, ...]
 
 
+def said(graph: str) -> str:
+    """What messages call a graph: that of the file.
+
+    Args:
+        graph: "predictive", "score", "block" or ``ESTIMATE``.
+    """
+    return "predictive" if graph == ESTIMATE else graph
+
+
 def check_signature(
     graph: str,
     precision: str,
@@ -435,7 +484,7 @@ def check_signature(
     """Check a loaded graph's inputs and outputs against the contract.
 
     Args:
-        graph: "predictive" or "score".
+        graph: "predictive", "score" or ``ESTIMATE``.
         precision: "fp32" or "fp16".
         inputs: What the engine reports.
         outputs: What the engine reports.
@@ -451,7 +500,7 @@ def check_signature(
         found = {tensor.name: tensor for tensor in got}
         if set(found) != {spec.name for spec in specs}:
             raise ManifestError(
-                f"the {graph} graph has {side} {sorted(found)}; expected {_text(specs)}: it is "
+                f"the {said(graph)} graph has {side} {sorted(found)}; expected {_text(specs)}: it is "
                 "not of this version, export the engine again"
             )
         for spec in specs:
@@ -462,7 +511,7 @@ def check_signature(
             )
             if tensor.dtype != spec.dtype or not fits:
                 raise ManifestError(
-                    f"the {graph} graph's {spec.name} is {tensor.dtype} {list(tensor.shape)}; "
+                    f"the {said(graph)} graph's {spec.name} is {tensor.dtype} {list(tensor.shape)}; "
                     f"expected {spec.dtype} {list(spec.shape)} (None or a letter: dynamic): "
                     "export the engine again"
                 )

@@ -14,7 +14,7 @@ import numpy as np
 from ..arrays import FloatArray
 from ..errors import BackendError, ManifestError
 from ..manifest import check_metadata
-from ..spec import FRAME_MULTIPLE, NEXT_STATE, STATE
+from ..spec import ESTIMATE, FRAME_MULTIPLE, NEXT_STATE, STATE
 from .base import (
     FEAT_NAMES,
     PREDICT_OUT,
@@ -26,10 +26,11 @@ from .base import (
     check_predict,
     check_signature,
     check_whole,
+    said,
     score_feeds,
     stream_state,
 )
-from .single import each_recording, is_single, score_later, verify_score
+from .single import each_recording, is_single, verify_again, wait_for_steps
 
 BLOCK = ".block"  # behind a graph's name: its sizes fixed to the next block of one stream
 _DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64"}
@@ -96,7 +97,7 @@ class OpenVinoBackend:
     """
 
     def __init__(self, options: LoadOptions, calls: int = 1, name: str = "openvino") -> None:
-        """Load and compile both graphs; the score graph with the first step, as in ``OrtBackend``.
+        """Load and compile both graphs; some with the first step, as in ``OrtBackend``.
 
         Args:
             options: Verified paths, manifest, device ("cpu", "gpu", "npu") and threads.
@@ -142,10 +143,12 @@ class OpenVinoBackend:
         self._core, self._config, self._calls = core, config, calls
         # A request holds one call; whoever finds none waits.
         self._requests: dict[str, SimpleQueue[Any]] = {}
-        self._later = {"score": options.score} if score_later(options) else {}
-        for graph, path in (("predictive", options.predictive), ("score", options.score)):
-            if graph not in self._later:
-                self._requests[graph] = self._begin(graph, path)
+        now = {"predictive": options.predictive, "score": options.score}
+        self._later: dict[str, Path] = {}
+        if wait_for_steps(options):
+            self._later, now = now, {ESTIMATE: options.predictive}
+        for graph, path in now.items():
+            self._requests[graph] = self._begin(graph, path)
 
     def _begin(self, graph: str, path: Path) -> SimpleQueue[Any]:
         """The requests of a graph."""
@@ -162,7 +165,7 @@ class OpenVinoBackend:
             with self._opening:
                 requests = self._requests.get(graph)
                 if requests is None and graph in self._later:
-                    verify_score(self._options)
+                    verify_again(self._options, graph)
                     requests = self._requests[graph] = self._begin(graph, self._later[graph])
         if requests is None:
             raise BackendError("this backend is closed")
@@ -175,9 +178,13 @@ class OpenVinoBackend:
             model = core.read_model(str(path))
         except Exception as error:  # the library raises RuntimeError and its own types
             raise ManifestError(
-                f"{path}: OpenVINO refuses the {graph} graph ({_first_line(error)}); export the "
+                f"{path}: OpenVINO refuses the {said(graph)} graph ({_first_line(error)}); export the "
                 "engine again, or update openvino"
             ) from None
+        if graph == ESTIMATE:
+            for port, result in zip(model.outputs, model.get_results(), strict=True):
+                if port.get_any_name() != PREDICT_OUT.name:
+                    model.remove_result(result)
         check_signature(
             graph,
             options.manifest.precision,
@@ -194,13 +201,13 @@ class OpenVinoBackend:
             check_metadata(
                 {key: str(getattr(item, "value", item)) for key, item in stored.items()},
                 options.manifest,
-                graph,
+                said(graph),
             )
         try:
             return core.compile_model(model, self.device.upper(), config)
         except Exception as error:
             raise BackendError(
-                f"OpenVINO cannot compile the {graph} graph for {self.device} "
+                f"OpenVINO cannot compile the {said(graph)} graph for {self.device} "
                 f"({_first_line(error)})"
             ) from None
 
@@ -213,7 +220,7 @@ class OpenVinoBackend:
             return {port.get_any_name(): value for port, value in results.items()}
         except Exception as error:
             raise BackendError(
-                f"OpenVINO failed in the {graph} graph on {self.device} ({_first_line(error)})"
+                f"OpenVINO failed in the {said(graph)} graph on {self.device} ({_first_line(error)})"
             ) from error
         finally:
             requests.put(request)
@@ -284,6 +291,15 @@ class OpenVinoBackend:
         source = "the predictive graph (openvino)"
         clean_ri = check_output(PREDICT_OUT, results["clean_ri"], sizes, source)
         return clean_ri, [results[name] for name in FEAT_NAMES]
+
+    def estimate(self, noisy: FloatArray) -> FloatArray:
+        """Run the predictive graph without its features; see ``EstimateBackend.estimate``."""
+        if ESTIMATE not in self._requests:
+            return self.predict(noisy)[0]
+        sizes = check_predict(noisy)
+        results = self._run_each(ESTIMATE, {"noisy": np.ascontiguousarray(noisy)})
+        source = "the predictive graph (openvino)"
+        return check_output(PREDICT_OUT, results[PREDICT_OUT.name], sizes, source)
 
     def score(
         self,

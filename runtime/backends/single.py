@@ -34,28 +34,33 @@ def is_single(options: LoadOptions) -> bool:
     return options.predictive.name in {graph.file for graph in options.manifest.single.values()}
 
 
-def score_later(options: LoadOptions) -> bool:
-    """Whether the score graph is loaded when somebody asks for a step.
+def wait_for_steps(options: LoadOptions) -> bool:
+    """Whether both graphs are loaded when somebody asks for a step, and ``ESTIMATE`` at the start.
 
-    Where the model takes none by default, most processes never do. On a GPU, where loading may take
-    minutes, and for live sound, which does not wait, it is ready from the start.
+    Where the model takes none by default, most processes never do. As outputs of the graph the feats
+    would stay in memory to the end of a call. On a GPU, where loading may take minutes, and for live
+    sound, which does not wait, both graphs are ready from the start.
+
+    Args:
+        options: Of the backend.
     """
     manifest = options.manifest
     return options.device == "cpu" and manifest.causal is None and not manifest.sampler.n_steps
 
 
-def verify_score(options: LoadOptions) -> None:
-    """Check the score graph's file once more, where it is loaded long after the others were checked.
+def verify_again(options: LoadOptions, graph: str) -> None:
+    """Check a graph's file once more, as it is loaded long after it was checked.
 
     Args:
         options: Of the backend.
+        graph: "predictive" or "score".
 
     Raises:
         ManifestError: It is gone, or was exchanged since.
     """
     # The weights of a graph for one recording lie in the file of the other one.
     for ending in ("", SINGLE) if is_single(options) else ("",):
-        options.manifest.verify_graph(options.score.parent, f"score{ending}")
+        options.manifest.verify_graph(options.score.parent, f"{graph}{ending}")
 
 
 def each_recording(inputs: Mapping[str, Any], single: bool) -> list[dict[str, Any]]:

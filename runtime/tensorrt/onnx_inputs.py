@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..errors import InputError, ManifestError
 from ..spec import FRAME_MULTIPLE, MIN_FRAMES
+from ..wire_format import GRAPH_INPUT, MODEL_GRAPH, VALUE_NAME, fields, values_at
 
 Shape = tuple[int, ...]
 
@@ -21,48 +21,6 @@ class GraphInput:
     shape: tuple[int | str, ...]
 
 
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """A number of the wire format, and where the next one starts."""
-    value = shift = 0
-    while shift < 64:
-        byte = data[at]
-        value, shift, at = value | (byte & 0x7F) << shift, shift + 7, at + 1
-        if not byte & 0x80:
-            return value, at
-    raise ValueError("number too long")
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
-    """Fields of one protobuf message: (number, int or memoryview); fixed-size ones are skipped."""
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        number, kind = tag >> 3, tag & 7
-        if kind == 0:
-            value, at = _varint(data, at)
-            yield number, value
-        elif kind == 2:
-            size, at = _varint(data, at)
-            if size > len(data) - at:
-                raise ValueError("message cut off")
-            yield number, data[at : at + size]
-            at += size
-        elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"wire type {kind}")
-
-
-def _all(message: memoryview, *path: int) -> Iterator[Any]:
-    """Every value at a path of field numbers."""
-    for number, value in _fields(message):
-        if number == path[0]:
-            if len(path) == 1:
-                yield value
-            else:
-                yield from _all(value, *path[1:])
-
-
 def graph_inputs(path: Path) -> tuple[GraphInput, ...]:
     """Inputs of an ONNX graph, read without the onnx package.
 
@@ -72,16 +30,15 @@ def graph_inputs(path: Path) -> tuple[GraphInput, ...]:
     Raises:
         ManifestError: The file is not such a graph.
     """
-    # Field numbers of onnx.proto: ModelProto.graph 7, GraphProto.input 11, ValueInfoProto.name 1
-    # and .type 2, TypeProto.tensor_type 1, Tensor.shape 2, TensorShapeProto.dim 1, Dimension
-    # .dim_value 1 and .dim_param 2.
+    # Field numbers of onnx.proto: ValueInfoProto.type 2, TypeProto.tensor_type 1, Tensor.shape 2,
+    # TensorShapeProto.dim 1, Dimension.dim_value 1 and .dim_param 2.
     try:
         found = []
-        for value in _all(memoryview(path.read_bytes()), 7, 11):
-            (name,) = _all(value, 1)
+        for value in values_at(memoryview(path.read_bytes()), MODEL_GRAPH, GRAPH_INPUT):
+            (name,) = values_at(value, VALUE_NAME)
             shape: list[int | str] = []
-            for dim in _all(value, 2, 1, 2, 1):
-                sizes = dict(_fields(dim))
+            for dim in values_at(value, 2, 1, 2, 1):
+                sizes = {part.number: part.value for part in fields(dim)}
                 shape.append(str(sizes[2], "utf-8") if 2 in sizes else int(sizes[1]))
             found.append(GraphInput(str(name, "utf-8"), tuple(shape)))
     except (OSError, IndexError, KeyError, TypeError, ValueError) as error:

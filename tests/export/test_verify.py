@@ -104,7 +104,7 @@ def test_float_engine_passes_and_the_report_is_kept(tmp_path, capsys, caplog):
     assert set(report["waveform_snr_db"]["ort"]) == {"speech", "loud", "quiet", "clipped"}
     assert min(report["waveform_snr_db"]["ort"].values()) >= 80
     assert report["silent_db"]["ort"] <= -100
-    assert len(report["outputs"]["ort"]) == 8
+    assert len(report["outputs"]["ort"]) == 9
     assert max(report["outputs"]["ort"].values()) <= 1e-4
     assert report["skipped"]["onnx"] == "the engine is fp32"
     assert verify.main(args) == 0

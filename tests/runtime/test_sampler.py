@@ -48,6 +48,19 @@ def run(noisy, n_steps=3, alpha=0.4, tlb=None, backend=None):
     )
 
 
+def test_without_steps_a_backend_that_can_is_asked_for_the_estimate_alone():
+    class Shorter(FakeBackend):
+        def estimate(self, noisy):
+            return noisy[:, :2] * np.float32(0.3)
+
+    noisy = noisy_batch()
+    np.testing.assert_array_equal(run(noisy, 0)[0], noisy[:, :2] * np.float32(0.7))
+    np.testing.assert_array_equal(
+        run(noisy, 0, backend=Shorter())[0], noisy[:, :2] * np.float32(0.3)
+    )
+    np.testing.assert_array_equal(run(noisy, 1, backend=Shorter())[0], run(noisy, 1)[0])
+
+
 def test_follows_algorithm_1_in_float64():
     noisy = noisy_batch()
     out, z = run(noisy)

@@ -1,11 +1,13 @@
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny_graphs import write_engine
 
 from dvpd.runtime import BackendError, Enhancer
-from dvpd.runtime.backends.choose import physical_cores, share_threads
+from dvpd.runtime.backends.choose import open_backend, physical_cores, share_threads
+from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.windows import WindowedStream, WindowPlan
 from dvpd.runtime.workers import Workers
 
@@ -17,6 +19,7 @@ SHORT = WindowPlan(
     reminder_samples=32 * 128,
 )
 WAIT_S = 30.0
+TINY = Path(__file__).resolve().parents[2] / "engines" / "dvpd-tiny"
 
 
 def opened(folder, threads, backend="ort"):
@@ -58,6 +61,34 @@ def test_output_does_not_depend_on_the_number_of_workers(engine_shared, stereo, 
     assert np.abs(outputs[0]).max() > 0.01
     np.testing.assert_array_equal(outputs[1], outputs[0])
     np.testing.assert_array_equal(outputs[2], outputs[0])
+
+
+class PredictAlone:
+    """A backend without ``estimate``, as others write them."""
+
+    name, device = "alone", "cpu"
+
+    def __init__(self, inner):
+        self.predict, self.score, self.close = inner.predict, inner.score, inner.close
+
+
+@pytest.mark.parametrize("backend", ["ort", "openvino"])
+def test_without_steps_no_thread_computes_what_only_steps_need(speech, backend):
+    pytest.importorskip({"ort": "onnxruntime"}.get(backend, backend))
+    manifest = Manifest.load(TINY)
+    assert not manifest.sampler.n_steps
+    whole = open_backend(TINY, manifest, backend, "cpu", 1)
+    with Enhancer(manifest, PredictAlone(whole), SHORT) as enhancer:
+        expected = enhancer.enhance(speech, 16000).wav
+    for threads in (1, 2, 3):
+        with opened(TINY, threads, backend) as enhancer:
+            got = enhancer.enhance(speech, 16000).wav
+            backends = {enhancer.backend, enhancer.backend.for_workers()[0]}
+            assert len(backends) == 1 + (threads > 1)
+            for one in backends:
+                loaded = one._sessions if backend == "ort" else one._requests
+                assert list(loaded) == ["estimate"]
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
 
 
 def come_and_go(enhancer, wav):

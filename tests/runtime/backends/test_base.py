@@ -1,3 +1,4 @@
+import hashlib
 import importlib.util
 import json
 import logging
@@ -6,6 +7,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +20,7 @@ from dvpd.runtime.backends import ort as ort_module
 from dvpd.runtime.backends.choose import open_backend
 from dvpd.runtime.errors import BackendError, InputError, ManifestError
 from dvpd.runtime.manifest import Manifest
+from dvpd.runtime.spec import GRAPH_NAMES, SamplerSpec
 from dvpd.runtime.tensorrt.gpus import cuda_device_count
 
 onnx = pytest.importorskip("onnx")
@@ -32,6 +35,7 @@ BACKENDS = [
     for name, module in (("ort", "onnxruntime"), ("openvino", "openvino"))
 ]
 FLOAT32_TOLERANCE = 1e-5
+TINY = Path(__file__).resolve().parents[3] / "engines" / "dvpd-tiny"
 
 
 def load(folder, name, device="cpu", threads=1):
@@ -111,35 +115,126 @@ def without_steps(folder):
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_the_score_graph_is_loaded_with_the_first_step_where_there_is_none_by_default(engine, name):
-    x, content = inputs(), (engine / "score.onnx").read_bytes()
+@pytest.mark.parametrize("graph", GRAPH_NAMES)
+def test_both_graphs_are_loaded_with_the_first_step_where_there_is_none_by_default(
+    engine, name, graph
+):
+    def step(_=None):
+        _, feats = backend.predict(x["noisy"])
+        return run_score(backend, feats, x)
+
+    file = engine / f"{graph}.onnx"
+    x, content = inputs(), file.read_bytes()
     backend = load(without_steps(engine), name)
-    _, feats = backend.predict(x["noisy"])
-    (engine / "score.onnx").write_bytes(content[:-1])  # exchanged while the process ran
+    file.write_bytes(content[:-1])  # exchanged while the process ran
     with pytest.raises(ManifestError, match="the file is damaged or of another export"):
-        run_score(backend, feats, x)
-    (engine / "score.onnx").unlink()
-    with pytest.raises(ManifestError, match="names this file as the score graph"):
-        run_score(backend, feats, x)
-    (engine / "score.onnx").write_bytes(content)
+        step()
+    file.unlink()
+    with pytest.raises(ManifestError, match=f"names this file as the {graph} graph"):
+        step()
+    alone = backend.estimate(x["noisy"])  # was there from the start
+    file.write_bytes(content)
     with ThreadPoolExecutor(4) as pool:  # once, whoever asks first
-        results = list(pool.map(lambda _: run_score(backend, feats, x), range(4)))
-    (engine / "score.onnx").unlink()
-    for sigma_z in (*results, run_score(backend, feats, x)):
+        results = list(pool.map(step, range(4)))
+    file.unlink()
+    for sigma_z in (*results, step()):
         np.testing.assert_allclose(sigma_z, expected_score(x), atol=FLOAT32_TOLERANCE)
+    np.testing.assert_array_equal(backend.estimate(x["noisy"]), alone)
     backend.close()
     with pytest.raises(BackendError, match="closed"):
-        run_score(backend, feats, x)
+        step()
+    with pytest.raises(BackendError, match="closed"):
+        backend.estimate(x["noisy"])
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_a_closed_backend_loads_no_score_graph(engine, name):
+def test_a_closed_backend_loads_no_graph(engine, name):
     x = inputs()
     backend = load(without_steps(engine), name)
-    _, feats = backend.predict(x["noisy"])
     backend.close()
-    with pytest.raises(BackendError, match="closed"):
-        run_score(backend, feats, x)
+    for call in (backend.predict, backend.estimate):
+        with pytest.raises(BackendError, match="closed"):
+            call(x["noisy"])
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize(("batch", "n_frames"), [(1, 32), (3, 44)])
+def test_the_estimate_is_what_predict_returns_first(engine, name, batch, n_frames):
+    noisy = inputs(batch, n_frames)["noisy"]
+    backend = load(engine, name)
+    want, _ = backend.predict(noisy)
+    np.testing.assert_array_equal(backend.estimate(noisy), want)  # steps by default: the same call
+    backend.close()
+    backend = load(without_steps(engine), name)
+    np.testing.assert_array_equal(backend.estimate(noisy), want)
+    workers, _ = backend.for_workers()
+    np.testing.assert_array_equal(workers.estimate(noisy), want)
+    with pytest.raises(InputError, match="multiple of 4"):
+        backend.estimate(noisy[:, :, :31])
+    backend.close()
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("single", [True, False])
+def test_without_steps_a_shipped_engine_computes_no_feats(tmp_path, name, single):
+    manifest = Manifest.load(TINY)
+    if not single:  # as engines without graphs for one recording are
+        manifest = replace(manifest, single={})
+    noisy = inputs(1, 64)["noisy"]
+    backend = open_backend(TINY, replace(manifest, sampler=SamplerSpec(n_steps=0)), name, "cpu", 1)
+    alone = backend.estimate(noisy)
+    assert outputs_of(backend) == {"estimate": ["clean_ri"]}
+    want, feats = backend.predict(noisy)
+    assert outputs_of(backend)["predictive"] == ["clean_ri", *(f"feat_{i}" for i in range(6))]
+    assert len(feats) == 6
+    np.testing.assert_allclose(alone, want, rtol=0, atol=1e-6 * np.abs(want).max())
+    backend.close()
+
+
+def outputs_of(backend):
+    """Names of the outputs of each graph that is loaded."""
+    if backend.name == "ort":
+        return {k: [o.name for o in s.get_outputs()] for k, s in backend._sessions.items()}
+    table = {}
+    for graph, requests in backend._requests.items():
+        request = requests.get()
+        table[graph] = [port.get_any_name() for port in request.get_compiled_model().outputs]
+        requests.put(request)
+    return table
+
+
+def test_an_onnx_runtime_that_takes_no_weights_beside_bytes_loads_the_whole_graph(monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+
+    def older(model, *given, inner=onnxruntime.InferenceSession, **settings):
+        if isinstance(model, bytes):
+            raise RuntimeError("External data path does not exist")  # as 1.18 to 1.20 say
+        return inner(model, *given, **settings)
+
+    noisy = inputs()["noisy"]
+    manifest = replace(Manifest.load(TINY), sampler=SamplerSpec(n_steps=0))
+    want = open_backend(TINY, manifest, "ort", "cpu", 1).estimate(noisy)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", older)
+    backend = open_backend(TINY, manifest, "ort", "cpu", 1)
+    assert len(outputs_of(backend)["estimate"]) == 7
+    np.testing.assert_allclose(backend.estimate(noisy), want, rtol=0, atol=1e-6)
+    backend.close()
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_without_steps_a_broken_predictive_graph_is_refused_at_the_start(tmp_path, name):
+    renamed = predictive_model("fp32", onnx)
+    renamed.output[0].name = "ri"
+    folder = without_steps(write_engine(tmp_path / "renamed", predictive=renamed))
+    with pytest.raises(ManifestError, match="has outputs"):
+        load(folder, name)
+    folder = without_steps(write_engine(tmp_path / "garbage"))
+    (folder / "predictive.onnx").write_bytes(b"not a graph")
+    table = json.loads((folder / "manifest.json").read_text())
+    table["graphs"]["predictive"]["sha256"] = hashlib.sha256(b"not a graph").hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(table))
+    with pytest.raises(ManifestError, match="refuses the predictive graph"):
+        load(folder, name)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -250,8 +345,6 @@ def test_graph_of_another_version(engine, name):
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_garbage_with_a_fitting_hash(engine, name):
-    import hashlib
-
     (engine / "score.onnx").write_bytes(b"not a graph")
     path = engine / "manifest.json"
     table = json.loads(path.read_text())

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from dvpd.runtime.backends.base import GraphTensor, LoadOptions, check_signature
-from dvpd.runtime.backends.single import each_recording, graphs_for, verify_score
+from dvpd.runtime.backends.single import each_recording, graphs_for, verify_again
 from dvpd.runtime.errors import ManifestError
 from dvpd.runtime.manifest import Manifest
-from dvpd.runtime.spec import graph_io
+from dvpd.runtime.spec import GRAPH_NAMES, graph_io
 
 ENGINE = Path(__file__).resolve().parents[3] / "engines" / "dvpd-tiny"
 BOTH = {n: Path(f"{n}.onnx") for n in ("predictive", "score", "predictive.single", "score.single")}
@@ -69,19 +69,21 @@ def test_a_fixed_batch_is_allowed_in_those_graphs_alone():
         check_signature("predictive", "fp32", inputs, outputs)
 
 
-@pytest.mark.parametrize("name", ["score.onnx", "score.single.onnx"])
-def test_files_that_change_before_the_first_step_are_refused(tmp_path, name):
+@pytest.mark.parametrize("graph", GRAPH_NAMES)
+@pytest.mark.parametrize("ending", ["", ".single"])
+def test_files_that_change_before_the_first_step_are_refused(tmp_path, graph, ending):
     # The weights of the graph for one recording lie in the other file, which is read only then.
-    for file in ("score.onnx", "score.single.onnx"):
+    for file in (f"{graph}.onnx", f"{graph}.single.onnx"):
         shutil.copy(ENGINE / file, tmp_path / file)
     manifest = Manifest.load(ENGINE)
-    paths = [tmp_path / f"{graph}.single.onnx" for graph in ("predictive", "score")]
+    paths = [tmp_path / f"{graph}.single.onnx" for graph in GRAPH_NAMES]
     options = LoadOptions(*paths, manifest, "cpu", 1)
-    verify_score(options)
+    verify_again(options, graph)
+    name = f"{graph}{ending}.onnx"
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(ManifestError, match=rf"{name}: SHA-256"):
-        verify_score(options)
+        verify_again(options, graph)
     (tmp_path / name).unlink()
     with pytest.raises(ManifestError, match=rf"{name}: No such file.*export the engine again"):
-        verify_score(options)
+        verify_again(options, graph)
