@@ -20,16 +20,14 @@ from .base import (
     PREDICT_OUT,
     SCORE_OUT,
     Backend,
-    GraphTensor,
     LoadOptions,
     check_output,
     check_predict,
-    check_signature,
     check_whole,
-    said,
     score_feeds,
     stream_state,
 )
+from .signature import GraphTensor, check_signature, said
 from .single import each_recording, is_single, verify_again, wait_for_steps
 
 BLOCK = ".block"  # behind a graph's name: its sizes fixed to the next block of one stream

@@ -11,7 +11,6 @@ import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,28 +27,24 @@ from .base import (
     PREDICT_OUT,
     SCORE_OUT,
     Backend,
-    GraphTensor,
     LoadOptions,
     check_output,
     check_predict,
-    check_signature,
     check_whole,
-    said,
     score_feeds,
     stream_state,
 )
+from .ort_arena import share_arena
 from .ort_block import OrtBlock, as_array
 from .ort_providers import cuda_options, engine_cache, tensorrt_options
 from .ort_rtx import rtx_device, rtx_options
+from .signature import GraphTensor, check_signature, said
 from .single import each_recording, is_single, verify_again, wait_for_steps
 
 logger = logging.getLogger("dvpd")
 
 # Both at once: they own the same files, and removing one leaves the other broken.
 UNINSTALL = "pip uninstall -y onnxruntime onnxruntime-gpu"
-# Of the arena on a CPU. With ONNX Runtime's own settings (1 MiB, then twice as much each time; splits only
-# what would waste 128 MiB) a window without steps takes 40 MiB more. What is not touched costs nothing.
-FIRST_REGION_BYTES, SPLIT_BYTES = 128 << 20, 1 << 20
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
 
 
@@ -128,28 +123,6 @@ def preload_libraries(onnxruntime: Any) -> None:
         said.write(str(error))
     if said.getvalue().strip():
         logger.debug("preload_dlls: %s", " ".join(said.getvalue().split()))
-
-
-@lru_cache(maxsize=1)
-def share_arena() -> bool:
-    """Let the process's sessions take their memory from one arena; whether there is one.
-
-    Else each session keeps what its own largest call took: the two graphs of an engine, which never
-    run at the same time for one window, hold twice as much. The process keeps the arena; the next
-    engine that is opened uses it again.
-    """
-    import onnxruntime
-
-    try:
-        kind, memory = onnxruntime.OrtAllocatorType, onnxruntime.OrtMemType
-        info = onnxruntime.OrtMemoryInfo("Cpu", kind.ORT_ARENA_ALLOCATOR, 0, memory.DEFAULT)
-        onnxruntime.create_and_register_allocator(
-            info, onnxruntime.OrtArenaCfg(0, -1, FIRST_REGION_BYTES, SPLIT_BYTES)
-        )
-    except Exception as error:  # a version without it, or somebody has registered theirs
-        logger.debug("no arena for all sessions: %s", _first_line(error))
-        return False
-    return True
 
 
 def _package() -> Any:

@@ -25,8 +25,9 @@ from ..tensorrt.plans import (
     set_builder_flags,
 )
 from ..tensorrt.versions import MODULES, release
-from .base import GraphTensor, LoadOptions, check_signature
+from .base import LoadOptions
 from .cuda import DeviceMemoryError
+from .signature import GraphTensor, check_signature
 
 logger = logging.getLogger("dvpd")
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dvpd.runtime.backends.base import GraphTensor, LoadOptions, check_signature
+from dvpd.runtime.backends.base import LoadOptions
+from dvpd.runtime.backends.signature import GraphTensor, check_signature
 from dvpd.runtime.backends.single import each_recording, graphs_for, verify_again
 from dvpd.runtime.errors import ManifestError
 from dvpd.runtime.manifest import Manifest
