@@ -210,7 +210,7 @@ def short_quality(result: dict[str, Any]) -> str:
         header.append(f"{name}: noise lowered, dB" if quiet else f"{name}: PESQ / ESTOI")
     rows = [["noisy", *(figure(part, "noisy") for part in first.values())]]
     for model in models:
-        for system, steps in (("predictive", 0), ("full", model["default"]["n_steps"])):
+        for system, steps in (("predictive", 0), ("full", quality.full_steps(model))):
             figures = [figure(model["sets"][name], system) for name in first]
             rows.append([f"`{model['model']}`, {tables.steps_text(steps)}", *figures])
     counts = ", ".join(f"{part['n']} of {name}" for name, part in first.items())

@@ -156,6 +156,9 @@ def test_the_short_quality_has_a_column_a_set_and_pauses_in_decibels():
     assert "| `dvpd-tiny`, 0 steps | 2.50 / 0.80 | 40 |" in text
     assert "| `dvpd-tiny`, 2 steps | 2.75 / 0.90 | 39 |" in text
     assert "60 of noise, 12 of pauses" in text
+    result = _result("another")  # of an engine that takes no steps by default: one was measured
+    result["models"][0] |= {"default": {"n_steps": 0}, "full_steps": 1}
+    assert "| `dvpd-tiny`, 1 step | 2.75 / 0.90 | 39 |" in short_quality(result)
 
 
 def test_the_quality_says_when_the_shipped_weights_are_others():
