@@ -466,7 +466,7 @@ def test_real_recordings_have_the_same_report(pair_set, tmp_path, capsys):
 
 def test_missing_model_and_all_failed(pair_set, capsys):
     assert main(["nowhere.safetensors", "--set", str(pair_set)]) == 1
-    assert "no such checkpoint" in capsys.readouterr().err
+    assert "is not there; expected a checkpoint" in capsys.readouterr().err
     assert main([str(ENGINE), "--set", str(pair_set), "--alpha", "high"]) == 2
     assert "numbers in [0, 1]" in capsys.readouterr().err
 
