@@ -225,7 +225,11 @@ def _refusal(source: str, target: str, overwrite: bool) -> InputError | None:
 
 
 def _begin_opening(
-    args: argparse.Namespace, folder: Path, manifest: Manifest, pairs: Sequence[tuple[str, str]]
+    args: argparse.Namespace,
+    folder: Path,
+    manifest: Manifest,
+    pairs: Sequence[tuple[str, str]],
+    steps: int | None,
 ) -> Callable[[], Backend]:
     """Load the graphs beside what follows, which reads a hundred modules; what waits for them.
 
@@ -235,7 +239,7 @@ def _begin_opening(
     def load() -> Backend:
         return open_backend(
             folder, manifest, args.backend, args.device, args.threads, tf32=args.tf32,
-            low_memory=args.low_memory,
+            low_memory=args.low_memory, with_steps=bool(steps),
         )  # fmt: skip
 
     def promises(source: str, target: str) -> bool:
@@ -275,7 +279,7 @@ def _enhance(args: argparse.Namespace) -> int:
         steps = chosen_steps(args.steps, args.quality)
         tlb = sampler_choice(manifest, steps, args.alpha, args.tlb, args.phase_rounds).tlb
         raw = _parse_raw(args.raw)
-    opened = _begin_opening(args, folder, manifest, pairs)
+    opened = _begin_opening(args, folder, manifest, pairs, steps)
     from .enhancer import Enhancer
 
     refused = {source: _refusal(source, target, args.overwrite) for source, target in pairs}

@@ -456,6 +456,7 @@ class LoadOptions:
         tf32: Whether a GPU may round float32 products to TF32.
         workers: Windows that a CPU computes at a time, and the threads of each.
         block: Path of a causal model's graph of one block, likewise; None where it is not used.
+        with_steps: Whether steps are known to come, so that both graphs are loaded at once.
     """
 
     predictive: Path
@@ -466,6 +467,7 @@ class LoadOptions:
     tf32: bool = False
     workers: tuple[int, int] = (1, 1)
     block: Path | None = None
+    with_steps: bool = False
 
     @property
     def for_a_worker(self) -> LoadOptions | None:

@@ -222,6 +222,7 @@ def open_backend(
     *,
     tf32: bool = False,
     low_memory: bool = False,
+    with_steps: bool = False,
 ) -> Backend:
     """Load an engine folder's two graphs.
 
@@ -237,6 +238,8 @@ def open_backend(
             faster on Ampere and later. TensorRT plans must have been built so (--tf32).
         low_memory: Whether a CPU computes one window at a time, on all threads: the maps of the
             networks are most of the memory.
+        with_steps: Whether steps are known to come: both graphs are loaded at once, and none for the
+            estimate alone. They can be asked for in any case.
 
     Raises:
         InputError: Unknown backend name or impossible thread count.
@@ -269,6 +272,7 @@ def open_backend(
             tf32=tf32,
             workers=(1, 1) if alone else share_threads(threads or physical_cores()),
             block=paths.get(BLOCK) if (backend_name, backend_device) in BLOCK_ENGINES else None,
+            with_steps=with_steps,
         )
         try:
             check_causal(manifest, backend_name, backend_device)

@@ -37,7 +37,7 @@ def is_single(options: LoadOptions) -> bool:
 def wait_for_steps(options: LoadOptions) -> bool:
     """Whether both graphs are loaded when somebody asks for a step, and ``ESTIMATE`` at the start.
 
-    Where the model takes none by default, most processes never do. As outputs of the graph the feats
+    Where the model takes none by default, most processes that do not say so never do. As outputs of the graph the feats
     would stay in memory to the end of a call. On a GPU, where loading may take minutes, and for live
     sound, which does not wait, both graphs are ready from the start.
 
@@ -45,7 +45,8 @@ def wait_for_steps(options: LoadOptions) -> bool:
         options: Of the backend.
     """
     manifest = options.manifest
-    return options.device == "cpu" and manifest.causal is None and not manifest.sampler.n_steps
+    steps = options.with_steps or manifest.sampler.n_steps
+    return options.device == "cpu" and manifest.causal is None and not steps
 
 
 def verify_again(options: LoadOptions, graph: str) -> None:

@@ -86,10 +86,17 @@ def test_quality_is_a_name_for_steps(engine_shared, recording, tmp_path, capsys)
         assert "--quality: not allowed with argument --steps" in capsys.readouterr().err
 
 
-def test_an_engine_may_take_no_steps_by_default(engine, recording, tmp_path, capsys):
+def test_an_engine_may_take_no_steps_by_default(engine, recording, tmp_path, capsys, monkeypatch):
     table = json.loads((engine / "manifest.json").read_text())
     table["sampler"]["n_steps"] = 0
     (engine / "manifest.json").write_text(json.dumps(table))
+    opened = []
+
+    def noted(*args, inner=cli.open_backend, **options):
+        opened.append(options["with_steps"])
+        return inner(*args, **options)
+
+    monkeypatch.setattr(cli, "open_backend", noted)
     for words, calls in (("", 1), ("--steps 1", 2), ("--quality best --alpha 0.1", 4)):
         out = tmp_path / f"{calls}.wav"
         assert run(recording, out, "--json", *words.split(), engine=engine) == 0
@@ -97,6 +104,7 @@ def test_an_engine_may_take_no_steps_by_default(engine, recording, tmp_path, cap
         assert run(recording, out, "--overwrite", *words.split(), engine=engine) == 0
         said = "1 network call a" if calls == 1 else f"{calls} network calls a"
         assert said in capsys.readouterr().out
+    assert opened == [False] * 2 + [True] * 4  # both graphs at once where steps are asked for
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,16 @@ def test_without_steps_a_shipped_engine_computes_no_feats(tmp_path, name, single
     backend.close()
 
 
+@pytest.mark.parametrize("name", BACKENDS)
+def test_where_steps_are_known_to_come_no_third_graph_is_loaded(name):
+    manifest = replace(Manifest.load(TINY), sampler=SamplerSpec(n_steps=0))
+    noisy = inputs(1, 64)["noisy"]
+    backend = open_backend(TINY, manifest, name, "cpu", 1, with_steps=True)
+    assert set(outputs_of(backend)) == {"predictive", "score"}
+    np.testing.assert_array_equal(backend.estimate(noisy), backend.predict(noisy)[0])
+    backend.close()
+
+
 def outputs_of(backend):
     """Names of the outputs of each graph that is loaded."""
     if backend.name == "ort":
