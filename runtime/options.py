@@ -147,7 +147,7 @@ def sampler_choice(
     if rounds and manifest.causal is not None:
         raise InputError(
             f"phase_rounds is {rounds}; expected 0: {manifest.name} is causal, and each round needs "
-            "what comes later (leave out --phase-rounds)"
+            "what comes later: leave it out"
         )
     factors = resolve_tlb(tlb, manifest.tlb_presets)
     if steps is None and not count and (alpha is not None or factors != TlbFactors()):

@@ -32,7 +32,10 @@ AGAIN_S = "10"  # when a client that was refused may come again
 LOOK_S = 0.5  # between two looks at whether a client is still there
 
 
-PARAMETERS = ("steps", "max_attenuation", "mix", "seed")  # of /enhance
+# Of /enhance.
+PARAMETERS = (
+    "steps", "quality", "alpha", "tlb", "phase_rounds", "max_attenuation", "mix", "seed",
+)  # fmt: skip
 
 
 class Service:
@@ -140,13 +143,19 @@ class Service:
         self,
         request: Request,
         steps: Annotated[int | None, Query(ge=0, le=1000)] = None,
+        quality: str | None = None,
+        alpha: Annotated[float | None, Query(ge=0, le=1)] = None,
+        tlb: str | None = None,
+        phase_rounds: Annotated[int | None, Query(ge=0, le=100)] = None,
         max_attenuation: Annotated[float | None, Query(ge=0)] = None,
         mix: Annotated[float, Query(ge=0, le=1)] = 1.0,
         seed: Annotated[int, Query(ge=0, lt=2**64)] = 0,
     ) -> Response:
         """A recording in the body, its enhanced samples as WAV while they are computed."""
         options = {
-            "steps": steps, "attenuation_limit_db": max_attenuation, "mix": mix, "seed": seed,
+            "steps": steps, "quality": quality, "alpha": alpha, "tlb": tlb,
+            "phase_rounds": phase_rounds, "attenuation_limit_db": max_attenuation, "mix": mix,
+            "seed": seed,
         }  # fmt: skip
         try:
             self._check(request)

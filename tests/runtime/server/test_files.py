@@ -9,6 +9,7 @@ import socket as sockets
 import threading
 import weakref
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from dvpd.runtime.server.files import FileJob
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 WAIT_S = 60.0
+TLB = '{"skip": [[0.8, 1], [1, 1]], "backbone": [[1, 1], [1, 1.1]]}'
 
 
 def recording(seconds: float = 1.0, container: str = "FLAC", channels: int = 1) -> bytes:
@@ -28,13 +30,20 @@ def recording(seconds: float = 1.0, container: str = "FLAC", channels: int = 1) 
     return data.getvalue()
 
 
-@pytest.mark.parametrize("container", ["FLAC", "WAV"])
-def test_a_recording_comes_back_enhanced(client, container, tmp_path):
+@pytest.mark.parametrize(
+    ("container", "address", "options"),
+    [
+        ("FLAC", "steps=0&seed=1", {"steps": 0, "seed": 1}),
+        ("WAV", f"quality=balanced&alpha=0.2&tlb={quote(TLB)}&phase_rounds=0&mix=0.9",
+         {"quality": "balanced", "alpha": 0.2, "tlb": TLB, "phase_rounds": 0, "mix": 0.9}),
+    ],
+)  # fmt: skip
+def test_a_recording_comes_back_enhanced(client, container, address, options, tmp_path):
     body = recording(container=container, channels=2)
-    answer = client.ask("POST", "/enhance?steps=0&seed=1", body)
+    answer = client.ask("POST", f"/enhance?{address}", body)
     assert (answer.status, answer.headers["content-type"]) == (200, "audio/wav")
     (tmp_path / "in").write_bytes(body)
-    opened()[0].enhance_file(tmp_path / "in", tmp_path / "out.wav", steps=0, seed=1)
+    opened()[0].enhance_file(tmp_path / "in", tmp_path / "out.wav", **options)
     wanted, rate = soundfile.read(tmp_path / "out.wav", dtype="int16")
     heard, heard_rate = soundfile.read(io.BytesIO(answer.body), dtype="int16")
     assert heard_rate == rate
@@ -81,7 +90,13 @@ def test_bodies_without_a_length_are_taken(client):
         ("/enhance?steps=x", recording(), 400, "steps is 'x'"),
         ("/enhance?mix=2", recording(), 400, "mix is '2'"),
         ("/enhance?max_attenuation=nan", recording(), 400, "max_attenuation"),
-        ("/enhance?step=0", recording(), 400, "step is no parameter; expected some of steps, max_"),
+        ("/enhance?step=0", recording(), 400, "step is no parameter; expected some of steps, qual"),
+        ("/enhance?quality=good", recording(), 400, "quality is 'good'; expected one of fast,"),
+        ("/enhance?quality=fast&steps=0", recording(), 400, "steps is 0 and quality is 'fast'"),
+        ("/enhance?alpha=2", recording(), 400, "alpha is '2'"),
+        ("/enhance?tlb=loud", recording(), 400, "tlb is 'loud'; expected one of"),
+        ("/enhance?phase_rounds=2", recording(), 400, "is causal, and each round needs"),
+        ("/enhance?phase_rounds=-1", recording(), 400, "phase_rounds is '-1'"),
         ("/elsewhere", recording(), 404, "nothing is there"),
     ],
 )
