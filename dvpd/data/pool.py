@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from ..runtime.spec import SAMPLE_RATE
 SUFFIXES = (".opus", ".flac", ".wav", ".ogg")
 POOL_FORMAT = 1
 _LOST_SHARE = 0.02  # more undecodable files than this and something else is wrong
+STALE_S = 3600.0  # since the last write of a file that nobody finishes any more
 
 logger = logging.getLogger("dvpd")
 Progress = Callable[[int, int], None]
@@ -255,10 +257,25 @@ def _decode_all(
         logger.warning("left out: %s", error)
 
 
+def _clear(folder: Path) -> None:
+    """Remove what decoding that was killed left in a cache: as large as a corpus.
+
+    Decoding that goes on writes more than once in ``STALE_S``.
+    """
+    for path in folder.glob(".pool-*.tmp"):
+        try:
+            if time.time() - path.stat().st_mtime > STALE_S:
+                path.unlink()
+                logger.info("removed %s, which decoding that was killed has left", path)
+        except OSError:  # another process was faster, or it is not ours
+            continue
+
+
 def _write_cache(
     stem: Path, root: Path, files: list[Path], spare: int, progress: Progress | None
 ) -> None:
     stem.parent.mkdir(parents=True, exist_ok=True)
+    _clear(stem.parent)
     sources = sorted({_source_of(root, p) for p in files})
     offsets, source = [0], []
     blank = "<i2"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import time
+
 import numpy as np
 import pytest
 import soundfile as sf
 
-from dvpd.data.pool import find_audio, load_pool
+from dvpd.data.pool import STALE_S, find_audio, load_pool
 from dvpd.runtime.errors import InputError
 
 # int16 rounding of the written files
@@ -70,6 +73,21 @@ def test_pool_of_named_files_wants_every_one(lab, tmp_path):
             InputError, match=r"4 of 7 files .*empty.wav holds no samples; .*inf.wav"
         ):
             load_pool(tmp_path / "x", cache, files=find_audio(tmp_path / "x"))
+
+
+def test_what_killed_decoding_left_is_removed_but_not_what_goes_on(lab, tmp_path):
+    lab.write(tmp_path / "x" / "0.wav", lab.voice(0.2, 0))
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    left, running, other = (
+        cache / name for name in (".pool-x-1.npy.2f.tmp", ".pool-x-2.npy.3f.tmp", ".mine.tmp")
+    )
+    for path in (left, running, other):
+        path.write_bytes(b"half")
+    for path in (left, other):
+        os.utime(path, (0, time.time() - 2 * STALE_S))
+    assert len(load_pool(tmp_path / "x", cache)) == 1
+    assert [path.exists() for path in (left, running, other)] == [False, True, True]
 
 
 def test_damaged_index_is_built_anew(lab, tmp_path):
