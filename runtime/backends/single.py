@@ -37,9 +37,9 @@ def is_single(options: LoadOptions) -> bool:
 def wait_for_steps(options: LoadOptions) -> bool:
     """Whether both graphs are loaded when somebody asks for a step, and ``ESTIMATE`` at the start.
 
-    Where the model takes none by default, most processes that do not say so never do. As outputs of the graph the feats
-    would stay in memory to the end of a call. On a GPU, where loading may take minutes, and for live
-    sound, which does not wait, both graphs are ready from the start.
+    Where the model takes none by default, most processes that do not say so never do. As outputs of the
+    graph the feats would stay in memory to the end of a call. On a GPU, where loading may take minutes,
+    and for live sound, which does not wait, both graphs are ready from the start.
 
     Args:
         options: Of the backend.

@@ -19,6 +19,8 @@ from starlette.requests import ClientDisconnect
 
 from ..command import explain
 from ..errors import InputError
+from ..options import chosen_steps, sampler_choice
+from ..spec import MAX_PHASE_ROUNDS
 from ..stream_worker import LiveSound
 from ..stream_workers import StreamWorkers
 from .files import FileDesk, FileJob
@@ -30,7 +32,6 @@ logger = logging.getLogger("dvpd")
 
 AGAIN_S = "10"  # when a client that was refused may come again
 LOOK_S = 0.5  # between two looks at whether a client is still there
-
 
 # Of /enhance.
 PARAMETERS = (
@@ -146,7 +147,7 @@ class Service:
         quality: str | None = None,
         alpha: Annotated[float | None, Query(ge=0, le=1)] = None,
         tlb: str | None = None,
-        phase_rounds: Annotated[int | None, Query(ge=0, le=100)] = None,
+        phase_rounds: Annotated[int | None, Query(ge=0, le=MAX_PHASE_ROUNDS)] = None,
         max_attenuation: Annotated[float | None, Query(ge=0)] = None,
         mix: Annotated[float, Query(ge=0, le=1)] = 1.0,
         seed: Annotated[int, Query(ge=0, lt=2**64)] = 0,
@@ -159,6 +160,10 @@ class Service:
         }  # fmt: skip
         try:
             self._check(request)
+            manifest = self.desk.opened.result().manifest
+            sampler_choice(manifest, chosen_steps(steps, quality), alpha, tlb, phase_rounds)
+        except InputError as wrong:
+            return self._refuse(Refusal(400, str(wrong)))
         except Refusal as refusal:
             return self._refuse(refusal)
         self.files += 1

@@ -11,6 +11,7 @@ import soundfile as sf
 
 from dvpd.data.pool import STALE_S, find_audio, load_pool
 from dvpd.runtime.errors import InputError
+from dvpd.runtime.files import temporary_path
 
 # int16 rounding of the written files
 INT16_STEP = 1.0 / 32768.0
@@ -80,7 +81,7 @@ def test_what_killed_decoding_left_is_removed_but_not_what_goes_on(lab, tmp_path
     cache = tmp_path / "cache"
     cache.mkdir()
     left, running, other = (
-        cache / name for name in (".pool-x-1.npy.2f.tmp", ".pool-x-2.npy.3f.tmp", ".mine.tmp")
+        temporary_path(cache / name) for name in ("pool-x-1.npy", "pool-x-2.npy", "mine.npy")
     )
     for path in (left, running, other):
         path.write_bytes(b"half")

@@ -95,6 +95,7 @@ def test_bodies_without_a_length_are_taken(client):
         ("/enhance?quality=fast&steps=0", recording(), 400, "steps is 0 and quality is 'fast'"),
         ("/enhance?alpha=2", recording(), 400, "alpha is '2'"),
         ("/enhance?tlb=loud", recording(), 400, "tlb is 'loud'; expected one of"),
+        ("/enhance?tlb=loud", b"", 400, "tlb is 'loud'"),  # before the body is read
         ("/enhance?phase_rounds=2", recording(), 400, "is causal, and each round needs"),
         ("/enhance?phase_rounds=-1", recording(), 400, "phase_rounds is '-1'"),
         ("/elsewhere", recording(), 404, "nothing is there"),
