@@ -36,7 +36,6 @@ from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.noise import frame_noise
 from dvpd.runtime.progress import show_status
 from dvpd.runtime.sampler import sample
-from dvpd.runtime.schedule import initial_state, sampler_steps
 from dvpd.runtime.spec import TlbFactors
 from dvpd.runtime.stft import compress, stft
 from dvpd.runtime.window import encode
@@ -89,8 +88,8 @@ def branches(
         clean_ri = sample(
             heard,
             noisy,
-            start=initial_state(sde, sampler.t_rs),
-            steps=sampler_steps(sde, sampler.t_rs, steps, sampler.last_step),
+            start=sampler.start(sde),
+            steps=sampler.steps(sde, steps),
             alpha=0.0,
             tlb=TlbFactors(),
             draw=functools.partial(_draw, seed, noisy.shape[2]),

@@ -127,8 +127,8 @@ def make_plan(sde: SdeSpec, sampler: SamplerSpec) -> Plan:
         sampler: Start time, steps and fusion weight.
     """
     return Plan(
-        schedule.initial_state(sde, sampler.t_rs),
-        schedule.sampler_steps(sde, sampler.t_rs, sampler.n_steps, sampler.last_step),
+        sampler.start(sde),
+        sampler.steps(sde),
         sampler.alpha,
     )
 

@@ -20,7 +20,6 @@ from dvpd.runtime import Enhancer, audio, command
 from dvpd.runtime.errors import InputError
 from dvpd.runtime.noise import frame_noise
 from dvpd.runtime.phase import to_waveform
-from dvpd.runtime.schedule import initial_state, sampler_steps
 from dvpd.runtime.spec import TlbFactors, padded_frames
 from dvpd.runtime.stft import compress, decompress, stft
 
@@ -48,14 +47,14 @@ def enhance(enhancer: Enhancer, gpuarray: Any, wav: np.ndarray) -> np.ndarray:
 
     on_device = gpuarray.to_gpu(noisy)  # yours may come from a kernel of your own
     sampler = manifest.sampler
-    steps = sampler_steps(manifest.sde, sampler.t_rs, sampler.n_steps, sampler.last_step)
+    steps = sampler.steps(manifest.sde)
     noise = np.empty((len(steps), 1, 1, padded, features.shape[2]), np.float32)  # maybe 0 steps
     for draw in range(len(steps)):
         noise[draw, 0, 0] = frame_noise(0, draw, 0, padded)
     clean_ri = enhancer.backend.run_sampler(
         on_device,
         noise,
-        start=initial_state(manifest.sde, sampler.t_rs),
+        start=sampler.start(manifest.sde),
         steps=steps,
         alpha=sampler.alpha,
         tlb=TlbFactors(),

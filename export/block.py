@@ -37,7 +37,6 @@ from dvpd.model import DVPD
 from dvpd.odam import KEY_FLOOR, CausalLinearScan, Mixer
 from dvpd.runtime.files import sha256_file
 from dvpd.runtime.manifest import BLOCK_FILE, BlockFile, BlockPoint, Manifest
-from dvpd.runtime.schedule import initial_state
 from dvpd.runtime.spec import BLOCK_STATES, FRAME_MULTIPLE, N_FREQS
 
 from .graphs import quick_tracing
@@ -356,7 +355,7 @@ class BlockGraph(nn.Module):
 
 def block_point(config: Config) -> BlockPoint:
     """Where a sampler of one step stands when it calls the score network."""
-    start = initial_state(config.sde, config.sampler.t_rs)
+    start = config.sampler.start(config.sde)
     return BlockPoint(t=start.t, w_x0=start.w_x0)
 
 

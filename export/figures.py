@@ -16,7 +16,6 @@ from dvpd.runtime.backends.base import Backend, StreamBackend
 from dvpd.runtime.block_sampler import BlockSampler, Lane
 from dvpd.runtime.errors import InputError
 from dvpd.runtime.manifest import Manifest
-from dvpd.runtime.schedule import initial_state, sampler_steps
 from dvpd.runtime.spec import CausalSpec, TlbFactors
 from dvpd.runtime.window import ModelSpec, decode, denoise, encode
 
@@ -165,8 +164,8 @@ def stream_waveform(
     lane = Lane(lambda i, first, n: noise[i][0, 0, first : first + n], late, signal.n_freqs)
     networks = BlockSampler(
         cast(StreamBackend, backend),
-        start=initial_state(manifest.sde, sampler.t_rs),
-        steps=sampler_steps(manifest.sde, sampler.t_rs, sampler.n_steps, sampler.last_step),
+        start=sampler.start(manifest.sde),
+        steps=sampler.steps(manifest.sde),
         alpha=sampler.alpha,
         tlb=tlb,
         lookahead_frames=late,

@@ -19,7 +19,7 @@ from .manifest import Manifest
 from .noise import check_seed
 from .options import Tlb, sampler_choice
 from .polyphase import MAX_RATE_HZ, MIN_RATE_HZ, Polyphase
-from .schedule import SamplerStep, initial_state, sampler_steps
+from .schedule import SamplerStep
 from .spec import CausalSpec, SignalSpec, TlbFactors
 from .stream import CausalStream
 from .windows import LoudestStretch, Piece, Reminder, WindowedStream
@@ -71,11 +71,10 @@ def make_settings(
     Raises:
         InputError: A value is out of range.
     """
-    sampler = manifest.sampler
     count, weight, factors, rounds = sampler_choice(manifest, steps, alpha, tlb, phase_rounds)
     return Settings(
         seed=check_seed(seed),
-        steps=sampler_steps(manifest.sde, sampler.t_rs, count, sampler.last_step),
+        steps=manifest.sampler.steps(manifest.sde, count),
         alpha=weight,
         tlb=factors,
         phase_rounds=rounds,
@@ -140,7 +139,7 @@ def block_sampler(
     manifest = enhancer.manifest
     return BlockSampler(
         cast(StreamBackend, enhancer.backend),
-        start=initial_state(manifest.sde, manifest.sampler.t_rs),
+        start=manifest.sampler.start(manifest.sde),
         steps=settings.steps,
         alpha=settings.alpha,
         tlb=settings.tlb,

@@ -410,6 +410,8 @@ class Enhancer(Closing):
 
     def _noise(self, settings: Settings, index: int, first: int, n_rows: int) -> FloatArray:
         """Noise of a draw by absolute frame, [n_rows, F]; zeros beyond the end of a given one."""
+        if settings.noise is None and self.manifest.sampler.noise == 0.0:  # nothing uses it
+            return np.zeros((n_rows, self.manifest.signal.n_freqs), np.float32)
         if settings.noise is None:
             return frame_noise(settings.seed, index, first, n_rows)
         given = np.zeros((n_rows, self.manifest.signal.n_freqs), np.float32)

@@ -31,7 +31,7 @@ from .live import Stream
 from .noise import check_seed
 from .options import noisy_share
 from .polyphase import MAX_RATE_HZ, MIN_RATE_HZ
-from .schedule import SamplerStep, sampler_steps
+from .schedule import SamplerStep
 from .spec import FRAME_MULTIPLE, MAX_CHANNELS
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ class StreamPool(Closing):
         self._source = f"backend {enhancer.backend.name}"
         sde, sampler = manifest.sde, manifest.sampler
         self._plans: dict[int, tuple[SamplerStep, ...]] = {
-            count: sampler_steps(sde, sampler.t_rs, count, sampler.last_step)
-            for count in self._governor.ladder
+            count: sampler.steps(sde, count) for count in self._governor.ladder
         }
         if manifest.causal is None:
             plan = enhancer.window_plan

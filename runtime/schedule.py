@@ -217,28 +217,44 @@ def _check_start(t_rs: float) -> None:
         raise InputError(f"sampler start time t_rs is {t_rs!r}; expected 0 < t_rs < 1")
 
 
-def initial_state(sde: SdeSpec, t_rs: float) -> InitialState:
+def check_share(value: object) -> float:
+    """``value`` as the share of the process's noise that the sampler's states get.
+
+    Args:
+        value: What was given.
+
+    Raises:
+        InputError: It is no number in [0, 1].
+    """
+    share = number("sampler", "noise", value)
+    if not 0.0 <= share <= 1.0:
+        raise InputError(f"sampler noise is {share}; expected 0 <= noise <= 1")
+    return share
+
+
+def initial_state(sde: SdeSpec, t_rs: float, noise: float = 1.0) -> InitialState:
     """Coefficients of Algorithm 1, line 8: the marginal at t_rs around the predictive estimate.
 
     Args:
         sde: The process.
         t_rs: Start time in (0, 1).
+        noise: Share of the marginal's standard deviation, 0 to 1; Algorithm 1 has 1.
 
     Raises:
-        InputError: ``t_rs`` lies outside (0, 1).
+        InputError: ``t_rs`` lies outside (0, 1), or ``noise`` outside [0, 1].
     """
     _check_start(t_rs)
-    return _marginal(sde, float(t_rs))
+    return _marginal(sde, float(t_rs), check_share(noise))
 
 
 @functools.lru_cache(maxsize=64)  # the same for each window
-def _marginal(sde: SdeSpec, t: float) -> InitialState:
+def _marginal(sde: SdeSpec, t: float, noise: float) -> InitialState:
     weight = mean_weight(sde, t)
-    return InitialState(t=t, w_x0=weight, w_y=1.0 - weight, std=std(sde, t))
+    return InitialState(t=t, w_x0=weight, w_y=1.0 - weight, std=noise * std(sde, t))
 
 
 def sampler_steps(
-    sde: SdeSpec, t_rs: float, n_steps: int, last_step: str = "euler"
+    sde: SdeSpec, t_rs: float, n_steps: int, last_step: str = "euler", noise: float = 1.0
 ) -> tuple[SamplerStep, ...]:
     """The reverse steps at t = t_rs, t_rs - dt, ..., dt with dt = t_rs / n_steps.
 
@@ -254,18 +270,22 @@ def sampler_steps(
         t_rs: Start time in (0, 1).
         n_steps: Number of network calls; 0 gives no steps.
         last_step: "euler" or "exact".
+        noise: Share of the noise between two steps, 0 to 1; Algorithm 1 has 1.
 
     Raises:
-        InputError: ``t_rs``, ``n_steps`` or ``last_step`` is out of range.
+        InputError: ``t_rs``, ``n_steps``, ``last_step`` or ``noise`` is out of range.
     """
     if last_step not in LAST_STEPS:
         raise InputError(f"last_step is {last_step!r}; expected one of {', '.join(LAST_STEPS)}")
     _check_start(t_rs)
-    return _steps(sde, float(t_rs), check_whole("", "n_steps", n_steps, 0), last_step)
+    count = check_whole("", "n_steps", n_steps, 0)
+    return _steps(sde, float(t_rs), count, last_step, check_share(noise))
 
 
 @functools.lru_cache(maxsize=64)  # the same for each recording
-def _steps(sde: SdeSpec, t_rs: float, count: int, last_step: str) -> tuple[SamplerStep, ...]:
+def _steps(
+    sde: SdeSpec, t_rs: float, count: int, last_step: str, noise: float
+) -> tuple[SamplerStep, ...]:
     dt = t_rs / max(count, 1)
     steps = []
     for index in range(count):
@@ -284,7 +304,7 @@ def _steps(sde: SdeSpec, t_rs: float, count: int, last_step: str) -> tuple[Sampl
                 a=1.0 + rate * dt,
                 b=-rate * dt,
                 e=-(g**2) * dt / std(sde, t) ** 2,
-                n=0.0 if last else g * math.sqrt(dt),
+                n=0.0 if last else noise * g * math.sqrt(dt),
             )
         )
     return tuple(steps)

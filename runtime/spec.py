@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from .checks import check_whole, number
 from .errors import InputError
-from .schedule import LAST_STEPS
+from .schedule import (
+    LAST_STEPS,
+    InitialState,
+    SamplerStep,
+    SdeSpec,
+    check_share,
+    initial_state,
+    sampler_steps,
+)
 
 GRAPH_NAMES = ("predictive", "score")
 ESTIMATE = "estimate"  # the predictive graph without the feats; it has no file of its own
@@ -129,6 +137,9 @@ class SamplerSpec:
             (``schedule.sampler_steps``). A score network is trained through one of them.
         phase_rounds: How often the result's phase is brought nearer to its magnitude (``phase``);
             0 leaves the networks' phase. Not for causal models.
+        noise: Share of the process's noise that the sampler's states get, in [0, 1]. 1 is Algorithm
+            1; with 0 the states are the predictive estimate and the noisy magnitude alone, the same
+            for every seed. A score network is trained with one of them.
     """
 
     t_rs: float = 0.12
@@ -136,6 +147,7 @@ class SamplerSpec:
     alpha: float = 0.4
     last_step: str = "euler"
     phase_rounds: int = 0
+    noise: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -145,6 +157,7 @@ class SamplerSpec:
             raise InputError(f"sampler t_rs is {self.t_rs}; expected 0 < t_rs < 1")
         check_whole("sampler", "n_steps", self.n_steps, 0)
         check_phase_rounds("sampler", self.phase_rounds)
+        check_share(self.noise)
         if not 0.0 <= self.alpha <= 1.0:
             raise InputError(f"sampler alpha is {self.alpha}; expected 0 <= alpha <= 1")
         if self.last_step not in LAST_STEPS:
@@ -156,6 +169,23 @@ class SamplerSpec:
     def score_steps(self) -> int:
         """Steps of whoever is to see the score network at work: ``n_steps``, or one where that is 0."""
         return max(self.n_steps, 1)
+
+    def start(self, sde: SdeSpec) -> InitialState:
+        """Coefficients of the first state of a process."""
+        return initial_state(sde, self.t_rs, self.noise)
+
+    def steps(self, sde: SdeSpec, count: int | None = None) -> tuple[SamplerStep, ...]:
+        """Coefficients of the reverse steps of a process.
+
+        Args:
+            sde: The process.
+            count: Number of steps; None: ``n_steps``.
+
+        Raises:
+            InputError: ``count`` is no whole number of 0 or more.
+        """
+        count = self.n_steps if count is None else count
+        return sampler_steps(sde, self.t_rs, count, self.last_step, self.noise)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from .arrays import FloatArray
 from .backends.base import Backend
 from .phase import to_waveform
 from .sampler import sample
-from .schedule import SamplerStep, SdeSpec, initial_state, sampler_steps
+from .schedule import SamplerStep, SdeSpec
 from .spec import SamplerSpec, SignalSpec, TlbFactors, padded_frames
 from .stft import compress, decompress, stft
 
@@ -96,11 +96,11 @@ def denoise(
     """
     sampler = spec.sampler
     if steps is None:
-        steps = sampler_steps(spec.sde, sampler.t_rs, sampler.n_steps, sampler.last_step)
+        steps = sampler.steps(spec.sde)
     return sample(
         backend,
         noisy,
-        start=initial_state(spec.sde, sampler.t_rs),
+        start=sampler.start(spec.sde),
         steps=steps,
         alpha=sampler.alpha if alpha is None else alpha,
         tlb=TlbFactors() if tlb is None else tlb,

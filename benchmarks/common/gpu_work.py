@@ -20,7 +20,6 @@ from dvpd.runtime.arrays import FloatArray
 from dvpd.runtime.doctor import processor_name
 from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.noise import frame_noise
-from dvpd.runtime.schedule import sampler_steps
 from dvpd.runtime.window import decode, denoise, encode
 from dvpd.torch_backend import TorchBackend, need_checkpoint
 
@@ -82,7 +81,7 @@ class Work:
     def run(self, backend: Any) -> FloatArray:
         """One call of the whole sampler."""
         sde, sampler = self.manifest.sde, self.manifest.sampler
-        steps = sampler_steps(sde, sampler.t_rs, self.steps, sampler.last_step)
+        steps = sampler.steps(sde, self.steps)
         return denoise(backend, self.manifest, self.noisy, lambda i: self.noise[i], steps=steps)
 
     def wav(self, out: FloatArray) -> FloatArray:

@@ -21,7 +21,6 @@ from dvpd.runtime.backends.choose import open_backend
 from dvpd.runtime.errors import InputError, one_line
 from dvpd.runtime.manifest import Manifest
 from dvpd.runtime.noise import frame_noise
-from dvpd.runtime.schedule import sampler_steps
 from dvpd.runtime.spec import FRAME_MULTIPLE, MIN_FRAMES
 from dvpd.runtime.tensorrt.gpus import cuda_device_count
 from dvpd.runtime.window import decode, denoise, encode
@@ -165,8 +164,7 @@ def enhance_windows(
     noisy, n_frames = encode(scaled, signal)
     n_padded = noisy.shape[2]
     ready = time.perf_counter()
-    sampler = manifest.sampler
-    schedule = sampler_steps(manifest.sde, sampler.t_rs, steps, sampler.last_step) if steps else ()
+    schedule = manifest.sampler.steps(manifest.sde, steps)
     clean_ri = denoise(
         clock,
         manifest,

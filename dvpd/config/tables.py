@@ -40,6 +40,7 @@ _LATER_TRAIN_KEYS: dict[str, Any] = {
 }
 
 _LATER_MODEL_KEYS: dict[str, Any] = {"causal": False, "lookahead_blocks": 0}
+_LATER_SAMPLER_KEYS: dict[str, Any] = {"last_step": "euler", "phase_rounds": 0, "noise": 1.0}
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def complete_old(values: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(values.get("model"), Mapping):
         completed["model"] = {**_LATER_MODEL_KEYS, **values["model"]}
     if isinstance(values.get("sampler"), Mapping):
-        completed["sampler"] = {"last_step": "euler", "phase_rounds": 0, **values["sampler"]}
+        completed["sampler"] = {**_LATER_SAMPLER_KEYS, **values["sampler"]}
     return completed
 
 

@@ -34,10 +34,19 @@ class TorchBackend:
 
 @pytest.mark.parametrize("name", ["bbed", "ouve"])
 @pytest.mark.parametrize(
-    ("n_steps", "last_step"), [(0, "exact"), (1, "exact"), (3, "euler"), (3, "exact")]
+    "chosen",
+    [
+        {"n_steps": 0, "last_step": "exact"},
+        {"n_steps": 1, "last_step": "exact"},
+        {"n_steps": 3, "last_step": "euler"},
+        {"n_steps": 3, "last_step": "exact"},
+        {"n_steps": 3, "last_step": "exact", "noise": 0.25},
+        {"n_steps": 1, "last_step": "exact", "noise": 0.0},
+    ],
 )
-def test_reference_sampler_equals_the_runtime_s(small_model, name, n_steps, last_step):
-    sde, spec = SdeSpec(name=name), SamplerSpec(n_steps=n_steps, last_step=last_step)
+def test_reference_sampler_equals_the_runtime_s(small_model, name, chosen):
+    sde, spec = SdeSpec(name=name), SamplerSpec(**chosen)
+    n_steps = spec.n_steps
     rng = np.random.default_rng(0)
     noisy = rng.standard_normal((1, 3, 32, 257), dtype=np.float32) * 0.2
     noisy[:, 2] = np.hypot(noisy[:, 0], noisy[:, 1])
@@ -48,8 +57,8 @@ def test_reference_sampler_equals_the_runtime_s(small_model, name, n_steps, last
     got = np_sampler.sample(
         TorchBackend(small_model),
         noisy,
-        start=schedule.initial_state(sde, spec.t_rs),
-        steps=schedule.sampler_steps(sde, spec.t_rs, spec.n_steps, spec.last_step),
+        start=schedule.initial_state(sde, spec.t_rs, spec.noise),
+        steps=schedule.sampler_steps(sde, spec.t_rs, n_steps, spec.last_step, spec.noise),
         alpha=spec.alpha,
         tlb=TlbFactors(),
         draw=lambda i: noise[i],

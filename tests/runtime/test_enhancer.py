@@ -147,6 +147,17 @@ def test_given_noise_equals_the_seeds_noise(enhancer, speech):
     np.testing.assert_allclose(shorter, expected, atol=1e-6)
 
 
+def test_without_noise_in_the_states_every_seed_gives_the_same(enhancer, speech):
+    wav, plain = speech[:16000], enhancer.manifest
+    zeros = np.zeros((3, 128, 257), np.float32)
+    expected = enhancer.enhance(wav, 16000, noise=zeros).wav
+    manifest = replace(plain, sampler=replace(plain.sampler, noise=0.0))
+    quiet = Enhancer(manifest, enhancer.backend)
+    for options in ({}, {"seed": 7}, {"noise": zeros + 1}):
+        np.testing.assert_array_equal(quiet.enhance(wav, 16000, **options).wav, expected)
+    assert np.abs(expected - enhancer.enhance(wav, 16000).wav).max() > 1e-4
+
+
 @pytest.mark.parametrize(
     "noise",
     [

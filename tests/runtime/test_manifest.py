@@ -51,6 +51,11 @@ def test_round_trip(engine):
         (lambda t: t["sampler"].update(n_steps=-1), "n_steps is -1"),
         (lambda t: t["sampler"].update(t_rs="x"), "t_rs"),
         (lambda t: t["sampler"].update(last_step="heun"), "last_step is 'heun'"),
+        (
+            lambda t: t["sampler"].update(noise=1.5),
+            "sampler noise is 1.5; expected 0 <= noise <= 1",
+        ),
+        (lambda t: t["sampler"].update(noise="a"), "sampler noise is 'a'"),
         (lambda t: t["sampler"].update(phase_rounds=-1), "phase_rounds is -1"),
         (lambda t: t["sampler"].update(phase_rounds=101), "phase_rounds is 101; expected 0 to 100"),
         (lambda t: t["tlb_presets"].update(bad={"skip": 1}), "preset 'bad'"),
@@ -112,6 +117,13 @@ def test_a_manifest_from_before_last_step_means_algorithm_1(engine):
     assert load(engine).sampler.last_step == "euler"
     change(engine, lambda t: t["sampler"].update(last_step="exact"))
     assert load(engine).sampler.last_step == "exact"
+
+
+def test_a_manifest_from_before_the_share_of_noise_means_all_of_it(engine):
+    change(engine, lambda t: t["sampler"].pop("noise", None))
+    assert load(engine).sampler.noise == 1.0
+    change(engine, lambda t: t["sampler"].update(noise=0.0))
+    assert load(engine).sampler.noise == 0.0
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"x"', "[" * 100000, "\xff\xfe"])

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.integrate import quad
@@ -116,6 +118,31 @@ def test_the_last_euler_step_leaves_the_share_of_noise_that_the_docstring_says()
     for n_steps, share in ((1, -0.129), (3, -0.038)):
         last = sampler_steps(BBED, 0.12, n_steps)[-1]
         assert last.a + last.e == pytest.approx(share, abs=0.002)
+
+
+@pytest.mark.parametrize("sde", [BBED, OUVE])
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_share_of_the_noise_changes_what_is_added_alone(sde, share):
+    whole, part = initial_state(sde, 0.12), initial_state(sde, 0.12, share)
+    assert part.std == pytest.approx(share * whole.std)
+    assert (part.t, part.w_x0, part.w_y) == (whole.t, whole.w_x0, whole.w_y)
+    for less, step in zip(
+        sampler_steps(sde, 0.12, 3, "exact", share),
+        sampler_steps(sde, 0.12, 3, "exact"),
+        strict=True,
+    ):
+        assert less.n == pytest.approx(share * step.n)
+        assert replace(less, n=step.n) == step
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), "half", True])
+def test_a_share_that_is_none(share):
+    for call in (
+        lambda: initial_state(BBED, 0.12, share),
+        lambda: sampler_steps(BBED, 0.12, 1, "exact", share),
+    ):
+        with pytest.raises(InputError, match="sampler noise"):
+            call()
 
 
 def test_ouve_steps_use_its_stiffness():

@@ -19,7 +19,14 @@ export interface Manifest {
   version: string;
   signal: Signal;
   sde: Sde;
-  sampler: { t_rs: number; n_steps: number; alpha: number; last_step: string; phase_rounds?: number };
+  sampler: {
+    t_rs: number;
+    n_steps: number;
+    alpha: number;
+    last_step: string;
+    phase_rounds?: number;
+    noise?: number;
+  };
   causal?: {
     lookahead_blocks: number;
     block_frames: number;

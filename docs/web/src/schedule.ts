@@ -38,11 +38,16 @@ function std({ k, c }: Sde, t: number): number {
   return Math.sqrt(Math.max(c * (1 - t) * inner, 0));
 }
 
+/** Share of the process's noise in the states; a manifest without it is Algorithm 1's. */
+function share({ noise }: Manifest["sampler"]): number {
+  return noise ?? 1;
+}
+
 /** The first state around the predictive estimate. */
 export function initialState({ sde, sampler }: Manifest): Start {
   if (sde.name !== "bbed") throw new Error(`process ${sde.name}; this page knows bbed`);
   const t = sampler.t_rs;
-  return { w_x0: 1 - t, w_y: t, std: std(sde, t) };
+  return { w_x0: 1 - t, w_y: t, std: share(sampler) * std(sde, t) };
 }
 
 /** The reverse steps; none for the predictive branch alone. */
@@ -62,7 +67,7 @@ export function samplerSteps({ sde, sampler }: Manifest, count: number): Step[] 
       a: 1 + rate * dt,
       b: -rate * dt,
       e: (-(g ** 2) * dt) / std(sde, t) ** 2,
-      n: last ? 0 : g * Math.sqrt(dt),
+      n: last ? 0 : share(sampler) * g * Math.sqrt(dt),
     };
   });
 }

@@ -19,6 +19,9 @@ interface Vectors {
   plan: WindowSizes;
   noise: { seed: string; draw: number; frame: number; out: number[] }[];
   start: number[];
+  noise_share: number;
+  start_share: number[];
+  steps_share: number[][];
   steps: Record<string, Record<string, number[][]>>;
   spectra: { n: number; compressed: number[]; half: number[] }[];
   windows: { n: number; windows: number[][]; loudest: number | null; out: number[] }[];
@@ -88,6 +91,14 @@ test("coefficients of the sampler", () => {
     }
   }
   expect(samplerSteps(tiny, 0)).toEqual([]);
+});
+
+test("a share of the sampler's noise", () => {
+  const model = { ...tiny, sampler: { ...tiny.sampler, last_step: "euler", noise: vectors.noise_share } };
+  const { w_x0, w_y, std } = initialState(model);
+  expect(difference([w_x0, w_y, std], vectors.start_share)).toBeLessThan(1e-7);
+  const got = samplerSteps(model, 3).map(({ t, a, b, e, n }) => [t, a, b, e, n]);
+  expect(difference(got.flat(), vectors.steps_share.flat())).toBeLessThan(1e-6);
 });
 
 describe.each(vectors.spectra)("spectrum of $n samples", ({ n, compressed, half }) => {

@@ -29,6 +29,7 @@ PLAN = WindowPlan(
     least_samples=8192,
     reminder_samples=4096,
 )
+NOISE = 0.25  # share of the process's noise
 EVERY = 151  # one of so many samples is kept
 
 
@@ -130,6 +131,7 @@ def vectors() -> dict[str, Any]:
         compressed = compress(spec, signal)
         spectra.append({"n": n, "compressed": plain(compressed[:, ::3, ::5]), "half": plain(back)})
     start = initial_state(sde, t_rs)
+    quieter = initial_state(sde, t_rs, NOISE)
     return {
         "every": EVERY,
         "plan": {
@@ -144,6 +146,11 @@ def vectors() -> dict[str, Any]:
             for s, d, f in noise
         ],
         "start": plain([start.w_x0, start.w_y, start.std]),
+        "noise_share": NOISE,
+        "start_share": plain([quieter.w_x0, quieter.w_y, quieter.std]),
+        "steps_share": [
+            plain([s.t, s.a, s.b, s.e, s.n]) for s in sampler_steps(sde, t_rs, 3, "euler", NOISE)
+        ],
         "steps": {
             last: {
                 str(count): [

@@ -132,3 +132,9 @@ def test_a_checkpoint_from_before_phase_rounds_means_none():
     values = to_dict(Config())
     del values["sampler"]["phase_rounds"]
     assert complete_from_dict(values).sampler.phase_rounds == 0
+
+
+def test_a_checkpoint_from_before_the_share_of_noise_means_all_of_it():
+    values = to_dict(Config())
+    del values["sampler"]["noise"]
+    assert complete_from_dict(values).sampler.noise == 1.0

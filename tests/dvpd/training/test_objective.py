@@ -216,6 +216,21 @@ def test_losses_without_room_are_refused_in_words(tmp_path):
         TrainConfig(consistency_steps=0)
 
 
+def test_training_through_the_sampler_has_its_share_of_the_noise(tmp_path):
+    def loss(share):
+        config = micro_config(sampler_weight=1.0, branches="score", score_weight=0.0)
+        config = replace(config, sampler=replace(config.sampler, n_steps=1, noise=share))
+        objective = Trainer(config, Tones(), tmp_path / str(share)).objective.eval()
+        noisy, clean = batch()
+        drawn = [objective.draw(step, *noisy.shape, torch.device("cpu")) for step in (0, 1)]
+        return [float(objective(noisy, clean, x)["sampler"]) for x in drawn]
+
+    with torch.no_grad():
+        quiet, whole = loss(0.0), loss(1.0)
+    assert quiet[0] == quiet[1]
+    assert abs(whole[0] - whole[1]) > 1e-6 * whole[0]
+
+
 def test_the_draws_of_the_new_losses_leave_the_others_as_they_were(tmp_path):
     plain = Trainer(micro_config(sampler_weight=1.0), Tones(), tmp_path / "a").objective
     more = Trainer(
