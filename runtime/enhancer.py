@@ -106,6 +106,7 @@ class Enhancer(Closing):
         window_plan: WindowPlan | None = None,
         tf32: bool = False,
         low_memory: bool = False,
+        with_steps: bool = False,
     ) -> Enhancer:
         """Load an engine folder.
 
@@ -120,6 +121,8 @@ class Enhancer(Closing):
             window_plan: How long recordings are cut; None for the defaults of ``WindowPlan``.
             tf32: Whether a GPU may round float32 products to TF32; see ``open_backend``.
             low_memory: Whether a CPU computes one window at a time, on all threads.
+            with_steps: Whether calls will ask for steps of a model that takes none by default: a CPU then
+                loads both graphs at once, and none for calls without steps.
 
         Raises:
             InputError: An option is out of range.
@@ -129,8 +132,9 @@ class Enhancer(Closing):
         folder = find_engine(folder)
         manifest = Manifest.load(folder)
         opened = open_backend(
-            folder, manifest, backend, device, threads, tf32=tf32, low_memory=low_memory
-        )
+            folder, manifest, backend, device, threads, tf32=tf32, low_memory=low_memory,
+            with_steps=with_steps,
+        )  # fmt: skip
         warn_unverified(folder, manifest)
         return cls(manifest, opened, window_plan)
 

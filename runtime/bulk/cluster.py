@@ -28,7 +28,6 @@ from typing import Any, TypeVar
 
 from ..backends.choose import cpu_quota
 from ..command import explain
-from ..enhancer import Enhancer
 from ..errors import BackendError, InputError, one_line
 from ..files import sha256_file
 from ..progress import Progress
@@ -292,9 +291,7 @@ class Enhance:
         log.setLevel(logging.INFO)
         self._broken: str | None = None
         try:
-            self._enhancer = Enhancer.open(
-                engine.folder, engine.backend, engine.device, engine.threads, tf32=engine.tf32
-            )
+            self._enhancer = engine.open()
             settle()
         except Exception as error:
             self._broken = f"node {self._ray.util.get_node_ip_address()}: {explain(error)}"

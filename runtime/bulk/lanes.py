@@ -55,9 +55,7 @@ def serve_lanes(pipes: Sequence[Connection], engine: Engine) -> None:
     first = Sender(pipes[0])
     log.addHandler(first)
     try:
-        opened = Enhancer.open(
-            engine.folder, engine.backend, engine.device, engine.threads, tf32=engine.tf32
-        )
+        opened = engine.open()
         try:
             check_batch(opened.manifest)
         except InputError:

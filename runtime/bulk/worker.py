@@ -75,6 +75,17 @@ class Engine:
     share: Any = None
     dnsmos: Path | None = None
 
+    def open(self) -> Enhancer:
+        """The loaded model.
+
+        Raises:
+            DvpdError: It cannot be loaded.
+        """
+        return Enhancer.open(
+            self.folder, self.backend, self.device, self.threads, tf32=self.tf32,
+            with_steps=bool(self.options.get("steps")),
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Task:
@@ -208,9 +219,7 @@ def serve(pipe: Connection, engine: Engine) -> None:
     log.addHandler(Sender(pipe))
     log.setLevel(logging.INFO)
     try:
-        enhancer = Enhancer.open(
-            engine.folder, engine.backend, engine.device, engine.threads, tf32=engine.tf32
-        )
+        enhancer = engine.open()
     except Exception as error:
         pipe.send(("broken", explain(error)))
         return

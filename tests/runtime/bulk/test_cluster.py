@@ -194,7 +194,7 @@ def test_what_answers_is_no_cluster(monkeypatch):
 @pytest.fixture
 def actor(monkeypatch):
     """What an actor runs, in this process."""
-    monkeypatch.setattr(cluster.Enhancer, "open", lambda *a, **options: FakeEnhancer())
+    monkeypatch.setattr(worker.Enhancer, "open", lambda *a, **options: FakeEnhancer())
     tries = cluster._Tries()
     remote = {name: SimpleNamespace(remote=getattr(tries, name)) for name in ("begin", "end")}
     made = cluster.Enhance(ENGINE, SimpleNamespace(**remote))

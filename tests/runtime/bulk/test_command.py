@@ -65,6 +65,17 @@ def test_quality_of_a_folder_is_its_steps(engine_shared):
         assert command._options(args, manifest)["steps"] == steps
 
 
+@pytest.mark.parametrize(("steps", "both"), [(None, False), (0, False), (1, True)])
+def test_a_process_knows_whether_steps_come(engine, steps, both):
+    pytest.importorskip("onnxruntime")
+    table = json.loads((engine / "manifest.json").read_text())
+    table["sampler"]["n_steps"] = 0
+    (engine / "manifest.json").write_text(json.dumps(table))
+    with worker.Engine(engine, "ort", "cpu", 1, False, {"steps": steps}).open() as opened:
+        names = set(opened.backend._sessions)
+        assert (names == {"predictive", "score"}) is both, names
+
+
 def test_a_journal_knows_the_models_own_settings(engine_shared):
     """A new version of a model with the same graphs and other defaults makes other outputs."""
     args = cli.build_parser().parse_args(["enhance", "in", "out", "--alpha", "0.2"])
