@@ -97,6 +97,13 @@ def test_a_minute_without_speech_stays_quiet(enhancer):
     check_pause(noisy, out, first, last)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_step_brings_no_noise_back(enhancer, steps):
+    noisy, first, last = around(clean_clip(0), 14.0, 1)
+    out = enhancer.enhance(noisy, RATE, steps=steps).wav
+    check_pause(noisy, out, first, last)
+
+
 def remembered(estimate):
     """``estimate`` for windows that come again: each is computed once; and the call that counts them."""
     known: dict[bytes, np.ndarray] = {}

@@ -344,6 +344,12 @@ def _check(config: Config) -> None:
             "steps where the score branch is trained through the sampler: --set sampler.n_steps=1, or "
             "--set train.sampler_weight=0"
         )
+    if config.sampler.noise < 1.0 and not train.sampler_weight:
+        raise InputError(
+            f"sampler noise is {config.sampler.noise:g} and train sampler_weight 0; the score branch meets "
+            "states with less noise in the sampler alone: --set train.sampler_weight=1, or --set "
+            "sampler.noise=1"
+        )
     high = train.t_range[1]
     if train.target == "x0" and train.score_weight and mean_weight(sde, high) < LEAST_X0_WEIGHT:
         raise InputError(

@@ -207,6 +207,13 @@ def test_losses_without_room_are_refused_in_words(tmp_path):
     ):
         made(none, sampler_weight=0.5)
     made(none)  # the denoising loss needs no sampler
+    quiet = SamplerSpec(noise=0.0)
+    with pytest.raises(
+        InputError, match=r"noise is 0 and train sampler_weight 0; .*sampler\.noise=1"
+    ):
+        made(quiet)
+    made(quiet, sampler_weight=0.5)
+    made(quiet, branches="predictive")
     made(none, sampler_weight=0.5, branches="predictive")
     with pytest.raises(InputError, match="target is 'clean'; expected one of noise, x0"):
         TrainConfig(target="clean")
