@@ -126,11 +126,7 @@ def make_plan(sde: SdeSpec, sampler: SamplerSpec) -> Plan:
         sde: The process.
         sampler: Start time, steps and fusion weight.
     """
-    return Plan(
-        sampler.start(sde),
-        sampler.steps(sde),
-        sampler.alpha,
-    )
+    return Plan(sampler.start(sde), sampler.steps(sde), sampler.alpha)
 
 
 def reverse(
