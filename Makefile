@@ -86,8 +86,8 @@ docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	test ! -d docs/web/dist || cp -r docs/web/dist site/web
 
-# The runtime on other Pythons; all that it says at once, as the suite may run beside it.
-pythons:
+# The runtime on other Pythons; all that it says at once, as something else may run beside it.
+pythons: | $(BIN)/python
 	@.ci/pythons > $(VENV)/pythons.log 2>&1; code=$$?; cat $(VENV)/pythons.log; exit $$code
 
 clean:
