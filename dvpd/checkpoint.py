@@ -55,6 +55,10 @@ def read_checkpoint(path: str | Path) -> tuple[Config, dict[str, Tensor], dict[s
             f"{path}: pickled checkpoints can run code and are never loaded. Convert it where you "
             "trust it: torch.load(..., weights_only=True), then dvpd.checkpoint.save_checkpoint"
         )
+    if path.is_dir():
+        inside = sorted(path.glob("*.safetensors"))
+        hint = f", such as {inside[0]}" if inside else ""
+        raise InputError(f"{path} is a folder; expected a checkpoint, a .safetensors file{hint}")
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint file")
     try:

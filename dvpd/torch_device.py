@@ -65,6 +65,31 @@ class MemoryFull(BackendError):
     """The GPU's memory is full."""
 
 
+def find_device(device: str) -> torch.device:
+    """A device by its name, if this machine has it.
+
+    Args:
+        device: As torch names it: "cpu", "cuda", "cuda:1", ...
+
+    Raises:
+        BackendError: There is no such device.
+    """
+    try:
+        kind = torch.device(device)
+    except RuntimeError:
+        raise BackendError(f"device {device!r} is unknown; expected cpu, cuda or cuda:N") from None
+    if kind.type == "cuda" and not torch.cuda.is_available():
+        raise BackendError(
+            f"device {device} asked for, but this torch {torch.__version__} finds no CUDA: "
+            "install a torch built for the driver's CUDA, or use device cpu"
+        )
+    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
+        raise BackendError(
+            f"device {device} is not there; this machine has {torch.cuda.device_count()}"
+        )
+    return kind
+
+
 class TorchDevice:
     """A model on a device.
 
@@ -87,16 +112,7 @@ class TorchDevice:
         Raises:
             BackendError: The device is not there, or its memory is full.
         """
-        kind = torch.device(device)
-        if kind.type == "cuda" and not torch.cuda.is_available():
-            raise BackendError(
-                f"device {device} asked for, but this torch {torch.__version__} finds no CUDA: "
-                "install a torch built for the driver's CUDA, or use device cpu"
-            )
-        if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
-            raise BackendError(
-                f"device {device} is not there; this machine has {torch.cuda.device_count()}"
-            )
+        kind = find_device(device)
         self.device, self._device, self.capture = device, kind, True
         self._tf32 = tf32
         self.model: DVPD | None = self._guarded(lambda: model.to(kind))

@@ -94,6 +94,7 @@ def _run(args: argparse.Namespace) -> int:
     files = StateFiles(out)
     if files.exist() and not args.resume:
         raise UsageError(f"{files.newest} exists; use --resume, or another --out")
+    _warn_of_unused(args, config)
     cache = Path(args.cache) if args.cache else out.parent / "cache"
     team = join_team(args.device)
     with team.lead_first():  # one process decodes, the others map what it wrote
@@ -121,6 +122,19 @@ def _run(args: argparse.Namespace) -> int:
     if team.rank == 0:
         command.say(f"saved {out / LAST_NAME} after {trainer.step} steps")
     return 0
+
+
+def _warn_of_unused(args: argparse.Namespace, config: Config) -> None:
+    """Say which options do nothing without another one."""
+    if args.dev and not (config.train.eval_minutes or args.tensorboard):
+        command.say("--dev is not used: --set train.eval_minutes=10 measures on it")
+    asked = any(setting.startswith("train.eval_minutes") for setting in args.settings)
+    if (
+        asked and config.train.eval_minutes and not args.dev
+    ):  # configs may have it for who has a DEV
+        command.say("train.eval_minutes is not used: --dev DIR names what to measure on")
+    if args.resume and args.init:
+        command.say("--init is not used: --resume goes on from the weights of the run")
 
 
 def _teacher(path: str, config: Config) -> DVPD:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import sys
 import typing
 from collections.abc import Mapping
@@ -175,6 +176,8 @@ def load_toml(path: str | Path) -> Config:
 def override(config: Config, settings: list[str]) -> Config:
     """Apply ``table.key=value`` settings, the value in TOML.
 
+    ``table.key.name=value`` changes one entry of a table, such as a source's weight; the others stay.
+
     Raises:
         InputError: A setting is malformed or its key unknown.
     """
@@ -183,11 +186,26 @@ def override(config: Config, settings: list[str]) -> Config:
         try:
             parsed = tomllib.loads(setting)
         except tomllib.TOMLDecodeError as error:
-            raise InputError(f"--set {setting!r}: expected table.key=value: {error}") from error
+            raise InputError(
+                f"--set {setting!r}: expected table.key=value: {error}{_quoted(setting)}"
+            ) from error
         for table, keys in parsed.items():
             if table not in values or not isinstance(keys, dict):
                 raise InputError(
                     f"--set {setting!r}: no table {table!r}; expected one of {', '.join(values)}"
                 )
-            values[table].update(keys)
+            within = "." in setting.partition("=")[0].replace(f"{table}.", "", 1)
+            for key, value in keys.items():
+                old = values[table].get(key)
+                if within and isinstance(old, dict) and isinstance(value, dict):
+                    value = {**old, **value}
+                values[table][key] = value
     return from_dict(Config, values)
+
+
+def _quoted(setting: str) -> str:
+    """What to write where text lacks its quotes, for the end of a message."""
+    key, equals, text = setting.partition("=")
+    if not (equals and re.fullmatch(r"[A-Za-z_][\w.-]*", text)):
+        return ""
+    return f"; text needs quotes, which a shell must leave alone: --set '{key}=\"{text}\"'"

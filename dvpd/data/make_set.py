@@ -420,7 +420,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _make(args: argparse.Namespace) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.seed < 0:
         raise InputError(f"--seed {args.seed}; expected 0 or more")
     if args.pairs is not None:

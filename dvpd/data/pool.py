@@ -28,6 +28,7 @@ from ..runtime.files import WholeFile, write_whole
 from ..runtime.spec import SAMPLE_RATE
 
 SUFFIXES = (".opus", ".flac", ".wav", ".ogg")
+_OTHER_AUDIO = frozenset(".mp3 .m4a .mp4 .aac .wma .aif .aiff .au .caf .w64 .oga .wave".split())
 POOL_FORMAT = 1
 _LOST_SHARE = 0.02  # more undecodable files than this and something else is wrong
 STALE_S = 3600.0  # since the last write of a file that nobody finishes any more
@@ -113,19 +114,57 @@ class Pool:
 def find_audio(folder: str | Path) -> list[Path]:
     """Audio files below a folder, sorted by their relative path.
 
+    Links to folders are followed, each folder once; hidden files and folders are left out. Audio of
+    other formats is left out with a warning.
+
     Args:
         folder: Folder to search.
 
     Raises:
-        InputError: The folder is not there or holds no audio.
+        InputError: The folder is not there or holds no audio, or a folder in it cannot be read.
     """
     root = Path(folder)
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; expected one with {', '.join(SUFFIXES)} files")
-    found = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    found, others = [], []
+    for path in _walk(root):
+        if (suffix := path.suffix.lower()) in SUFFIXES:
+            found.append(path)
+        elif suffix in _OTHER_AUDIO:
+            others.append(path)
     if not found:
-        raise InputError(f"{root} holds no {', '.join(SUFFIXES)} files")
-    return found
+        seen = f", but {len(others)} such as {min(others).name}" if others else ""
+        raise InputError(f"{root} holds no {', '.join(SUFFIXES)} files{seen}")
+    if others:
+        logger.warning(
+            "left out: %d files in %s such as %s; expected %s",
+            len(others), root, min(others).name, ", ".join(SUFFIXES),
+        )  # fmt: skip
+    return sorted(found)
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Files below ``root`` that are not hidden: in real folders first, then behind links."""
+    seen: set[tuple[int, int]] = set()
+    folders, links = [root], list[Path]()
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
+        try:
+            state = folder.stat()
+            if (identity := (state.st_dev, state.st_ino)) in seen:
+                continue
+            seen.add(identity)
+            entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+        except OSError as error:
+            raise InputError(
+                f"{folder}: {error.strerror or error}; expected a folder that can be read: change its "
+                "permissions, or move it away"
+            ) from error
+        for path in entries:
+            if path.is_dir():
+                (links if path.is_symlink() else folders).append(path)
+            elif path.is_file():
+                yield path
 
 
 def load_pool(
@@ -213,7 +252,8 @@ def decode(path: str | Path) -> NDArray[np.int16]:
     try:
         wav, rate = read_whole(path)
     except InputError as error:
-        why = str(error).removeprefix(f"{path}: ")
+        # without the option of `dvpd enhance` for it: there is none here
+        why = getattr(error, "plain", str(error)).removeprefix(f"{path}: ")
         why = why if why.startswith("holds no") else f"cannot be decoded: {why}"
         raise InputError(f"{path} {why}") from error
     mono = wav.mean(axis=1) if wav.shape[1] > 1 else wav[:, 0]

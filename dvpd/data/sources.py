@@ -84,8 +84,20 @@ def _open_mixer(
         return load_pool(root / kind, cache, _reporter(report, kind))
 
     speech, noise = pool("speech"), pool("noise")
+    for kind, found in (("speech", speech), ("noise", noise)):
+        _check_weights(f"{kind}_weights", config, found)
     rirs = pool("rir") if (root / "rir").is_dir() else None
     return Mixer(config, speech, noise, rirs, open_bank(config, cache, report))
+
+
+def _check_weights(key: str, config: DataConfig, pool: Pool) -> None:
+    """Warn of weights that name no source; the defaults name sources of the shipped weights."""
+    known = {*pool.sources, *getattr(DataConfig(), key)}
+    if unknown := sorted(set(getattr(config, key)) - known):
+        logger.warning(
+            "data.%s names %s, of which there is nothing; the sources are %s",
+            key, ", ".join(unknown), ", ".join(pool.sources),
+        )  # fmt: skip
 
 
 def open_bank(

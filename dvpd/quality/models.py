@@ -159,13 +159,15 @@ def open_model(
     import torch
 
     from ..checkpoint import load_model
+    from ..torch_device import find_device
 
     if threads:
         torch.set_num_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    place = find_device(device)
     config, model = load_model(path)
-    return torch_enhancer(model.to(device), config, device)
+    return torch_enhancer(model.to(place), config, device)
 
 
 @dataclass(frozen=True)

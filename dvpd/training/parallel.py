@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..runtime.errors import InputError
+from ..torch_device import find_device
 
 
 class Team:
@@ -131,9 +132,11 @@ def join_team(device: str = "auto") -> Team:
 
     Raises:
         InputError: There are several processes, and Lightning Fabric is not installed.
+        BackendError: There is no such device.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    find_device(device)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return FabricTeam(device) if several else Team(device)
 

@@ -541,7 +541,7 @@ class Trainer:
         A causal model may start from an offline one, and from one with another look-ahead.
 
         Raises:
-            InputError: The checkpoint is of another architecture.
+            InputError: The checkpoint is of another architecture, or its [signal] is another.
             DvpdError: It cannot be read.
         """
         config, weights = load_checkpoint(path)
@@ -549,8 +549,33 @@ class Trainer:
         if wanted.causal:
             found = replace(found, causal=True, lookahead_blocks=wanted.lookahead_blocks)
         if found != wanted:
+            theirs, ours = to_dict(found), to_dict(wanted)
+            changes = [
+                f"{key} = {theirs[key]!r} (expected {ours[key]!r})"
+                for key in ours
+                if theirs[key] != ours[key]
+            ]
             raise InputError(
-                f"{path} has another [model]: {to_dict(config.model)}; expected {to_dict(wanted)}"
+                f"{path} ({config.model.name}) has another [model] than {wanted.name}: "
+                f"{', '.join(changes)}; name a checkpoint of the same model, train with its config, or "
+                "make a larger model of it (python -m dvpd.grow)"
+            )
+        if config.signal != self.config.signal:
+            raise InputError(
+                f"{path} has another [signal]: {config.signal}; expected {self.config.signal}"
+            )
+        old, new = to_dict(config), to_dict(self.config)
+        changes = [
+            f"{table}.{key} = {value!r} (now {new[table][key]!r})"
+            for table in ("sde", "sampler")
+            for key, value in old[table].items()
+            if value != new[table][key] and not (key == "phase_rounds" and wanted.causal)
+        ]
+        if changes and self.team.rank == 0:
+            logger.warning(
+                "%s has %s: the export takes what is set now; --set keeps the old values",
+                path,
+                ", ".join(changes),
             )
         weights = fit_weights(self.model, weights, was_causal=config.model.causal)
         self.model.load_state_dict(weights)

@@ -50,6 +50,8 @@ def test_missing_truncated_and_foreign_files(tmp_path, saved):
     path, _, _ = saved
     with pytest.raises(InputError, match="no such checkpoint"):
         checkpoint.load_checkpoint(tmp_path / "none.safetensors")
+    with pytest.raises(InputError, match=r"is a folder; expected .* such as .*model\.safetensors"):
+        checkpoint.load_checkpoint(tmp_path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ManifestError, match="not a readable"):
         checkpoint.load_checkpoint(path)

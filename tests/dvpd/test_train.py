@@ -27,6 +27,22 @@ def test_overrides():
             override(Config(), [bad])
 
 
+def test_override_of_one_entry_leaves_the_others():
+    before = Config().data.single_weights
+    settings = ["data.single_weights.reverb=9", "data.noise_weights.a=2", "data.noise_weights.b=3"]
+    data = override(Config(), settings).data
+    assert data.single_weights == {**before, "reverb": 9.0}
+    assert data.noise_weights == {"a": 2.0, "b": 3.0}
+    assert override(Config(), ["data.single_weights={reverb=9}"]).data.single_weights == {
+        "reverb": 9.0
+    }
+
+
+def test_override_without_quotes_says_how_to_write_it():
+    with pytest.raises(InputError, match=r"""--set 'train\.branches="score"'$"""):
+        override(Config(), ["train.branches=score"])
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -111,6 +127,27 @@ def test_command_line(run_files, tmp_path, capsys):
     assert "nowhere" in capsys.readouterr().err
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
     assert len(log_of(tmp_path / "run")) == 3
+
+
+@pytest.mark.parametrize(
+    ("device", "message"), [("gpu", "'gpu' is unknown; expected cpu, cuda"), ("cuda", "no CUDA")]
+)
+def test_device_that_is_not_there_is_refused(run_files, capsys, monkeypatch, device, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main([*run_files[:-1], device]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_options_that_do_nothing_are_named(run_files, tmp_path, capsys):
+    short = ["--set", "train.steps=1", "--set", "train.workers=0"]
+    assert main([*run_files, *short, "--dev", str(tmp_path)]) == 0
+    assert "--dev is not used: --set train.eval_minutes" in capsys.readouterr().err
+    last = str(tmp_path / "run" / "last.safetensors")
+    again = [*run_files, *short, "--resume", "--init", last, "--set", "train.eval_minutes=1"]
+    assert main(again) == 0
+    said = capsys.readouterr().err
+    assert "train.eval_minutes is not used: --dev DIR" in said
+    assert "--init is not used: --resume" in said
 
 
 def test_tensorboard_needs_its_package(run_files, monkeypatch, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,3 +99,50 @@ def test_damaged_index_is_built_anew(lab, tmp_path):
     index.write_text('{"offsets": [0, 32')
     again = load_pool(tmp_path / "x", tmp_path / "cache")
     np.testing.assert_array_equal(again.samples, pool.samples)
+
+
+def test_folders_behind_links_are_searched_once(lab, tmp_path):
+    lab.write(tmp_path / "elsewhere" / "1.wav", lab.voice(0.2, 1))
+    lab.write(tmp_path / "speech" / "a" / "2.wav", lab.voice(0.2, 2))
+    (tmp_path / "speech" / "b").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "speech" / "again").symlink_to(tmp_path / "speech" / "a")
+    (tmp_path / "speech" / "a" / "circle").symlink_to(tmp_path / "speech")
+    pool = load_pool(tmp_path / "speech")
+    assert (len(pool), pool.sources) == (2, ("a", "b"))
+
+
+def test_folder_that_cannot_be_read_is_an_error(lab, tmp_path, monkeypatch):
+    lab.write(tmp_path / "a" / "1.wav", lab.voice(0.2, 1))
+    (tmp_path / "b").mkdir()
+    read = Path.iterdir
+
+    def refuse(path):  # root may read what has no permission
+        if path.name == "b":
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(InputError, match=r"b: Permission denied; expected a folder that can"):
+        find_audio(tmp_path)
+
+
+def test_hidden_files_are_left_out_and_other_formats_named(lab, tmp_path, caplog):
+    lab.write(tmp_path / "1.wav", lab.voice(0.2, 1))
+    (tmp_path / "._1.wav").write_bytes(b"of a Mac")
+    (tmp_path / "notes.txt").write_bytes(b"text")
+    assert find_audio(tmp_path) == [tmp_path / "1.wav"]
+    assert not caplog.messages
+    (tmp_path / "2.mp3").write_bytes(b"ID3")
+    assert find_audio(tmp_path) == [tmp_path / "1.wav"]
+    assert "left out: 1 files in" in caplog.text
+    assert "2.mp3" in caplog.text
+    (tmp_path / "1.wav").unlink()
+    with pytest.raises(InputError, match=r"files, but 1 such as 2\.mp3"):
+        find_audio(tmp_path)
+
+
+def test_bad_file_is_refused_without_an_option_of_another_command(tmp_path):
+    (tmp_path / "x.wav").write_bytes(b"not audio")
+    with pytest.raises(InputError, match="not a readable audio file") as refused:
+        load_pool(tmp_path)
+    assert "--raw" not in str(refused.value)

@@ -34,6 +34,16 @@ def test_speech_and_noise_are_mixed(lab, tmp_path):
     assert source.pair(0, 0, 0)[0].shape == (8000,)
 
 
+def test_weights_that_name_no_source_are_named(lab, tmp_path, caplog):
+    fill(lab, tmp_path, "speech", "noise")
+    open_source(CONFIG, tmp_path)
+    assert not caplog.messages
+    config = replace(CONFIG, data=replace(CONFIG.data, noise_weights={"sourse": 2.0}))
+    open_source(config, tmp_path)
+    assert "data.noise_weights names sourse, of which there is nothing" in caplog.text
+    assert "the sources are source" in caplog.text
+
+
 def test_rooms_are_optional(lab, tmp_path):
     fill(lab, tmp_path, "speech", "noise")
     assert isinstance(open_source(CONFIG, tmp_path), Mixer)
