@@ -197,13 +197,13 @@ def test_init_starts_from_a_checkpoint(tmp_path):
 
 
 def test_init_says_which_settings_of_the_checkpoint_are_not_kept(tmp_path, caplog):
-    before = micro_config(steps=1)
+    before = micro_config(steps=1, branches="predictive")
     before = replace(before, sampler=replace(before.sampler, noise=0.0))
     Trainer(before, Tones(), tmp_path / "a").run()
     start = tmp_path / "a" / "last.safetensors"
     Trainer(before, Tones(), tmp_path / "b").init_from(start)
     assert not caplog.messages
-    Trainer(micro_config(), Tones(), tmp_path / "c").init_from(start)
+    Trainer(micro_config(branches="predictive"), Tones(), tmp_path / "c").init_from(start)
     assert "sampler.noise = 0.0 (now 1.0): the export takes what is set now" in caplog.text
     other = replace(before, signal=replace(before.signal, compress_exponent=0.5))
     with pytest.raises(InputError, match=r"another \[signal\]"):
