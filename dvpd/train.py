@@ -24,8 +24,9 @@ from .runtime.errors import InputError, UsageError
 from .runtime.progress import Progress
 from .training.log import Example, TensorBoard, make_display
 from .training.parallel import join_team
+from .training.start import read_start
 from .training.state import StateFiles
-from .training.trainer import LAST_NAME, Evaluate, Trainer
+from .training.trainer import LAST_NAME, Evaluate, Trainer, read_state
 
 TENSORBOARD_NAME = "tensorboard"
 N_EXAMPLES = 3
@@ -94,15 +95,22 @@ def _run(args: argparse.Namespace) -> int:
     files = StateFiles(out)
     if files.exist() and not args.resume:
         raise UsageError(f"{files.newest} exists; use --resume, or another --out")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; expected a folder")
     _warn_of_unused(args, config)
+    teacher = _teacher(args.keep, config) if args.keep else None
+    if args.init and not args.resume:
+        read_start(args.init, config)
     cache = Path(args.cache) if args.cache else out.parent / "cache"
     team = join_team(args.device)
     with team.lead_first():  # one process decodes, the others map what it wrote
+        if args.resume:  # what cannot go on says so before an hour of decoding
+            read_state(files, config, torch.device("cpu"))
         source = open_source(config, args.data, cache, _Decoding())
     trainer = Trainer(config, source, out, team=team, evaluate=_evaluation(args, config))
-    if args.keep:
-        trainer.objective.keep(_teacher(args.keep, config))
-    if args.init:
+    if teacher is not None:
+        trainer.objective.keep(teacher)
+    if args.init and not args.resume:
         trainer.init_from(args.init)
     if args.resume:
         trainer.resume()

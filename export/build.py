@@ -23,7 +23,7 @@ from dvpd.macs import macs_per_second, parameter_counts
 from dvpd.model import DVPD, causal_spec
 from dvpd.runtime.backends.base import LoadOptions
 from dvpd.runtime.backends.ort import OrtBackend
-from dvpd.runtime.errors import InputError, ParityError, UsageError
+from dvpd.runtime.errors import DvpdError, InputError, ParityError, UsageError
 from dvpd.runtime.files import sha256_file
 from dvpd.runtime.manifest import (
     BLOCK_FILE,
@@ -55,8 +55,39 @@ def default_folder(config: Config, precision: str) -> Path:
     return Path("engines") / (config.model.name + ("" if precision == "fp32" else f"-{precision}"))
 
 
+def untrained(model: DVPD) -> bool:
+    """Whether the score network is as it was made: its last layer starts at zero."""
+    return not model.score.decoder.last.weight.any()
+
+
 def _quiet(_: str) -> None:
     pass
+
+
+def _check_not_another(folder: Path, digest: str, name: str) -> None:
+    """Refuse a folder that nobody named and that holds the engine of another checkpoint.
+
+    Args:
+        folder: The default one.
+        digest: SHA-256 of the checkpoint.
+        name: The model's.
+
+    Raises:
+        InputError: It does.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        return
+    try:
+        found = Manifest.load(folder).checkpoint_sha256
+    except DvpdError:
+        found = ""
+    if found != digest:
+        raise InputError(
+            f"{folder} holds the engine of another checkpoint; name a folder with -o (-o {folder} to "
+            f"replace that one). The checkpoint's name is {name!r}: train with --set model.name=..., and "
+            "the engine is called so"
+        )
 
 
 def export_checkpoint(
@@ -71,13 +102,14 @@ def export_checkpoint(
 
     Args:
         checkpoint: A .safetensors checkpoint.
-        folder: Where predictive.onnx, score.onnx and manifest.json go; `default_folder` if None.
-            Other files in it (compiled plans) are left alone.
+        folder: Where predictive.onnx, score.onnx and manifest.json go; `default_folder` if None, unless
+            that holds the engine of another checkpoint. Other files in it (compiled plans) are left alone.
         precision: "fp32" or "fp16".
         verify_wav: A recording of speech for the checks; without it, test clips or synthetic.
         say: Receives a line for each step.
         steps: Calls of the score network that the engine makes unless it is asked for others, from 0;
-            None for the checkpoint's ``sampler.n_steps``. The graphs are the same.
+            None for the checkpoint's ``sampler.n_steps``, or none where that network was never
+            trained. The graphs are the same.
 
     Returns:
         The folder and its manifest.
@@ -90,11 +122,20 @@ def export_checkpoint(
     if precision not in PRECISIONS:
         raise UsageError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
     config, model = load_model(checkpoint)
+    if untrained(model) and config.sampler.n_steps and steps is None:
+        say(
+            "the score network was never trained: the engine takes no steps (--steps N asks for some)"
+        )
+        steps = 0
     if steps is not None:
         config = replace(config, sampler=replace(config.sampler, n_steps=steps))
     target = Path(folder) if folder is not None else default_folder(config, precision)
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: is a file; give a folder for the graphs")
+    digest = sha256_file(Path(checkpoint))
+    own = Path(checkpoint).resolve().parent == target.resolve()  # it lies in the folder
+    if folder is None and not own:
+        _check_not_another(target, digest, config.model.name)
     wav, source = parity.speech(config, verify_wav)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -104,7 +145,6 @@ def export_checkpoint(
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
-        digest = sha256_file(Path(checkpoint))
         manifest = _write(temporary, config, model, precision, digest, wav, source, say)
         _install(temporary, target)
     finally:

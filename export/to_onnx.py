@@ -26,7 +26,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("checkpoint", metavar="CKPT", help="a .safetensors checkpoint")
     parser.add_argument(
-        "-o", "--out", metavar="DIR", help="engine folder to write (default: engines/NAME)"
+        "-o",
+        "--out",
+        metavar="DIR",
+        help="engine folder to write (default: engines/NAME, unless that is of another checkpoint)",
     )
     parser.add_argument(
         "--precision",

@@ -12,14 +12,13 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import load_checkpoint, save_checkpoint
+from ..checkpoint import save_checkpoint
 from ..config import Config, complete_old, to_dict
 from ..config.train import TrainConfig
 from ..data.loader import PairSource, batches
@@ -33,6 +32,7 @@ from .fast_kernels import use_fast_kernels
 from .fast_step import FastStep, Step, ladder
 from .objective import Draws, Objective
 from .parallel import Team
+from .start import other_sampler, read_start
 from .state import StateFiles, TrainingError
 
 LAST_NAME = "last.safetensors"
@@ -505,8 +505,7 @@ class Trainer:
             InputError: There is none, it is damaged, or it belongs to another config.
         """
         with self.team.lead_first():
-            state, path = self.files.load(self.team.device)
-        check_same(dict(complete_old(json.loads(state["config"]))), to_dict(self.config), path)
+            state, path = read_state(self.files, self.config, self.team.device)
         try:
             self.model.load_state_dict(state["model"])
             self.ema.model.load_state_dict(state["ema"])
@@ -544,39 +543,12 @@ class Trainer:
             InputError: The checkpoint is of another architecture, or its [signal] is another.
             DvpdError: It cannot be read.
         """
-        config, weights = load_checkpoint(path)
-        wanted, found = self.config.model, replace(config.model, name=self.config.model.name)
-        if wanted.causal:
-            found = replace(found, causal=True, lookahead_blocks=wanted.lookahead_blocks)
-        if found != wanted:
-            theirs, ours = to_dict(found), to_dict(wanted)
-            changes = [
-                f"{key} = {theirs[key]!r} (expected {ours[key]!r})"
-                for key in ours
-                if theirs[key] != ours[key]
-            ]
-            raise InputError(
-                f"{path} ({config.model.name}) has another [model] than {wanted.name}: "
-                f"{', '.join(changes)}; name a checkpoint of the same model, train with its config, or "
-                "make a larger model of it (python -m dvpd.grow)"
-            )
-        if config.signal != self.config.signal:
-            raise InputError(
-                f"{path} has another [signal]: {config.signal}; expected {self.config.signal}"
-            )
-        old, new = to_dict(config), to_dict(self.config)
-        changes = [
-            f"{table}.{key} = {value!r} (now {new[table][key]!r})"
-            for table in ("sde", "sampler")
-            for key, value in old[table].items()
-            if value != new[table][key] and not (key == "phase_rounds" and wanted.causal)
-        ]
-        if changes and self.team.rank == 0:
+        config, weights = read_start(path, self.config)
+        if self.team.rank == 0 and (changes := other_sampler(config, self.config)):
             logger.warning(
                 "%s has %s: the export takes what is set now; --set keeps the old values",
-                path,
-                ", ".join(changes),
-            )
+                path, ", ".join(changes),
+            )  # fmt: skip
         weights = fit_weights(self.model, weights, was_causal=config.model.causal)
         self.model.load_state_dict(weights)
         self.ema.model.load_state_dict(weights)
@@ -587,6 +559,19 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):  # a line that a crash left torn
         return math.inf
+
+
+def read_state(
+    files: StateFiles, config: Config, device: torch.device
+) -> tuple[dict[str, Any], Path]:
+    """The newest whole state and its file, if a training with ``config`` may go on from it.
+
+    Raises:
+        InputError: There is none, it is damaged, or it belongs to another config.
+    """
+    state, path = files.load(device)
+    check_same(dict(complete_old(json.loads(state["config"]))), to_dict(config), path)
+    return state, path
 
 
 def check_same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:

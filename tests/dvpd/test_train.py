@@ -14,6 +14,7 @@ import soundfile as sf
 import torch
 from train_parts import MICRO_TOML, ROOT, log_of
 
+from dvpd import train
 from dvpd.config import Config, load_toml
 from dvpd.runtime.errors import InputError
 from dvpd.train import main, override
@@ -148,6 +149,31 @@ def test_options_that_do_nothing_are_named(run_files, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "train.eval_minutes is not used: --dev DIR" in said
     assert "--init is not used: --resume" in said
+
+
+def test_what_cannot_start_is_refused_before_recordings_are_read(
+    run_files, tmp_path, monkeypatch, capsys
+):
+    def never(*_):
+        raise AssertionError("the recordings were decoded first")
+
+    short = ["--set", "train.steps=1", "--set", "train.workers=0"]
+    assert main([*run_files, *short]) == 0
+    monkeypatch.setattr(train, "open_source", never)
+    (tmp_path / "file").write_text("")
+    tiny = str(ROOT / "engines" / "dvpd-tiny" / "dvpd-tiny.safetensors")
+    new = [*run_files, "--out", str(tmp_path / "new")]
+    for words, message in (
+        ([*new, "--init", tiny], "has another [model] than"),
+        ([*new, "--init", "gone.safetensors"], "gone.safetensors: no such checkpoint file"),
+        ([*new, "--keep", tiny], "keep_speech is False; expected True"),
+        ([*new, "--resume"], "train without --resume first"),
+        ([*run_files, "--resume", "--set", "train.lr=0.5"], "resume with the same config"),
+        ([*run_files, "--out", str(tmp_path / "file")], "is a file; expected a folder"),
+    ):
+        assert main(words) in (1, 2)
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_tensorboard_needs_its_package(run_files, monkeypatch, capsys):

@@ -16,8 +16,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from dvpd.checkpoint import read_checkpoint, save_checkpoint
 from dvpd.export import build, parity, to_onnx
 from dvpd.export import single as single_graphs
+from dvpd.model import DVPD
 from dvpd.runtime import Enhancer, engines
 from dvpd.runtime.errors import InputError, ManifestError, ParityError
 from dvpd.runtime.files import sha256_file
@@ -236,3 +238,40 @@ def test_runs_without_an_installation(way, tmp_path):
     )
     assert result.returncode == 1, result.stderr
     assert "no such checkpoint file" in result.stderr
+
+
+def test_a_folder_that_nobody_named_keeps_the_engine_of_another_checkpoint(
+    quick, checkpoint, fp32, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "engines" / "small"
+    shutil.copytree(fp32.folder, place)
+    before = {path.name: path.read_bytes() for path in place.iterdir()}
+    other = tmp_path / "other.safetensors"
+    config, weights, _ = read_checkpoint(checkpoint)
+    save_checkpoint(other, weights, replace(config, sampler=replace(config.sampler, alpha=0.1)))
+    assert to_onnx.main([str(other)]) == 1
+    told = capsys.readouterr().err
+    assert "engines/small holds the engine of another checkpoint; name a folder with -o" in told
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == before
+    (place / MANIFEST_NAME).write_text("{}")  # whose it is cannot be read
+    assert to_onnx.main([str(other)]) == 1
+    shutil.copy2(fp32.folder / MANIFEST_NAME, place)
+    monkeypatch.setattr(build, "_write", lambda *_: fp32.manifest)
+    monkeypatch.setattr(build, "_install", lambda *_: None)
+    assert to_onnx.main([str(checkpoint)]) == 0  # its own
+    assert to_onnx.main([str(other), "-o", "engines/small"]) == 0  # asked for by name
+
+
+@pytest.mark.parametrize(("asked", "taken"), [(None, 0), (2, 2)])
+def test_a_score_network_that_was_never_trained_takes_no_step_unasked(
+    checkpoint, tmp_path, monkeypatch, asked, taken
+):
+    path = tmp_path / "new.safetensors"
+    config, _, _ = read_checkpoint(checkpoint)
+    save_checkpoint(path, DVPD(config.model).state_dict(), config)
+    given, told = [], []
+    monkeypatch.setattr(build, "_write", lambda folder, config, *_: given.append(config))
+    build.export_checkpoint(path, tmp_path / "out", say=told.append, steps=asked)
+    assert [config.sampler.n_steps for config in given] == [taken]
+    assert any("never trained" in line for line in told) == (asked is None)
