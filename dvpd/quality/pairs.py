@@ -18,7 +18,7 @@ from ..runtime.spec import SAMPLE_RATE
 from .pauses import check_intervals
 
 T = TypeVar("T")
-AUDIO = (".flac", ".wav", ".ogg")
+AUDIO = (".flac", ".wav", ".ogg", ".opus")
 SIDES = ("noisy", "clean")
 
 
@@ -93,10 +93,10 @@ def find_pairs(folder: str | Path, *, alone: bool = False) -> list[PairFile]:
 
 
 def _recordings(folder: Path) -> dict[str, Path]:
-    """Audio files of a folder by name without suffix, in order."""
+    """Audio files of a folder that are not hidden, by name without suffix, in order."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in AUDIO:
+        if path.suffix.lower() not in AUDIO or path.name.startswith("."):
             continue
         if path.stem in found:
             raise InputError(

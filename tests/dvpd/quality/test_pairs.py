@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from dvpd.quality.pairs import PairFile, spread_sample
+from dvpd.quality.pairs import PairFile, find_pairs, spread_sample
 
 
 def pair_files(count):
@@ -28,3 +28,10 @@ def test_a_part_of_a_set_holds_all_that_it_cycles_through(count, limit, period):
 def test_a_limit_beyond_the_set_takes_all(limit):
     files = pair_files(8)
     assert spread_sample(files, limit) == files
+
+
+def test_recordings_of_every_readable_kind_are_found_and_hidden_files_are_not(tmp_path):
+    for name in ("a.wav", "b.OPUS", "c.flac", "d.ogg", "._a.wav", ".hidden.flac", "e.mp3", "f.txt"):
+        (tmp_path / name).write_bytes(b"")
+    found = find_pairs(tmp_path, alone=True)
+    assert [pair.noisy.name for pair in found] == ["a.wav", "b.OPUS", "c.flac", "d.ogg"]
