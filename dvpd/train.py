@@ -18,6 +18,9 @@ from .checkpoint import load_model
 from .config import Config, load_toml, override
 from .data import open_source
 from .data.loader import PairSource
+from .data.mix import Mixer
+from .data.paired import PairedSource
+from .data.pool import Pool
 from .model import DVPD
 from .runtime import command
 from .runtime.errors import InputError, UsageError
@@ -30,6 +33,7 @@ from .training.trainer import LAST_NAME, Evaluate, Trainer, read_state
 
 TENSORBOARD_NAME = "tensorboard"
 N_EXAMPLES = 3
+SOURCES_SHOWN = 6
 EXAMPLE_SAMPLES = 80_000  # 5 s: each look at the examples adds about a megabyte
 
 
@@ -107,6 +111,8 @@ def _run(args: argparse.Namespace) -> int:
         if args.resume:  # what cannot go on says so before an hour of decoding
             read_state(files, config, torch.device("cpu"))
         source = open_source(config, args.data, cache, _Decoding())
+    if team.rank == 0:
+        command.say(found_in(source))
     trainer = Trainer(config, source, out, team=team, evaluate=_evaluation(args, config))
     if teacher is not None:
         trainer.objective.keep(teacher)
@@ -130,6 +136,19 @@ def _run(args: argparse.Namespace) -> int:
     if team.rank == 0:
         command.say(f"saved {out / LAST_NAME} after {trainer.step} steps")
     return 0
+
+
+def found_in(source: Mixer | PairedSource) -> str:
+    """Recordings, hours and source folders of training data, in a line."""
+    named = ("speech", "noise") if isinstance(source, Mixer) else ("clean",)
+    parts = []
+    for kind in named:
+        pool: Pool | None = getattr(source, kind)
+        if pool is not None:
+            names = [*pool.sources[:SOURCES_SHOWN], *["..."] * (len(pool.sources) > SOURCES_SHOWN)]
+            what = "pairs" if kind == "clean" else f"recordings of {kind}"
+            parts.append(f"{len(pool)} {what}, {pool.hours:.3g} h ({', '.join(names)})")
+    return "; ".join(parts)
 
 
 def _warn_of_unused(args: argparse.Namespace, config: Config) -> None:

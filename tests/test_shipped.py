@@ -45,7 +45,7 @@ def whole_precision(enhancer: Enhancer) -> None:
         pytest.skip("half is compared with its fp32 engine elsewhere")
 
 
-def gains(enhancer: Enhancer, items, steps: int) -> np.ndarray:
+def gains(enhancer: Enhancer, items, steps: int | None) -> np.ndarray:
     """Mean gain in PESQ and SI-SDR (dB)."""
     rows = []
     for noisy, clean in items:
@@ -80,7 +80,7 @@ def test_tracked_clips_improve(enhancer, steps):
 def test_dev_recordings_improve(enhancer):
     whole_precision(enhancer)
     names = [(f"noise_{i:03d}.flac",) * 2 for i in range(0, 60, 12)]
-    pesq, db = gains(enhancer, pairs(DEV / "noisy", DEV / "clean", names), 3)
+    pesq, db = gains(enhancer, pairs(DEV / "noisy", DEV / "clean", names), None)  # as users get it
     assert pesq > 0.05
     assert db > 2.0
 

@@ -16,6 +16,10 @@ from train_parts import MICRO_TOML, ROOT, log_of
 
 from dvpd import train
 from dvpd.config import Config, load_toml
+from dvpd.config.data import DataConfig
+from dvpd.data.mix import Mixer
+from dvpd.data.paired import PairedSource
+from dvpd.data.pool import Pool
 from dvpd.runtime.errors import InputError
 from dvpd.train import main, override
 
@@ -137,6 +141,17 @@ def test_device_that_is_not_there_is_refused(run_files, capsys, monkeypatch, dev
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main([*run_files[:-1], device]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_what_was_found_is_said():
+    wav = np.zeros(16000 * 36, np.float32) + 0.1
+    speech = Pool.from_arrays([(f"s{i}", wav) for i in range(8)])
+    noise = Pool.from_arrays([("street", wav)])
+    assert train.found_in(Mixer(DataConfig(), speech, noise)) == (
+        "8 recordings of speech, 0.08 h (s0, s1, s2, s3, s4, s5, ...); "
+        "1 recordings of noise, 0.01 h (street)"
+    )
+    assert train.found_in(PairedSource(DataConfig(), noise, noise)) == "1 pairs, 0.01 h (street)"
 
 
 def test_options_that_do_nothing_are_named(run_files, tmp_path, capsys):
