@@ -67,9 +67,11 @@ def test_steps_are_taken_where_they_were_measured_to_bring_something(folder):
     assert Manifest.load(folder).sampler.n_steps == (1 if "live" in folder.name else 0)
 
 
-@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize("steps", [0, 3], ids=["predictive", "sampler"])
 def test_tracked_clips_improve(enhancer, steps):
     whole_precision(enhancer)
+    if steps and enhancer.manifest.causal:
+        steps = 1  # what a live model takes
     names = [(f"clip{i}_noisy.flac", f"clip{i}_clean.flac") for i in range(4)]
     pesq, db = gains(enhancer, pairs(ASSETS, ASSETS, names), steps)
     assert pesq > 0.05
