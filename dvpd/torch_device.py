@@ -69,11 +69,13 @@ def find_device(device: str) -> torch.device:
     """A device by its name, if this machine has it.
 
     Args:
-        device: As torch names it: "cpu", "cuda", "cuda:1", ...
+        device: As torch names it: "cpu", "cuda", "cuda:1", ...; "auto" for a GPU where one is.
 
     Raises:
         BackendError: There is no such device.
     """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         kind = torch.device(device)
     except RuntimeError:

@@ -140,14 +140,17 @@ def _run(args: argparse.Namespace) -> int:
 
 def found_in(source: Mixer | PairedSource) -> str:
     """Recordings, hours and source folders of training data, in a line."""
-    named = ("speech", "noise") if isinstance(source, Mixer) else ("clean",)
+    pools: dict[str, Pool | None] = (
+        {"recordings of speech": source.speech, "recordings of noise": source.noise}
+        if isinstance(source, Mixer)
+        else {"pairs": source.clean}
+    )
     parts = []
-    for kind in named:
-        pool: Pool | None = getattr(source, kind)
+    for what, pool in pools.items():
         if pool is not None:
-            names = [*pool.sources[:SOURCES_SHOWN], *["..."] * (len(pool.sources) > SOURCES_SHOWN)]
-            what = "pairs" if kind == "clean" else f"recordings of {kind}"
-            parts.append(f"{len(pool)} {what}, {pool.hours:.3g} h ({', '.join(names)})")
+            names = ", ".join(pool.sources[:SOURCES_SHOWN])
+            more = ", ..." if len(pool.sources) > SOURCES_SHOWN else ""
+            parts.append(f"{len(pool)} {what}, {pool.hours:.3g} h ({names}{more})")
     return "; ".join(parts)
 
 
@@ -155,10 +158,9 @@ def _warn_of_unused(args: argparse.Namespace, config: Config) -> None:
     """Say which options do nothing without another one."""
     if args.dev and not (config.train.eval_minutes or args.tensorboard):
         command.say("--dev is not used: --set train.eval_minutes=10 measures on it")
+    # a config may have it for those who have a dev set
     asked = any(setting.startswith("train.eval_minutes") for setting in args.settings)
-    if (
-        asked and config.train.eval_minutes and not args.dev
-    ):  # configs may have it for who has a DEV
+    if asked and config.train.eval_minutes and not args.dev:
         command.say("train.eval_minutes is not used: --dev DIR names what to measure on")
     if args.resume and args.init:
         command.say("--init is not used: --resume goes on from the weights of the run")

@@ -105,6 +105,7 @@ def padded_frames(n_frames: int) -> int:
 
 
 OUTPUT_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus")  # of recordings that can be written
+DATA_SUFFIXES = (".opus", ".flac", ".wav", ".ogg")  # of recordings to train and to evaluate on
 MAX_PHASE_ROUNDS = 100  # 2 bring most of what many bring
 
 

@@ -25,9 +25,8 @@ from numpy.typing import NDArray
 from ..runtime.audio import read_whole
 from ..runtime.errors import InputError
 from ..runtime.files import WholeFile, write_whole
-from ..runtime.spec import SAMPLE_RATE
+from ..runtime.spec import DATA_SUFFIXES, SAMPLE_RATE
 
-SUFFIXES = (".opus", ".flac", ".wav", ".ogg")
 _OTHER_AUDIO = frozenset(".mp3 .m4a .mp4 .aac .wma .aif .aiff .au .caf .w64 .oga .wave".split())
 POOL_FORMAT = 1
 _LOST_SHARE = 0.02  # more undecodable files than this and something else is wrong
@@ -125,20 +124,22 @@ def find_audio(folder: str | Path) -> list[Path]:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise InputError(f"{root} is not a folder; expected one with {', '.join(SUFFIXES)} files")
+        raise InputError(
+            f"{root} is not a folder; expected one with {', '.join(DATA_SUFFIXES)} files"
+        )
     found, others = [], []
     for path in _walk(root):
-        if (suffix := path.suffix.lower()) in SUFFIXES:
+        if (suffix := path.suffix.lower()) in DATA_SUFFIXES:
             found.append(path)
         elif suffix in _OTHER_AUDIO:
             others.append(path)
     if not found:
         seen = f", but {len(others)} such as {min(others).name}" if others else ""
-        raise InputError(f"{root} holds no {', '.join(SUFFIXES)} files{seen}")
+        raise InputError(f"{root} holds no {', '.join(DATA_SUFFIXES)} files{seen}")
     if others:
         logger.warning(
             "left out: %d files in %s such as %s; expected %s",
-            len(others), root, min(others).name, ", ".join(SUFFIXES),
+            len(others), root, min(others).name, ", ".join(DATA_SUFFIXES),
         )  # fmt: skip
     return sorted(found)
 

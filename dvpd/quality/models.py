@@ -163,11 +163,9 @@ def open_model(
 
     if threads:
         torch.set_num_threads(threads)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     place = find_device(device)
     config, model = load_model(path)
-    return torch_enhancer(model.to(place), config, device)
+    return torch_enhancer(model.to(place), config, str(place))
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ import numpy as np
 from ..runtime.arrays import FloatArray
 from ..runtime.audio import read_whole
 from ..runtime.errors import InputError
-from ..runtime.spec import SAMPLE_RATE
+from ..runtime.spec import DATA_SUFFIXES, SAMPLE_RATE
 from .pauses import check_intervals
 
 T = TypeVar("T")
-AUDIO = (".flac", ".wav", ".ogg", ".opus")
 SIDES = ("noisy", "clean")
 
 
@@ -61,7 +60,7 @@ def find_pairs(folder: str | Path, *, alone: bool = False) -> list[PairFile]:
     if alone and root.is_dir() and not any((root / side).is_dir() for side in SIDES):
         if not (found := _recordings(root)):
             raise InputError(
-                f"{root} holds neither noisy/ and clean/ nor recordings ({', '.join(AUDIO)}); "
+                f"{root} holds neither noisy/ and clean/ nor recordings ({', '.join(DATA_SUFFIXES)}); "
                 "expected pairs in the two, or recordings without clean ones in the folder itself"
             )
         return [PairFile(name, path, None, "") for name, path in found.items()]
@@ -76,7 +75,7 @@ def find_pairs(folder: str | Path, *, alone: bool = False) -> list[PairFile]:
             f"{root}: {len(single)} files lack a partner of the same name, such as {single[0]}"
         )
     if not noisy:
-        raise InputError(f"{root} holds no {', '.join(AUDIO)} pairs")
+        raise InputError(f"{root} holds no {', '.join(DATA_SUFFIXES)} pairs")
     groups: dict[str, str] = {}
     speech: dict[str, tuple[tuple[int, int], ...]] = {}
     for row in _rows(root.parent / "pairs.tsv"):
@@ -96,7 +95,7 @@ def _recordings(folder: Path) -> dict[str, Path]:
     """Audio files of a folder that are not hidden, by name without suffix, in order."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in AUDIO or path.name.startswith("."):
+        if path.suffix.lower() not in DATA_SUFFIXES or path.name.startswith("."):
             continue
         if path.stem in found:
             raise InputError(

@@ -134,9 +134,7 @@ def join_team(device: str = "auto") -> Team:
         InputError: There are several processes, and Lightning Fabric is not installed.
         BackendError: There is no such device.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    find_device(device)
+    device = str(find_device(device))
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return FabricTeam(device) if several else Team(device)
 
